@@ -1,0 +1,1 @@
+"""Commands of the gridnode program, one module per group."""

@@ -1,0 +1,1 @@
+"""Signed model packages: manifest, trust, storage, distribution and execution."""

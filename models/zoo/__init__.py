@@ -1,0 +1,1 @@
+"""Model packages of our own, each beside its training script and model card."""

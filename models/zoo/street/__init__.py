@@ -1,0 +1,1 @@
+"""A street-scene detector (vehicle, pedestrian, cyclist), trained on drawn scenes."""

@@ -1,0 +1,1 @@
+"""Placement policies, one per module, found by name through scheduler.policy."""

@@ -1,0 +1,1 @@
+"""A discrete-event simulator that drives the scheduling core of the daemon."""
