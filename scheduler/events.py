@@ -1,0 +1,244 @@
+"""What may happen to a node. Drivers turn the world into these; the core sees nothing else.
+
+Three kinds of names tie events to actions:
+
+* *handle*: one job at this node, minted by the driver when the job arrives, so that a key that comes twice
+  (a client that moved to another entry node) makes two records, each with one outcome of its own.
+* *command*: one thing the core asked for (an execution, an offer, a transfer, a steal), minted by the core.
+  The event that answers it carries it back; answers to unknown commands are late and only counted.
+* *offer* and *request*: a peer's question that waits for our answer, minted by the driver.
+"""
+
+import msgspec
+
+from scheduler.types import (
+    Capability,
+    CapabilityTable,
+    Job,
+    LinkSample,
+    ModelDigest,
+    NodeId,
+    PeerState,
+    Reason,
+    ServiceTimes,
+)
+
+
+class JobArrived(msgspec.Struct, frozen=True, kw_only=True):
+    """A job with its payload is here: from an own client, or from a peer that handed it over."""
+
+    handle: int
+    job: Job
+    origin: NodeId | None
+    """Peer it came from and the outcome goes back to; None for an own client."""
+    offer: int | None = None
+    """The accepted offer this payload belongs to, if there was one."""
+    stolen: bool = False
+    """Whether we asked for it: it is served here and not passed on."""
+    sender_estimate_s: float | None = None
+    """Seconds until done that the sender expected of us, from its decision."""
+
+
+class OfferReceived(msgspec.Struct, frozen=True, kw_only=True):
+    """A peer asks whether it may send a job; the payload is not here yet."""
+
+    offer: int
+    peer: NodeId
+    job: Job
+    state: PeerState | None = None
+    sender_estimate_s: float | None = None
+
+
+class OfferAnswered(msgspec.Struct, frozen=True, kw_only=True):
+    """The peer accepted our offer and keeps room for it; the driver goes on to send the payload."""
+
+    command: int
+    state: PeerState | None
+    rtt_s: float | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The executor has our job and has not finished it within the acknowledgement time."""
+
+    command: int
+    state: PeerState | None
+    covered: tuple[int, ...] = ()
+    """Commands of ours that the executor's state already counts."""
+    link: LinkSample | None = None
+
+
+class Progressed(msgspec.Struct, frozen=True, kw_only=True):
+    """The executor still works on our job. Renews a steal lease too."""
+
+    command: int
+    state: PeerState | None
+
+
+class Nacked(msgspec.Struct, frozen=True, kw_only=True):
+    """The peer refused or gave back our job, unharmed, and says how it stands."""
+
+    command: int
+    reason: Reason
+    state: PeerState | None
+    estimate_s: float | None = None
+
+
+class ReplyReceived(msgspec.Struct, frozen=True, kw_only=True):
+    """The executor's outcome of our job; the driver holds the result's bytes under the command."""
+
+    command: int
+    model: ModelDigest | None
+    """Model that answered; None for a failure."""
+    failure: Reason | None
+    """None for a result."""
+    state: PeerState | None
+    times: ServiceTimes | None
+    link: LinkSample | None = None
+
+
+class SendFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """The connection that carried our offer, job, lease or steal died before an outcome."""
+
+    command: int
+    connected: bool
+    """False when the peer could not be reached at all: nothing of the job can have run there."""
+
+
+class ServiceStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker began an execution."""
+
+    command: int
+
+
+class ServiceFinished(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker finished an execution; the driver holds the results under the command."""
+
+    command: int
+    service_s: float
+    """Time in the worker, per batch."""
+
+
+class ServiceFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """An execution ended without results."""
+
+    command: int
+    reason: Reason
+    """MODEL_FAILED when the runtime answered with an error; LOST when the worker died or was killed."""
+
+
+class CancelRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """The origin of a job wants no answer any more."""
+
+    handle: int
+
+
+class StealRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """An idle peer asks for work."""
+
+    request: int
+    peer: NodeId
+    state: PeerState | None
+    models: tuple[ModelDigest, ...]
+    """Models the thief has loaded."""
+    room: int
+    """Most jobs it wants, >= 1."""
+
+
+class StealAnswered(msgspec.Struct, frozen=True, kw_only=True):
+    """The victim answered our steal. Jobs it granted follow as JobArrived with stolen set."""
+
+    command: int
+    granted: int
+    """Jobs on their way; 0 for none."""
+    state: PeerState | None
+
+
+class AdvertReceived(msgspec.Struct, frozen=True, kw_only=True):
+    """A peer's state record came by gossip or with a message that answers nothing."""
+
+    state: PeerState
+
+
+class TableReceived(msgspec.Struct, frozen=True, kw_only=True):
+    """A peer's capability table was pulled."""
+
+    table: CapabilityTable
+
+
+class PeerReachable(msgspec.Struct, frozen=True, kw_only=True):
+    """The data port of a certified peer is known to answer, or not to."""
+
+    peer: NodeId
+    reachable: bool
+
+
+class PeerSuspected(msgspec.Struct, frozen=True, kw_only=True):
+    """A probe, or a signed word of others, says the peer may be gone: place nothing there."""
+
+    peer: NodeId
+
+
+class PeerRefuted(msgspec.Struct, frozen=True, kw_only=True):
+    """A suspected peer answered after all."""
+
+    peer: NodeId
+
+
+class PeerLost(msgspec.Struct, frozen=True, kw_only=True):
+    """The peer is dead, revoked or has left: forget it and place its jobs again."""
+
+    peer: NodeId
+
+
+class ModelChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """The models this node may run, or which of them are loaded, changed."""
+
+    table_digest: bytes
+    capabilities: tuple[Capability, ...]
+    """All checked models of this node, sorted by model."""
+    loaded: frozenset[ModelDigest]
+    """Those with a worker ready."""
+
+
+class LoadSampled(msgspec.Struct, frozen=True, kw_only=True):
+    """A probe of this machine."""
+
+    slow_down: float
+    memory_free_bytes: int
+    power_class: int = 0
+
+
+class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """Take no more work; finish what is running, give back or hand over the rest."""
+
+
+class TimerFired(msgspec.Struct, frozen=True, kw_only=True):
+    """next_deadline_s() has come."""
+
+
+Event = (
+    JobArrived
+    | OfferReceived
+    | OfferAnswered
+    | Accepted
+    | Progressed
+    | Nacked
+    | ReplyReceived
+    | SendFailed
+    | ServiceStarted
+    | ServiceFinished
+    | ServiceFailed
+    | CancelRequested
+    | StealRequested
+    | StealAnswered
+    | AdvertReceived
+    | TableReceived
+    | PeerReachable
+    | PeerSuspected
+    | PeerRefuted
+    | PeerLost
+    | ModelChanged
+    | LoadSampled
+    | DrainRequested
+    | TimerFired
+)
