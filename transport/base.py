@@ -1,0 +1,177 @@
+"""What the daemon needs of a network, whatever carries it.
+
+Two planes. The control plane gossips: best effort, small, signed by the origin. The data plane exchanges:
+reliable, one question at a time per connection, with raw bytes behind a message. transport.libp2p_host and
+transport.dataplane are the real ones; transport.memory is a network in memory with delay, loss and partition
+for tests and for a whole daemon on a virtual clock.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+import trio
+
+from transport.wire import DataMessage
+
+STATE_TOPIC = "state"
+HEALTH_TOPIC = "health"
+CARD_TOPIC = "cards"
+REVOCATION_TOPIC = "revocations"
+TRUST_TOPIC = "trust"
+TOPICS = (STATE_TOPIC, HEALTH_TOPIC, CARD_TOPIC, REVOCATION_TOPIC, TRUST_TOPIC)
+"""All there are. The real host prefixes them with the grid's id; a peer cannot make it follow others."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+class GossipMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that passed the validators."""
+
+    topic: str
+    origin: str
+    """Node whose signature it carries."""
+    forwarder: str
+    """Neighbour it came through."""
+    data: bytes
+
+
+Validator = Callable[[GossipMessage], bool]
+"""Says whether a message is used and forwarded. Must be quick; runs before delivery."""
+
+
+class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
+    """A control connection."""
+
+    node: str
+    address: str
+    outbound: bool
+
+
+class Dial(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to reach a node's control plane."""
+
+    node: str
+    host: str
+    port: int
+
+
+class ControlPlane(Protocol):
+    """Gossip and neighbourhood."""
+
+    @property
+    def node(self) -> str:
+        """PeerID of this node."""
+        ...
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Gossip to all nodes. Best effort: never raises for the network's faults."""
+        ...
+
+    def set_validator(self, topic: str, validator: Validator) -> None:
+        """Set the check of a topic's messages; before serve."""
+        ...
+
+    def messages(self) -> trio.MemoryReceiveChannel[GossipMessage]:
+        """Return the channel of received messages. It is bounded; the oldest are dropped and counted when it is full."""
+        ...
+
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        """Return the live control connections, sorted by node."""
+        ...
+
+    async def connect(self, dial: Dial) -> None:
+        """Open a control connection; raises PeerUnreachableError."""
+        ...
+
+    async def disconnect(self, node: str) -> None:
+        """Close the control connections of a node, if there are any."""
+        ...
+
+    async def serve(self, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; reports the bound host and port once listening."""
+        ...
+
+
+class Exchange(Protocol):
+    """One question and its answers on one connection."""
+
+    @property
+    def peer(self) -> str:
+        """Certified PeerID of the other side."""
+        ...
+
+    async def send(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
+        """Send a frame.
+
+        Cancelling it half way closes the connection.
+
+        Raises
+        ------
+        PeerUnreachableError
+            The connection broke.
+        """
+        ...
+
+    async def receive(self) -> tuple[DataMessage, memoryview]:
+        """Receive the next frame; the payload is a buffer of its own (empty where there is none).
+
+        Cancelling it between frames is safe.
+
+        Raises
+        ------
+        PeerUnreachableError
+            The connection broke or ended.
+        RemoteProtocolError, FrameTooLargeError
+            The peer sent nonsense; the connection is closed.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Say that the exchange is complete, so that the connection may be used again; else it is closed."""
+        ...
+
+
+ExchangeHandler = Callable[[Exchange, DataMessage, memoryview], Awaitable[None]]
+"""Takes an inbound exchange with its first frame. It returns when the exchange is over; faults of TransportError
+close the connection, anything else is a bug and ends the node."""
+
+
+class DataAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node's data port is."""
+
+    host: str
+    port: int
+
+
+class DataPlane(Protocol):
+    """Exchanges with peers by PeerID."""
+
+    def set_address(self, node: str, addresses: Sequence[DataAddress]) -> None:
+        """Tell where a peer's data port is, best first; an empty sequence forgets it."""
+        ...
+
+    def exchange(self, peer: str) -> AbstractAsyncContextManager[Exchange]:
+        """Lease a pooled connection, or make one.
+
+        Raises
+        ------
+        PeerUnreachableError
+            No address is known, no connection could be made in time, or the peer's certificate is refused.
+        """
+        ...
+
+    def open_peers(self) -> tuple[str, ...]:
+        """Return the peers with an open connection, sorted."""
+        ...
+
+    async def close_peer(self, peer: str) -> None:
+        """Close all connections of a peer, in use or not (revoked, dead)."""
+        ...
+
+    async def serve(
+        self, handler: ExchangeHandler, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen until cancelled; reports the bound host and port."""
+        ...
