@@ -74,7 +74,7 @@ class ControlPlane(Protocol):
         ...
 
     def messages(self) -> trio.MemoryReceiveChannel[GossipMessage]:
-        """Return the channel of received messages. It is bounded; the oldest are dropped and counted when it is full."""
+        """Return the bounded channel of received messages; when it is full the oldest are dropped and counted."""
         ...
 
     def neighbours(self) -> tuple[Neighbour, ...]:

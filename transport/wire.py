@@ -398,8 +398,8 @@ DataMessage = (
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _STATE_DECODER: Final = msgspec.msgpack.Decoder(StateRecord)
-_GOSSIP_DECODER: Final = msgspec.msgpack.Decoder(Gossip)
-_DATA_DECODER: Final = msgspec.msgpack.Decoder(DataMessage)
+_GOSSIP_DECODER: Final[msgspec.msgpack.Decoder[Gossip]] = msgspec.msgpack.Decoder(Gossip)
+_DATA_DECODER: Final[msgspec.msgpack.Decoder[DataMessage]] = msgspec.msgpack.Decoder(DataMessage)
 
 
 def encode(message: StateRecord | Gossip | DataMessage) -> bytes:
