@@ -1,0 +1,163 @@
+"""What the daemon needs of whoever runs models: one interface for real workers and for emulated ones. Pure.
+
+models.runtime runs models in worker processes; models.emulated waits out service times of a device profile. The
+daemon is wired to this protocol only.
+
+Times are seconds; deadlines are absolute on the clock of trio.current_time().
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import trio
+
+from models.manifest import Manifest, ModelError
+from models.tensors import Buffer, InferenceError
+
+
+class ModelRefusedError(ModelError):
+    """A model that is not safe, or not able, to be loaded here. The publisher's fault."""
+
+
+class ModelNotLoadedError(ModelError):
+    """A run was asked of a model without a worker. The caller's fault, or the model was unloaded meanwhile."""
+
+
+class WorkerLostError(ModelError):
+    """The worker died, or was killed, before it answered. Nobody's fault yet: try again, elsewhere perhaps."""
+
+
+class RunDeadlineError(InferenceError):
+    """The deadline passed before the result was there; the run was terminated."""
+
+
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for a loaded model."""
+
+    body: bytes
+    """An encoded models.tensors.RequestBody."""
+    payload: Buffer
+    """Copied once, when the run starts; must not change before that."""
+    deadline_s: float
+    """When the run is terminated."""
+
+
+class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one request."""
+
+    body: bytes
+    """An encoded models.tensors.ResultBody."""
+    payload: bytearray
+    """Raw outputs as the body says; owned by the caller."""
+    service_s: float
+    """Time in the worker: pre-processing, the model, post-processing."""
+
+
+class ModelChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A model became usable or unusable by itself (load and unload are not told: their caller knows)."""
+
+    digest: str
+    usable: bool
+    """False while a lost worker is replaced, and for good once that was given up; True when it runs again."""
+    given_up: bool = False
+    """Whether no further restart is tried; load it anew to try again."""
+    reason: str = ""
+
+
+class ExecutorStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """One loaded model, as seen at one instant."""
+
+    digest: str
+    name: str
+    pid: int
+    """Process id of the worker; 0 where there is none."""
+    memory_bytes: int
+    """Resident memory of the worker now (proportional set size where the kernel tells it); 0 for none."""
+    memory_bytes_peak: int
+    """Largest resident memory of the worker so far."""
+    load_s: float
+    """Time of the last load, start of the process and warm-up included."""
+    slots: int
+    running: int
+    waiting: int
+    """Runs that wait for a slot."""
+    runs: int
+    """Requests answered with a result."""
+    errors: int
+    """Requests answered with an error."""
+    restarts: int
+    terminated: int
+    """Requests ended at their deadline or cancelled."""
+    confinement: str
+    """Steps of confinement reached, as models.confine names them; "emulated" for an emulated executor."""
+    cpu_share: float
+    providers: tuple[str, ...]
+
+
+class Executor(Protocol):
+    """Loads models and runs requests on them."""
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; everything else may be called only meanwhile. Ends with all workers gone."""
+        ...
+
+    async def load(self, digest: str, manifest: Manifest, graph_path: Path) -> None:
+        """Make a model ready to run; returns after a warm-up run. A loaded model is left as it is.
+
+        Raises
+        ------
+        ModelRefusedError
+            The model breaks a rule or does not load. The publisher's fault.
+        WorkerLostError
+            The worker died while loading.
+        """
+        ...
+
+    async def unload(self, digest: str) -> None:
+        """Let go of a model; its runs end with WorkerLostError. A model that is not loaded is fine."""
+        ...
+
+    async def run(
+        self, digest: str, requests: Sequence[RunRequest], *, on_started: Callable[[], None] | None = None
+    ) -> list[RunOutcome | InferenceError]:
+        """Run requests as one batch, waiting for a free slot.
+
+        Cancelling it terminates the run; the slot is free again once the worker has let go of it.
+
+        Parameters
+        ----------
+        digest : str
+            Of a loaded model.
+        requests : sequence of RunRequest
+            At least one.
+        on_started : callable, optional
+            Called once when a slot is free and the worker gets the first request.
+
+        Returns
+        -------
+        list of RunOutcome or InferenceError
+            One per request, in order. A request that failed for its own reason (BadInputError, RunDeadlineError,
+            an error of the runtime) is an error here and leaves the others alone.
+
+        Raises
+        ------
+        ModelNotLoadedError
+            There is no such model here.
+        WorkerLostError
+            The worker died or was killed. Nothing is known of any request of the batch.
+        """
+        ...
+
+    def loaded(self) -> frozenset[str]:
+        """Return the digests of the models that are ready."""
+        ...
+
+    def statistics(self) -> tuple[ExecutorStatistics, ...]:
+        """Return a snapshot per model, sorted by digest."""
+        ...
+
+    def changes(self) -> trio.MemoryReceiveChannel[ModelChange]:
+        """Return the bounded channel of changes; one reader. When it is full the oldest are dropped."""
+        ...
