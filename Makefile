@@ -1,0 +1,41 @@
+# One line a target; .ci/run calls the same ones. PYTHON chooses the interpreter, ARGS goes to the command.
+PYTHON ?= python3
+RUN = .venv/bin/python -P -m
+
+.PHONY: setup demo test test-slow test-fast check lint types contracts lock lock-check bench sim clean
+
+setup: ## environment for running
+	@$(PYTHON) packaging/environment.py runtime
+
+setup-dev: ## environment for developing
+	@$(PYTHON) packaging/environment.py dev
+
+demo: setup ## three nodes on loopback, street video, a node killed half way
+	@$(RUN) gridnode demo $(ARGS)
+
+test: setup-dev ## all tests
+	@.venv/bin/pytest -q $(ARGS)
+
+test-fast: setup-dev ## without real daemons
+	@.venv/bin/pytest -q -m "not slow" $(ARGS)
+
+test-slow: setup-dev ## only real daemons
+	@.venv/bin/pytest -q -m slow $(ARGS)
+
+check: setup-dev ## style, types, directions between packages
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+lock: setup-dev ## resolve the locks anew
+	@packaging/lock/compile.sh .venv/bin/uv
+
+lock-check: setup-dev ## every locked package has a wheel for both machines and all three Pythons
+	@.venv/bin/python packaging/lock/check.py .venv/bin/uv
+
+bench: setup-dev ## local overhead beside gRPC
+	@.venv/bin/python benches/local_overhead.py $(ARGS)
+
+clean:
+	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
