@@ -1,0 +1,210 @@
+"""The executor's side of one connection: jobs that came over it, and what their sender is told.
+
+A connection carries one job, or the jobs of one steal. The conversation ends when each has had its one outcome.
+A connection that breaks before means that nobody waits for the answers: the jobs are cancelled.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from gridnode.driver import Driver
+from gridnode.jobs import Answer, Failure, JobEntry, JobTable
+from gridnode.nurseries import collapsing
+from gridnode.translate import job_from_wire, state_to_wire
+from scheduler.events import CancelRequested, JobArrived
+from scheduler.types import PeerState, Reason
+from transport.base import Buffer, Exchange
+from transport.wire import (
+    DataMessage,
+    JobAccepted,
+    JobCancel,
+    JobFailed,
+    JobHeader,
+    JobProgress,
+    JobRefused,
+    JobResult,
+    RemoteProtocolError,
+    TransportError,
+)
+
+COVERED_MAX = 256
+"""Keys listed in one JobAccepted; a peer has fewer jobs open here, else the rest count a moment later."""
+
+
+class PeerResponder:
+    """Tells a peer about one job it handed over."""
+
+    def __init__(self, conversation: "Conversation", header: JobHeader) -> None:
+        self._conversation = conversation
+        self._key = header.key
+        self._attempt = header.attempt
+
+    def accepted(self, state: PeerState) -> None:
+        """Send JobAccepted with the sender's open jobs here."""
+        covered = self._conversation.open_keys()[:COVERED_MAX]
+        record = state_to_wire(state)
+        self._conversation.say(JobAccepted(key=self._key, attempt=self._attempt, covered=covered, state=record))
+
+    def progress(self, state: PeerState) -> None:
+        """Send JobProgress."""
+        self._conversation.say(JobProgress(key=self._key, attempt=self._attempt, state=state_to_wire(state)))
+
+    def answer(self, answer: Answer, state: PeerState) -> None:
+        """Send the result."""
+        message = JobResult(
+            key=self._key,
+            attempt=self._attempt,
+            model=answer.model,
+            node=answer.node,
+            hops=answer.hops,
+            waiting_s=answer.waiting_s,
+            service_s=answer.service_s,
+            body=answer.body,
+            state=state_to_wire(state),
+        )
+        self._conversation.end(self._key, message, (answer.payload,))
+
+    def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
+        """Send the failure. An estimate means a refusal of the deadline, which the sender may use."""
+        if estimate_s is not None:
+            self.refuse(failure.reason, state, estimate_s=estimate_s)
+            return
+        message = JobFailed(
+            key=self._key,
+            attempt=self._attempt,
+            reason=failure.reason,
+            message=failure.message[:1024],
+            state=state_to_wire(state),
+        )
+        self._conversation.end(self._key, message)
+
+    def give_back(self, reason: Reason, state: PeerState, *, estimate_s: float | None) -> None:
+        """Send JobRefused."""
+        self.refuse(reason.value, state, estimate_s=estimate_s)
+
+    def refuse(self, reason: str, state: PeerState, *, estimate_s: float | None) -> None:
+        """Send JobRefused with a reason in words."""
+        message = JobRefused(
+            key=self._key,
+            attempt=self._attempt,
+            reason=reason,
+            estimate_s=None if estimate_s is None else min(max(estimate_s, 0.0), 1e6),
+            state=state_to_wire(state),
+        )
+        self._conversation.end(self._key, message)
+
+
+class Conversation:
+    """All jobs of one connection.
+
+    Parameters
+    ----------
+    exchange : Exchange
+        The connection; the conversation alone sends and receives on it while it runs.
+    jobs : JobTable
+        The jobs at this node.
+    driver : Driver
+        Takes the events.
+    node : str
+        PeerID of this node.
+    """
+
+    def __init__(self, exchange: Exchange, *, jobs: JobTable, driver: Driver, node: str) -> None:
+        self._exchange = exchange
+        self._jobs = jobs
+        self._driver = driver
+        self._node = node
+        self._handles: dict[bytes, int] = {}
+        self._outbox: deque[tuple[DataMessage, Sequence[Buffer]]] = deque()
+        self._wake = trio.Event()
+
+    def open_keys(self) -> tuple[bytes, ...]:
+        """Return the keys of the peer's jobs on this connection that wait for their outcome."""
+        return tuple(self._handles)
+
+    def admit(
+        self,
+        header: JobHeader,
+        payload: Buffer,
+        *,
+        stolen: bool = False,
+        offer: int | None = None,
+        estimate_s: float | None = None,
+    ) -> None:
+        """Take a job in and tell the core.
+
+        Raises
+        ------
+        RemoteProtocolError
+            The payload is not as long as the header says, or the key is already open on this connection.
+        """
+        if len(payload) != header.input_bytes:
+            raise RemoteProtocolError(f"job says {header.input_bytes} bytes of input, its payload has {len(payload)}")
+        if header.key in self._handles:
+            raise RemoteProtocolError("peer sent one key twice on a connection")
+        handle = self._handles[header.key] = self._jobs.mint()
+        job = job_from_wire(header, now_s=trio.current_time())
+        responder = PeerResponder(self, header)
+        self._jobs.add(JobEntry(handle=handle, job=job, body=header.body, payload=(payload,), responder=responder))
+        self._driver.post(
+            JobArrived(
+                handle=handle,
+                job=job,
+                origin=self._exchange.peer,
+                offer=offer,
+                stolen=stolen,
+                sender_estimate_s=estimate_s,
+            )
+        )
+
+    def say(self, message: DataMessage) -> None:
+        """Queue a report; an older report of the same kind and key that has not left yet is replaced."""
+        for index, (waiting, _) in enumerate(self._outbox):
+            if type(waiting) is type(message) and getattr(waiting, "key", None) == getattr(message, "key", None):
+                self._outbox[index] = (message, ())
+                return
+        self._outbox.append((message, ()))
+        self._wake.set()
+
+    def end(self, key: bytes, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
+        """Queue a job's outcome."""
+        self._handles.pop(key, None)
+        self._outbox.append((message, payload))
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """Cancel all open jobs: nobody waits for them any more."""
+        for handle in self._handles.values():
+            self._driver.post(CancelRequested(handle=handle))
+
+    async def run(self) -> None:
+        """Talk until every job has had its outcome; raises TransportError when the connection breaks before."""
+        try:
+            with collapsing(TransportError):
+                await self._talk()
+        except BaseException:
+            self.abandon()
+            raise
+
+    async def _talk(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            while self._handles or self._outbox:
+                while self._outbox:
+                    message, payload = self._outbox.popleft()
+                    await self._exchange.send(message, payload)
+                if self._handles:
+                    await self._wake.wait()
+                    self._wake = trio.Event()
+            nursery.cancel_scope.cancel()
+
+    async def _listen(self) -> None:
+        while True:
+            message, _ = await self._exchange.receive()
+            if not isinstance(message, JobCancel):
+                raise RemoteProtocolError(f"peer sent {type(message).__name__} while its job is served")
+            handle = self._handles.get(message.key)
+            if handle is not None:
+                self._driver.post(CancelRequested(handle=handle))

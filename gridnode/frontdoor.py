@@ -1,0 +1,413 @@
+"""The Unix socket for programs on this machine: frames in, answers out.
+
+One connection per program, many jobs on it. A connection that ends cancels its open jobs; the client sends them
+again under the same keys over a new one.
+"""
+
+import grp
+import math
+import os
+import stat
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import trio
+
+from gridnode.config import OUTBOX_FRAMES_MAX, ClientConfig
+from gridnode.control import (
+    CLIENT_ID_BYTES,
+    VERSION,
+    Answer,
+    Buffer,
+    CancelJob,
+    ClientHello,
+    Goodbye,
+    JobDone,
+    JobError,
+    Query,
+    ServerHello,
+    ServerMessage,
+    Submit,
+    decode_client,
+    encode_frame,
+)
+from gridnode.driver import Driver
+from gridnode.errors import GridError, ProtocolError, StateDirectoryError, UnknownModelError
+from gridnode.jobs import Answer as JobAnswer
+from gridnode.jobs import Failure, JobEntry, JobTable
+from gridnode.localsocket import FrameReader, send_parts
+from gridnode.logs import EventLog
+from gridnode.nurseries import collapsing
+from models.manifest import Manifest
+from models.tensors import BadInputError, check_request, decode_request
+from scheduler.events import CancelRequested, JobArrived
+from scheduler.types import Job, PeerState, Reason
+
+log = EventLog("frontdoor")
+
+_REMEDIES = {
+    Reason.DEADLINE: "no node known can finish it in time: allow more time, lower the rate, or add nodes",
+    Reason.EXPIRED: "its deadline passed before a node could finish it: allow more time or lower the rate",
+    Reason.QUEUE_FULL: "all queues are full: lower the rate, or try again later",
+    Reason.UNKNOWN_MODEL: "no node reachable offers this model: see 'gridnode model list' and 'gridnode peers'",
+    Reason.DRAINING: "this daemon is shutting down: connect to another one",
+    Reason.NO_ROOM: "memory for payloads in flight is spent: try again later",
+    Reason.SUPERSEDED: "a newer frame of the stream took its place",
+    Reason.CANCELLED: "it was cancelled",
+    Reason.POISON: "two executors were lost while they ran it, so it is not tried again",
+    Reason.MODEL_FAILED: "the runtime failed on this input",
+    Reason.LOST: "the node that ran it was lost, and the time or the retries ran out",
+}
+
+
+class Resolved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's name stands for now."""
+
+    manifest: Manifest
+    digests: tuple[str, ...]
+    """Acceptable models, best first."""
+
+
+class ModelDirectory(Protocol):
+    """Knows the published models by name."""
+
+    def resolve(self, name: str, *, rungs: bool) -> Resolved:
+        """Return what a name stands for; raises UnknownModelError."""
+        ...
+
+    def name_of(self, digest: str) -> str:
+        """Return the name of a model, or the head of its digest."""
+        ...
+
+
+class NodeNames(Protocol):
+    """Knows what peers call themselves."""
+
+    def name_of(self, node: str) -> str:
+        """Return a node's name, or the tail of its PeerID."""
+        ...
+
+
+Answerer = Callable[[str, str], Awaitable[object]]
+"""Answers a query (what, argument) with something msgspec can write as JSON; raises GridError."""
+
+
+class FrontDoor:
+    """Listens for programs.
+
+    Parameters
+    ----------
+    path : Path
+        Of the socket; a stale one of a dead daemon is replaced.
+    answer : Answerer
+        Answers queries.
+    default_deadline_s : float
+        Budget of a job that names none.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        config: ClientConfig,
+        node: str,
+        name: str,
+        grid: str,
+        jobs: JobTable,
+        driver: Driver,
+        models: ModelDirectory,
+        nodes: NodeNames,
+        answer: Answerer,
+        default_deadline_s: float,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.node = node
+        self.name = name
+        self.grid = grid
+        self.jobs = jobs
+        self.driver = driver
+        self.models = models
+        self.nodes = nodes
+        self.answer = answer
+        self.default_deadline_s = default_deadline_s
+        self.draining = False
+        self._connections: set[Connection] = set()
+
+    def drain(self) -> None:
+        """Tell all clients that no new job is taken; open ones still get their outcome."""
+        self.draining = True
+        for connection in self._connections:
+            connection.say(Goodbye(reason="draining", entries=self.config.entries))
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled; the socket file is gone afterwards."""
+        listener = await self._listen()
+        limit = trio.CapacityLimiter(self.config.connections)
+        try:
+            with listener:
+                task_status.started()
+                async with trio.open_nursery() as nursery:
+                    while True:
+                        await limit.acquire_on_behalf_of(slot := object())
+                        socket, _ = await listener.accept()
+                        nursery.start_soon(self._serve_one, socket, limit, slot)
+        finally:
+            self.path.unlink(missing_ok=True)
+
+    async def _serve_one(self, socket: trio.socket.SocketType, limit: trio.CapacityLimiter, slot: object) -> None:
+        connection = Connection(self, socket)
+        self._connections.add(connection)
+        try:
+            with socket, collapsing(OSError):
+                await connection.run()
+        except (OSError, EOFError) as error:
+            log.debug("client_lost", error=error)
+        finally:
+            self._connections.discard(connection)
+            limit.release_on_behalf_of(slot)
+
+    async def _listen(self) -> trio.socket.SocketType:
+        try:
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            await _remove_stale(trio.Path(self.path))
+            listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+            umask = os.umask(0o777 & ~self.config.mode)
+            try:
+                await listener.bind(str(self.path))
+            finally:
+                os.umask(umask)
+            self.path.chmod(self.config.mode)
+            if self.config.group:
+                os.chown(self.path, -1, grp.getgrnam(self.config.group).gr_gid)
+        except (OSError, KeyError) as error:
+            raise StateDirectoryError(
+                f"client socket {self.path} cannot be made: {error}; choose another with client.socket"
+            ) from error
+        listener.listen(self.config.connections)
+        return listener
+
+
+async def _remove_stale(path: trio.Path) -> None:
+    """Remove the socket of a daemon that is gone; refuse to take over one that answers."""
+    try:
+        if not stat.S_ISSOCK((await path.stat()).st_mode):
+            raise StateDirectoryError(f"{path} is no socket; choose another path with client.socket")
+    except FileNotFoundError:
+        return
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as probe:
+        try:
+            await probe.connect(str(path))
+        except OSError:
+            await path.unlink(missing_ok=True)
+            return
+    raise StateDirectoryError(f"another daemon answers on {path}; stop it or choose another path with client.socket")
+
+
+class Connection:
+    """One program."""
+
+    def __init__(self, door: FrontDoor, socket: trio.socket.SocketType) -> None:
+        self._door = door
+        self._socket = socket
+        self._client = b""
+        self._handles: dict[bytes, int] = {}
+        self._outbox: deque[tuple[ServerMessage, Buffer]] = deque()
+        self._wake = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Serve the program until it leaves; raises OSError or EOFError when the connection breaks."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._write)
+                try:
+                    await self._read()
+                except ProtocolError as error:
+                    log.warning("client_misbehaved", error=error)
+                    self.say(Goodbye(reason=str(error)))
+                    await self._flush()
+                nursery.cancel_scope.cancel()
+        finally:
+            for handle in self._handles.values():
+                self._door.driver.post(CancelRequested(handle=handle))
+
+    async def _read(self) -> None:
+        reader = FrameReader(self._socket)
+        while (frame := await reader.receive()) is not None:
+            header, payload = frame
+            message = decode_client(header)
+            if not self._client:
+                self._greet(message)
+                continue
+            match message:
+                case Submit():
+                    self._submit(message, payload)
+                case CancelJob():
+                    handle = self._handles.get(message.key)
+                    if handle is not None:
+                        self._door.driver.post(CancelRequested(handle=handle))
+                case Query():
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._query, message)
+                case _:
+                    raise ProtocolError("a second hello")
+
+    def _greet(self, message: object) -> None:
+        if not isinstance(message, ClientHello):
+            raise ProtocolError("the first message must be a hello")
+        if VERSION not in message.versions:
+            raise ProtocolError(
+                f"client speaks versions {message.versions}, this daemon {VERSION}; install one release"
+            )
+        self._client = message.client
+        door = self._door
+        self.say(
+            ServerHello(
+                version=VERSION,
+                node=door.node,
+                name=door.name,
+                grid=door.grid,
+                entries=door.config.entries,
+                draining=door.draining,
+            )
+        )
+
+    def _submit(self, message: Submit, payload: memoryview) -> None:
+        if message.key[:CLIENT_ID_BYTES] != self._client:
+            raise ProtocolError("a key that does not begin with the client's id")
+        if message.key in self._handles:
+            raise ProtocolError("a key that is already open")
+        door = self._door
+        try:
+            resolved = door.models.resolve(message.model, rungs=message.rungs)
+            check_request(resolved.manifest, decode_request(message.body), len(payload))
+        except UnknownModelError as error:
+            self._refuse(message.key, Reason.UNKNOWN_MODEL.value, str(error))
+            return
+        except BadInputError as error:
+            self._refuse(message.key, "bad_input", str(error))
+            return
+        budget_s = door.default_deadline_s if message.budget_s is None else message.budget_s
+        if not budget_s > 0 or math.isnan(budget_s):
+            self._refuse(message.key, Reason.EXPIRED.value, f"deadline is already past: {budget_s:.3g} s were left")
+            return
+        if len(self._handles) >= door.config.jobs:
+            self._refuse(message.key, Reason.QUEUE_FULL.value, f"{len(self._handles)} jobs of this client are open")
+            return
+        self._admit(message, payload, resolved, budget_s)
+
+    def _admit(self, message: Submit, payload: memoryview, resolved: Resolved, budget_s: float) -> None:
+        door = self._door
+        now_s = trio.current_time()
+        handle = self._handles[message.key] = door.jobs.mint()
+        client = self._client.hex()[:16]
+        job = Job(
+            key=message.key,
+            entry=door.node,
+            client=client,
+            tenant=message.tenant,
+            priority=message.priority,
+            stream=f"{client}/{message.stream}" if message.stream else "",
+            frame=message.frame,
+            newest_wins=message.newest_wins,
+            input_bytes=len(payload),
+            arrival_s=now_s,
+            deadline_s=now_s + budget_s,
+            models=resolved.digests,
+        )
+        responder = ClientResponder(self, job)
+        door.jobs.add(JobEntry(handle=handle, job=job, body=message.body, payload=(payload,), responder=responder))
+        door.driver.post(JobArrived(handle=handle, job=job, origin=None))
+
+    def _refuse(self, key: bytes, reason: str, message: str) -> None:
+        self.say(JobError(key=key, reason=reason, message=message, entries=self._door.config.entries))
+
+    def end(self, job: Job, answer: JobAnswer) -> None:
+        """Send a job's result."""
+        self._handles.pop(job.key, None)
+        total_s = trio.current_time() - job.arrival_s
+        own = answer.node == self._door.node
+        done = JobDone(
+            key=job.key,
+            model=self._door.models.name_of(answer.model),
+            model_digest=answer.model,
+            node=answer.node,
+            node_name=self._door.nodes.name_of(answer.node),
+            hops=answer.hops,
+            waiting_s=answer.waiting_s,
+            service_s=answer.service_s,
+            transfer_s=0.0 if own else max(0.0, total_s - answer.waiting_s - answer.service_s),
+            total_s=total_s,
+            body=answer.body,
+        )
+        self.say(done, answer.payload)
+
+    def fail(self, job: Job, reason: str, message: str, estimate_s: float | None) -> None:
+        """Send a job's named error."""
+        self._handles.pop(job.key, None)
+        remedy = _REMEDIES.get(Reason(reason), "") if reason in Reason.__members__.values() else ""
+        text = remedy or message or reason
+        if estimate_s is not None:
+            text += f" (best estimate {estimate_s:.3g} s)"
+        entries = self._door.config.entries
+        self.say(JobError(key=job.key, reason=reason, message=text, estimate_s=estimate_s, entries=entries))
+
+    async def _query(self, message: Query) -> None:
+        try:
+            document = msgspec.json.encode(await self._door.answer(message.what, message.argument))
+            self.say(Answer(number=message.number, document=document))
+        except GridError as error:
+            self.say(Answer(number=message.number, error=str(error)))
+
+    # ------------------------------------------------------------ writing
+
+    def say(self, message: ServerMessage, payload: Buffer = b"") -> None:
+        """Queue a frame; a program that does not read its answers loses the connection."""
+        if len(self._outbox) >= OUTBOX_FRAMES_MAX:
+            log.warning("client_cut_off", frames=len(self._outbox))
+            self._socket.close()
+            return
+        self._outbox.append((message, payload))
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._flush()
+            await self._wake.wait()
+            self._wake = trio.Event()
+
+    async def _flush(self) -> None:
+        while self._outbox:
+            message, payload = self._outbox.popleft()
+            await send_parts(self._socket, (encode_frame(message, len(payload)), payload))
+
+
+class ClientResponder:
+    """Answers a program."""
+
+    def __init__(self, connection: Connection, job: Job) -> None:
+        self._connection = connection
+        self._job = job
+
+    def accepted(self, state: PeerState) -> None:
+        """Say nothing: a program waits for the outcome alone."""
+
+    def progress(self, state: PeerState) -> None:
+        """Say nothing."""
+
+    def answer(self, answer: JobAnswer, state: PeerState) -> None:
+        """Send the result."""
+        self._connection.end(self._job, answer)
+
+    def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
+        """Send the named error."""
+        self._connection.fail(self._job, failure.reason, failure.message, estimate_s)
+
+    def give_back(self, reason: Reason, state: PeerState, *, estimate_s: float | None) -> None:
+        """Send the named error: a program's job has nowhere else to go back to."""
+        self._connection.fail(self._job, reason.value, "", estimate_s)

@@ -1,0 +1,237 @@
+"""Carries out what the core asks for: one method per kind of action, none of which blocks.
+
+Owns the running executions. Sending and stealing is gridnode.outbound's, rulings on peers' questions are
+gridnode.inbound's, models are gridnode.modelhouse's; this module hands on.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from gridnode.driver import Driver
+from gridnode.inbound import Inbound
+from gridnode.jobs import Answer, Failure, JobEntry, JobTable
+from gridnode.logs import EventLog, short
+from gridnode.outbound import Outbound
+from gridnode.report import Report
+from models.executor import Executor, ModelNotLoadedError, RunDeadlineError, RunOutcome, RunRequest, WorkerLostError
+from models.tensors import BadInputError, InferenceError
+from scheduler import actions
+from scheduler.events import ServiceFailed, ServiceFinished, ServiceStarted
+from scheduler.types import ModelDigest, Reason
+
+log = EventLog("core")
+
+Outcomes = dict[int, Answer | Failure]
+"""Handle to outcome: what an execution posts with its ServiceFinished."""
+
+
+class Residents(Protocol):
+    """Loads and evicts models."""
+
+    def load(self, model: ModelDigest) -> None:
+        """Start to load a model; ModelChanged is posted when it is ready or has failed."""
+        ...
+
+    def evict(self, model: ModelDigest) -> None:
+        """Start to unload a model."""
+        ...
+
+
+class Mouth(Protocol):
+    """Speaks to the grid on the core's behalf."""
+
+    def advertise(self, action: actions.Advertise) -> None:
+        """Gossip the state record."""
+        ...
+
+    def pull_table(self, action: actions.PullTable) -> None:
+        """Fetch a peer's capability table."""
+        ...
+
+
+class DaemonHands:
+    """The daemon's hands.
+
+    Parameters
+    ----------
+    node : str
+        PeerID of this node.
+    nursery : trio.Nursery
+        The nursery of accepted jobs: executions live in it.
+    on_drained : callable
+        Called once when a requested drain is complete.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        jobs: JobTable,
+        driver: Driver,
+        executor: Executor,
+        outbound: Outbound,
+        inbound: Inbound,
+        residents: Residents,
+        mouth: Mouth,
+        report: Report,
+        nursery: trio.Nursery,
+        on_drained: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._jobs = jobs
+        self._driver = driver
+        self._executor = executor
+        self._outbound = outbound
+        self._inbound = inbound
+        self._residents = residents
+        self._mouth = mouth
+        self._report = report
+        self._nursery = nursery
+        self._on_drained = on_drained
+        self._running: dict[int, trio.CancelScope] = {}
+
+    def carry_out(self, action: actions.Action, attachment: object) -> None:
+        """Start an action; see driver.Hands."""
+        log.debug("action", kind=type(action).__name__, reason=action.reason)
+        match action:
+            case actions.Execute():
+                self._execute(action)
+            case actions.Send() | actions.Offer():
+                entry = self._jobs.get(action.handle)
+                assert entry is not None, "the core sent a job that has had its outcome"
+                log.debug("job_offloaded", peer=short(action.peer), reason=action.reason)
+                self._outbound.start(action, entry)
+            case actions.Steal():
+                self._outbound.start_steal(action)
+            case actions.Accept() | actions.NackOffer() | actions.GrantLease():
+                self._inbound.rule(action)
+            case actions.Reply():
+                self._reply(action, attachment)
+            case actions.Reject() | actions.Nack():
+                self._end(action, attachment)
+            case actions.Acknowledge() | actions.Progress():
+                self._tell(action)
+            case actions.Cancel():
+                self._cancel(action)
+            case actions.LoadModel():
+                self._residents.load(action.model)
+            case actions.EvictModel():
+                self._residents.evict(action.model)
+            case actions.Advertise():
+                self._mouth.advertise(action)
+            case actions.PullTable():
+                self._mouth.pull_table(action)
+            case actions.Drained():
+                self._on_drained()
+
+    # ------------------------------------------------------------ outcomes
+
+    def _reply(self, action: actions.Reply, attachment: object) -> None:
+        entry = self._jobs.pop(action.handle)
+        assert entry is not None, "the core answered a job twice"
+        outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
+        if isinstance(outcome, Answer):
+            self._report.answered(entry.job, outcome, own=outcome.node == self._node, now_s=trio.current_time())
+            entry.responder.answer(outcome, action.state)
+            return
+        failure = outcome if isinstance(outcome, Failure) else Failure(reason=Reason.LOST.value)
+        self._report.ended(failure.reason)
+        entry.responder.fail(failure, action.state, estimate_s=None)
+
+    def _end(self, action: actions.Reject | actions.Nack, attachment: object) -> None:
+        entry = self._jobs.pop(action.handle)
+        assert entry is not None, "the core ended a job twice"
+        self._report.ended(action.why.value)
+        if isinstance(action, actions.Nack):
+            entry.responder.give_back(action.why, action.state, estimate_s=action.estimate_s)
+            return
+        failure = Failure(reason=action.why.value, message=action.reason)
+        if isinstance(attachment, Failure) and action.why in (Reason.MODEL_FAILED, Reason.EXPIRED):
+            failure = attachment
+        log.debug("job_rejected", why=failure.reason, reason=action.reason)
+        entry.responder.fail(failure, action.state, estimate_s=action.estimate_s)
+
+    def _tell(self, action: actions.Acknowledge | actions.Progress) -> None:
+        entry = self._jobs.get(action.handle)
+        if entry is None:
+            return
+        if isinstance(action, actions.Acknowledge):
+            entry.responder.accepted(action.state)
+        else:
+            entry.responder.progress(action.state)
+
+    # ------------------------------------------------------------ executions
+
+    def _cancel(self, action: actions.Cancel) -> None:
+        scope = self._running.get(action.command)
+        if scope is not None:
+            scope.cancel()
+        else:
+            self._outbound.cancel(action.command)
+
+    def _execute(self, action: actions.Execute) -> None:
+        entries = [entry for handle in action.handles if (entry := self._jobs.get(handle)) is not None]
+        assert len(entries) == len(action.handles), "the core executes a job that has had its outcome"
+        self._nursery.start_soon(self._run, action, entries)
+
+    async def _run(self, action: actions.Execute, entries: list[JobEntry]) -> None:
+        requests = [
+            RunRequest(body=entry.body, payload=_joined(entry), deadline_s=entry.job.deadline_s) for entry in entries
+        ]
+        lost = ServiceFailed(command=action.command, reason=Reason.LOST)
+
+        def started() -> None:
+            now_s = trio.current_time()
+            for entry in entries:
+                entry.started_s = now_s
+            self._driver.post(ServiceStarted(command=action.command))
+
+        with trio.CancelScope() as scope:
+            self._running[action.command] = scope
+            try:
+                results = await self._executor.run(action.model, requests, on_started=started)
+            except (WorkerLostError, ModelNotLoadedError) as error:
+                log.warning("worker_lost", model=action.model[:12], error=error)
+                self._driver.post(lost)
+                return
+            finally:
+                del self._running[action.command]
+        if scope.cancelled_caught:
+            self._driver.post(ServiceFailed(command=action.command, reason=Reason.CANCELLED))
+            return
+        outcomes: Outcomes = {
+            entry.handle: self._outcome(action.model, entry, result)
+            for entry, result in zip(entries, results, strict=True)
+        }
+        if len(entries) == 1 and isinstance(failure := outcomes[entries[0].handle], Failure):
+            reason = Reason.EXPIRED if failure.reason == Reason.EXPIRED.value else Reason.MODEL_FAILED
+            self._driver.post(ServiceFailed(command=action.command, reason=reason), failure)
+            return
+        service_s = sum(result.service_s for result in results if isinstance(result, RunOutcome))
+        self._driver.post(ServiceFinished(command=action.command, service_s=service_s), outcomes)
+
+    def _outcome(self, model: str, entry: JobEntry, result: RunOutcome | InferenceError) -> Answer | Failure:
+        match result:
+            case RunOutcome():
+                return Answer(
+                    model=model,
+                    node=self._node,
+                    hops=entry.job.hops,
+                    waiting_s=max(0.0, entry.started_s - entry.job.arrival_s),
+                    service_s=result.service_s,
+                    body=result.body,
+                    payload=result.payload,
+                )
+            case BadInputError():
+                return Failure(reason="bad_input", message=str(result))
+            case RunDeadlineError():
+                return Failure(reason=Reason.EXPIRED.value, message=str(result))
+            case _:
+                return Failure(reason=Reason.MODEL_FAILED.value, message=str(result))
+
+
+def _joined(entry: JobEntry) -> bytes | bytearray | memoryview:
+    """Return the payload as one buffer; it nearly always is one already."""
+    return entry.payload[0] if len(entry.payload) == 1 else b"".join(entry.payload)

@@ -1,0 +1,221 @@
+"""Conversations peers begin with this node about jobs: jobs sent, offers and steals.
+
+Everything else a peer may ask (probes, tables, cards, chunks, signed documents) is answered by gridnode.services.
+"""
+
+import math
+
+import trio
+
+from gridnode.config import HANDOVER_TIMEOUT_S
+from gridnode.conversation import Conversation
+from gridnode.driver import Driver
+from gridnode.jobs import JobEntry, JobTable
+from gridnode.outbound import Outbound
+from gridnode.translate import job_from_wire, job_to_wire, state_from_wire, state_to_wire
+from scheduler.actions import Accept, GrantLease, NackOffer
+from scheduler.events import OfferReceived, SendFailed, StealRequested
+from scheduler.types import PeerState
+from transport.base import Exchange
+from transport.wire import (
+    DataMessage,
+    JobCancel,
+    JobOffer,
+    JobPayload,
+    JobRefused,
+    JobSend,
+    OfferAccepted,
+    PeerUnreachableError,
+    RemoteProtocolError,
+    StateRecord,
+    StealAnswer,
+    StealRequest,
+)
+
+Ruling = Accept | NackOffer | GrantLease
+
+
+class Question:
+    """A peer's offer or steal that waits for the core's ruling."""
+
+    __slots__ = ("_asked", "ruling")
+
+    def __init__(self) -> None:
+        self._asked = trio.Event()
+        self.ruling: Ruling | None = None
+
+    def rule(self, ruling: Ruling) -> None:
+        """Give the core's answer."""
+        self.ruling = ruling
+        self._asked.set()
+
+    async def wait(self) -> Ruling:
+        """Wait for the core's answer; it comes in the same round of the driver."""
+        await self._asked.wait()
+        assert self.ruling is not None
+        return self.ruling
+
+
+class Inbound:
+    """Serves the exchanges of peers that are about jobs.
+
+    Parameters
+    ----------
+    node : str
+        PeerID of this node.
+    jobs : JobTable
+        The jobs at this node.
+    driver : Driver
+        Takes the events.
+    outbound : Outbound
+        Follows granted leases.
+    """
+
+    def __init__(self, *, node: str, jobs: JobTable, driver: Driver, outbound: Outbound) -> None:
+        self._node = node
+        self._jobs = jobs
+        self._driver = driver
+        self._outbound = outbound
+        self._questions: dict[int, Question] = {}
+        self._asked = 0
+
+    def rule(self, action: Ruling) -> None:
+        """Carry out the core's ruling on an offer or a steal."""
+        number = action.request if isinstance(action, GrantLease) else action.offer
+        question = self._questions.pop(number, None)
+        if question is not None:
+            question.rule(action)
+        elif isinstance(action, GrantLease):
+            for command, _ in action.grants:
+                self._driver.post(SendFailed(command=command, connected=False))
+
+    async def handle(self, exchange: Exchange, message: DataMessage, payload: memoryview) -> bool:
+        """Serve one exchange; False when its first message is not about jobs.
+
+        Raises
+        ------
+        TransportError
+            The connection broke or the peer broke the protocol.
+        """
+        match message:
+            case JobSend():
+                await self._serve(exchange, message, payload)
+            case JobOffer():
+                await self._consider(exchange, message)
+            case StealRequest():
+                await self._share(exchange, message)
+            case JobCancel():
+                pass  # crossed with our outcome
+            case _:
+                return False
+        exchange.finish()
+        return True
+
+    async def _serve(self, exchange: Exchange, message: JobSend, payload: memoryview) -> None:
+        conversation = self._converse(exchange)
+        conversation.admit(message.job, payload, estimate_s=message.estimate_s)
+        await conversation.run()
+
+    async def _consider(self, exchange: Exchange, message: JobOffer) -> None:
+        """Ask the core about an offer, and take the payload if it agrees."""
+        number, question = self._ask()
+        self._driver.post(
+            OfferReceived(
+                offer=number,
+                peer=exchange.peer,
+                job=job_from_wire(message.job, now_s=trio.current_time()),
+                state=_state_of(exchange, message.state),
+                sender_estimate_s=message.estimate_s,
+            )
+        )
+        ruling = await question.wait()
+        if isinstance(ruling, NackOffer):
+            await exchange.send(
+                JobRefused(
+                    key=message.job.key,
+                    attempt=message.job.attempt,
+                    reason=ruling.why.value,
+                    estimate_s=None if ruling.estimate_s is None else min(max(ruling.estimate_s, 0.0), 1e6),
+                    state=state_to_wire(ruling.state),
+                )
+            )
+            return
+        assert isinstance(ruling, Accept)
+        await exchange.send(OfferAccepted(key=message.job.key, state=state_to_wire(ruling.state)))
+        payload = await _receive_payload(exchange, message.job.key, expires_s=ruling.expires_s)
+        conversation = self._converse(exchange)
+        conversation.admit(message.job, payload, offer=number, estimate_s=message.estimate_s)
+        await conversation.run()
+
+    async def _share(self, exchange: Exchange, message: StealRequest) -> None:
+        """Ask the core what a thief may have, hand it over and follow it."""
+        number, question = self._ask()
+        self._driver.post(
+            StealRequested(
+                request=number,
+                peer=exchange.peer,
+                state=_state_of(exchange, message.state),
+                models=message.models,
+                room=message.room,
+            )
+        )
+        ruling = await question.wait()
+        assert isinstance(ruling, GrantLease)
+        await self._hand_over(exchange, ruling)
+
+    async def _hand_over(self, exchange: Exchange, ruling: GrantLease) -> None:
+        open_leases = {command for command, _ in ruling.grants}
+        try:
+            await exchange.send(StealAnswer(granted=len(ruling.grants), state=state_to_wire(ruling.state)))
+            by_key: dict[bytes, tuple[int, JobEntry]] = {}
+            for (command, handle), job in zip(ruling.grants, ruling.jobs, strict=True):
+                entry = self._jobs.get(handle)
+                assert entry is not None, "the core granted a job that has had its outcome"
+                by_key[job.key] = (command, entry)
+                self._outbound.adopt(command, exchange, job.key)
+                header = job_to_wire(job, entry.body, now_s=trio.current_time())
+                message = JobSend(job=header, estimate_s=0.0, state=state_to_wire(ruling.state))
+                await exchange.send(message, entry.payload)
+            while by_key:
+                answer, payload = await exchange.receive()
+                command, entry = _lease_of(by_key, answer)
+                if self._outbound.take(
+                    exchange.peer, command, entry.job.key, answer, payload, began_s=-math.inf, input_bytes=0
+                ):
+                    del by_key[entry.job.key]
+                    open_leases.discard(command)
+                    self._outbound.release(command)
+        finally:
+            for command in sorted(open_leases):
+                self._outbound.release(command)
+                self._driver.post(SendFailed(command=command, connected=True))
+
+    def _ask(self) -> tuple[int, Question]:
+        self._asked += 1
+        question = self._questions[self._asked] = Question()
+        return self._asked, question
+
+    def _converse(self, exchange: Exchange) -> Conversation:
+        return Conversation(exchange, jobs=self._jobs, driver=self._driver, node=self._node)
+
+
+async def _receive_payload(exchange: Exchange, key: bytes, *, expires_s: float) -> memoryview:
+    """Receive the payload of an accepted offer; its frame must have begun before the room expires."""
+    with trio.move_on_at(expires_s + HANDOVER_TIMEOUT_S):
+        message, payload = await exchange.receive()
+        if not isinstance(message, JobPayload) or message.key != key:
+            raise RemoteProtocolError(f"peer sent {type(message).__name__} where an accepted payload was due")
+        return payload
+    raise PeerUnreachableError("payload of an accepted offer did not come in time")
+
+
+def _lease_of(by_key: dict[bytes, tuple[int, JobEntry]], message: DataMessage) -> tuple[int, JobEntry]:
+    found = by_key.get(getattr(message, "key", b""))
+    if found is None:
+        raise RemoteProtocolError(f"thief sent {type(message).__name__} for a job it was not granted")
+    return found
+
+
+def _state_of(exchange: Exchange, record: StateRecord) -> PeerState | None:
+    """Return the state that came with a question, if it is the asker's own."""
+    return state_from_wire(record) if record.node == exchange.peer else None

@@ -1,0 +1,371 @@
+"""Conversations this node begins with peers about jobs: sending, offering and stealing them.
+
+One task and one data connection per command. Each ends by posting the event that answers its command, whatever
+happened. Cancel before the payload is fully sent closes the connection; after that it is a JobCancel frame, and
+the connection returns to the pool when the executor has answered.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import trio
+
+from gridnode.config import HANDOVER_TIMEOUT_S
+from gridnode.conversation import Conversation
+from gridnode.driver import Driver
+from gridnode.jobs import Answer, Failure, JobEntry, JobTable
+from gridnode.logs import EventLog, short
+from gridnode.translate import job_to_wire, reason_from_wire, state_from_wire, state_to_wire
+from scheduler.actions import Offer, Send, Steal
+from scheduler.events import (
+    Accepted,
+    Nacked,
+    OfferAnswered,
+    Progressed,
+    ReplyReceived,
+    SendFailed,
+    StealAnswered,
+)
+from scheduler.types import LinkSample, PeerState, Reason, ServiceTimes
+from transport.base import DataPlane, Exchange
+from transport.wire import (
+    DataMessage,
+    FrameTooLargeError,
+    JobAccepted,
+    JobCancel,
+    JobFailed,
+    JobOffer,
+    JobPayload,
+    JobProgress,
+    JobRefused,
+    JobResult,
+    JobSend,
+    OfferAccepted,
+    PeerUnreachableError,
+    RemoteProtocolError,
+    StealAnswer,
+    StealRequest,
+)
+
+log = EventLog("outbound")
+
+SMALL_BYTES: Final = 32 * 1024
+"""Up to this size a payload's transfer is a round trip; above it, it tells the link's goodput."""
+
+
+class Errand:
+    """One command under way at a peer; can be cancelled from outside."""
+
+    __slots__ = ("_cancel_sent", "exchange", "key", "scope", "sent")
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.scope = trio.CancelScope()
+        self.exchange: Exchange | None = None
+        self.sent = False
+        """Whether the payload has left completely, so that the peer must be told."""
+        self._cancel_sent = False
+
+    def cancel(self, nursery: trio.Nursery) -> None:
+        """Stop the errand; ``nursery`` runs the task that tells the peer."""
+        if not self.sent or self.exchange is None:
+            self.scope.cancel()
+        elif not self._cancel_sent:
+            self._cancel_sent = True
+            self.scope.deadline = trio.current_time() + HANDOVER_TIMEOUT_S
+            nursery.start_soon(self._tell, self.exchange)
+
+    async def _tell(self, exchange: Exchange) -> None:
+        try:
+            with trio.move_on_after(HANDOVER_TIMEOUT_S):
+                await exchange.send(JobCancel(key=self.key))
+        except PeerUnreachableError:
+            self.scope.cancel()
+
+
+class Outbound:
+    """Carries out Offer, Send and Steal, and follows granted leases.
+
+    Parameters
+    ----------
+    node : str
+        PeerID of this node.
+    data : DataPlane
+        The data plane.
+    jobs : JobTable
+        The jobs at this node.
+    driver : Driver
+        Takes the events.
+    nursery : trio.Nursery
+        The nursery of accepted jobs: errands live in it.
+    own_state : callable
+        Returns this node's state now; it goes with every job.
+    on_misbehaviour : callable
+        Told the PeerID of a peer that broke the protocol, and what it did.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        data: DataPlane,
+        jobs: JobTable,
+        driver: Driver,
+        nursery: trio.Nursery,
+        own_state: Callable[[], PeerState],
+        on_misbehaviour: Callable[[str, str], None],
+    ) -> None:
+        self._node = node
+        self._data = data
+        self._jobs = jobs
+        self._driver = driver
+        self._nursery = nursery
+        self._own_state = own_state
+        self._on_misbehaviour = on_misbehaviour
+        self._errands: dict[int, Errand] = {}
+        self._commands: dict[tuple[str, bytes], int] = {}
+        """(peer, key) of jobs open at peers, to understand which of our jobs a peer's state covers."""
+
+    def start(self, action: Send | Offer, entry: JobEntry) -> None:
+        """Begin to send or offer a job."""
+        errand = self._errands[action.command] = Errand(entry.job.key)
+        self._commands[action.peer, entry.job.key] = action.command
+        self._nursery.start_soon(self._run_send, action, entry, errand)
+
+    def start_steal(self, action: Steal) -> None:
+        """Begin to ask a peer for work."""
+        errand = self._errands[action.command] = Errand(b"")
+        self._nursery.start_soon(self._run_steal, action, errand)
+
+    def cancel(self, command: int) -> bool:
+        """Stop a command; False when it is not one of ours (any more)."""
+        errand = self._errands.get(command)
+        if errand is None:
+            return False
+        errand.cancel(self._nursery)
+        return True
+
+    def covered(self, peer: str, keys: Iterable[bytes]) -> tuple[int, ...]:
+        """Return our commands behind keys that a peer says its state counts."""
+        found = (self._commands.get((peer, key)) for key in keys)
+        return tuple(command for command in found if command is not None)
+
+    def adopt(self, command: int, exchange: Exchange, key: bytes) -> None:
+        """Let a granted lease be cancelled like any errand."""
+        errand = self._errands[command] = Errand(key)
+        errand.exchange, errand.sent = exchange, True
+        self._commands[exchange.peer, key] = command
+
+    def release(self, command: int) -> None:
+        """Forget a lease."""
+        errand = self._errands.pop(command, None)
+        if errand is not None and errand.exchange is not None:
+            self._commands.pop((errand.exchange.peer, errand.key), None)
+
+    # ------------------------------------------------------------ sending
+
+    async def _run_send(self, action: Send | Offer, entry: JobEntry, errand: Errand) -> None:
+        connected = False
+        ended = False
+        try:
+            with errand.scope:
+                async with self._data.exchange(action.peer) as exchange:
+                    connected = True
+                    errand.exchange = exchange
+                    began_s = trio.current_time()
+                    if isinstance(action, Offer):
+                        ended = not await self._offer(exchange, action, entry)
+                    else:
+                        assert action.job is not None
+                        header = job_to_wire(action.job, entry.body, now_s=began_s)
+                        message = JobSend(
+                            job=header, estimate_s=_seconds(action.estimate_s), state=state_to_wire(self._own_state())
+                        )
+                        await exchange.send(message, entry.payload)
+                    if not ended:
+                        errand.sent = True
+                        await self.follow(exchange, action.command, entry.job.key, began_s, entry.job.input_bytes)
+                        ended = True
+                    exchange.finish()
+        except PeerUnreachableError as error:
+            log.debug("send_failed", peer=short(action.peer), connected=connected, error=error)
+        except (RemoteProtocolError, FrameTooLargeError) as error:
+            self._on_misbehaviour(action.peer, str(error))
+        finally:
+            self._errands.pop(action.command, None)
+            if self._commands.get((action.peer, entry.job.key)) == action.command:
+                del self._commands[action.peer, entry.job.key]
+            if not ended:
+                self._driver.post(SendFailed(command=action.command, connected=connected))
+
+    async def _offer(self, exchange: Exchange, action: Offer, entry: JobEntry) -> bool:
+        """Offer a job; on acceptance send its payload. Returns False when the peer refused."""
+        began_s = trio.current_time()
+        assert action.job is not None
+        header = job_to_wire(action.job, entry.body, now_s=began_s)
+        await exchange.send(
+            JobOffer(job=header, estimate_s=_seconds(action.estimate_s), state=state_to_wire(self._own_state()))
+        )
+        message, _ = await exchange.receive()
+        if isinstance(message, OfferAccepted):
+            rtt_s = trio.current_time() - began_s
+            self._driver.post(OfferAnswered(command=action.command, state=state_from_wire(message.state), rtt_s=rtt_s))
+            await exchange.send(JobPayload(key=entry.job.key), entry.payload)
+            return True
+        if isinstance(message, JobRefused):
+            self._post_refused(action.command, message)
+            return False
+        raise RemoteProtocolError(f"peer answered an offer with {type(message).__name__}")
+
+    # ------------------------------------------------------------ following an executor
+
+    async def follow(self, exchange: Exchange, command: int, key: bytes, began_s: float, input_bytes: int) -> None:
+        """Post what an executor says of a job until its outcome."""
+        while True:
+            message, payload = await exchange.receive()
+            if self.take(exchange.peer, command, key, message, payload, began_s=began_s, input_bytes=input_bytes):
+                return
+
+    def take(
+        self,
+        peer: str,
+        command: int,
+        key: bytes,
+        message: DataMessage,
+        payload: memoryview,
+        *,
+        began_s: float,
+        input_bytes: int,
+    ) -> bool:
+        """Post the event for one message about a job; True when it was the outcome.
+
+        Raises
+        ------
+        RemoteProtocolError
+            The message is not about this job, or nothing an executor says.
+        """
+        if isinstance(message, JobAccepted | JobProgress | JobRefused | JobResult | JobFailed) and message.key != key:
+            raise RemoteProtocolError("peer answered for a job we did not send on this connection")
+        post = self._driver.post
+        match message:
+            case JobAccepted():
+                covered = self.covered(peer, message.covered)
+                post(Accepted(command=command, state=state_from_wire(message.state), covered=covered))
+                return False
+            case JobProgress():
+                post(Progressed(command=command, state=state_from_wire(message.state)))
+                return False
+            case JobRefused():
+                self._post_refused(command, message)
+            case JobResult():
+                post(
+                    ReplyReceived(
+                        command=command,
+                        model=message.model,
+                        failure=None,
+                        state=state_from_wire(message.state),
+                        times=ServiceTimes(waiting_s=message.waiting_s, service_s=message.service_s),
+                        link=_link_sample(message, began_s=began_s, input_bytes=input_bytes),
+                    ),
+                    Answer(
+                        model=message.model,
+                        node=message.node,
+                        hops=message.hops,
+                        waiting_s=message.waiting_s,
+                        service_s=message.service_s,
+                        body=message.body,
+                        payload=payload,
+                    ),
+                )
+            case JobFailed():
+                reason = Reason.MODEL_FAILED if message.reason == "bad_input" else reason_from_wire(message.reason)
+                post(
+                    ReplyReceived(
+                        command=command,
+                        model=None,
+                        failure=reason,
+                        state=state_from_wire(message.state),
+                        times=None,
+                    ),
+                    Failure(reason=message.reason, message=message.message),
+                )
+            case _:
+                raise RemoteProtocolError(f"peer answered a job with {type(message).__name__}")
+        return True
+
+    def _post_refused(self, command: int, message: JobRefused) -> None:
+        self._driver.post(
+            Nacked(
+                command=command,
+                reason=reason_from_wire(message.reason),
+                state=state_from_wire(message.state),
+                estimate_s=message.estimate_s,
+            )
+        )
+
+    # ------------------------------------------------------------ stealing
+
+    async def _run_steal(self, action: Steal, errand: Errand) -> None:
+        answered = False
+        connected = False
+        try:
+            with errand.scope:
+                async with self._data.exchange(action.victim) as exchange:
+                    connected = True
+                    request = StealRequest(models=action.models, room=action.room, state=state_to_wire(action.state))
+                    await exchange.send(request)
+                    message, _ = await exchange.receive()
+                    if not isinstance(message, StealAnswer):
+                        raise RemoteProtocolError(f"peer answered a steal with {type(message).__name__}")
+                    answered = True
+                    state = state_from_wire(message.state)
+                    self._driver.post(StealAnswered(command=action.command, granted=message.granted, state=state))
+                    if message.granted:
+                        await self._serve_stolen(exchange, message.granted)
+                    exchange.finish()
+        except PeerUnreachableError as error:
+            log.debug("steal_failed", peer=short(action.victim), error=error)
+        except (RemoteProtocolError, FrameTooLargeError) as error:
+            self._on_misbehaviour(action.victim, str(error))
+        finally:
+            self._errands.pop(action.command, None)
+            if not answered:
+                self._driver.post(SendFailed(command=action.command, connected=connected))
+
+    async def _serve_stolen(self, exchange: Exchange, granted: int) -> None:
+        """Take in the granted jobs, then answer each on this connection as an executor does."""
+        conversation = Conversation(exchange, jobs=self._jobs, driver=self._driver, node=self._node)
+        try:
+            with trio.fail_after(HANDOVER_TIMEOUT_S):
+                for _ in range(granted):
+                    message, payload = await exchange.receive()
+                    if not isinstance(message, JobSend):
+                        raise RemoteProtocolError(f"peer sent {type(message).__name__} where a granted job was due")
+                    conversation.admit(message.job, payload, stolen=True)
+        except trio.TooSlowError as error:
+            conversation.abandon()
+            raise PeerUnreachableError(f"granted jobs did not come within {HANDOVER_TIMEOUT_S} s") from error
+        except BaseException:
+            conversation.abandon()
+            raise
+        await conversation.run()
+
+
+def _seconds(value: float) -> float:
+    """Fit an estimate into the wire's range."""
+    return min(max(value, 0.0), 1e6)
+
+
+def _link_sample(message: JobResult, *, began_s: float, input_bytes: int) -> LinkSample | None:
+    """Measure the way from what the whole took and what the executor says it spent.
+
+    Only for an answer of the peer itself: further hops would count as slowness of the first link. A lease has no
+    beginning here (minus infinity): the thief's asking began it.
+    """
+    if message.node != message.state.node or began_s == -math.inf:
+        return None
+    way_s = max(0.0, trio.current_time() - began_s - message.waiting_s - message.service_s)
+    if input_bytes <= SMALL_BYTES:
+        return LinkSample(rtt_s=way_s, sent_bytes=input_bytes, sent_s=0.0)
+    return LinkSample(rtt_s=None, sent_bytes=input_bytes, sent_s=way_s)

@@ -1,0 +1,175 @@
+"""The state directory: who may use it, where things lie, and the boot counter.
+
+One daemon at a time holds the lock; a second one is refused with a clear message. The boot counter is raised and
+fsynced before anything is sent, because boards have no reliable clock to order their lives by.
+"""
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from gridnode.errors import NotJoinedError, StateDirectoryError
+
+PRIVATE_MODE: Final = 0o700
+
+
+class StateDirectory:
+    """Paths of one node's state; open() takes the lock.
+
+    Parameters
+    ----------
+    path : Path
+        The directory. create() makes it, readable by its owner alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def node_key(self) -> Path:
+        """The node's Ed25519 key."""
+        return self.path / "node.key"
+
+    @property
+    def certificate(self) -> Path:
+        """The node's certificate chain, PEM."""
+        return self.path / "node.crt"
+
+    @property
+    def authority(self) -> Path:
+        """The grid's CA certificate, PEM."""
+        return self.path / "ca.crt"
+
+    @property
+    def admit(self) -> Path:
+        """Directory of an admit node's intermediate CA and release-desk keys."""
+        return self.path / "admit"
+
+    @property
+    def invites(self) -> Path:
+        """Digests of outstanding invites."""
+        return self.path / "invites.json"
+
+    @property
+    def trust(self) -> Path:
+        """Mirror of the grid's signed state."""
+        return self.path / "trust"
+
+    @property
+    def store(self) -> Path:
+        """Model files and chunks."""
+        return self.path / "models"
+
+    @property
+    def profiles(self) -> Path:
+        """Measured service times."""
+        return self.path / "profiles.json"
+
+    @property
+    def cards(self) -> Path:
+        """Node cards of other nodes."""
+        return self.path / "cards.bin"
+
+    @property
+    def addresses(self) -> Path:
+        """Address book of the control plane."""
+        return self.path / "addresses.json"
+
+    @property
+    def revocations(self) -> Path:
+        """The newest revocation list."""
+        return self.path / "revocations.bin"
+
+    @property
+    def grid_time(self) -> Path:
+        """Newest signed time seen."""
+        return self.path / "gridtime"
+
+    @property
+    def grid(self) -> Path:
+        """Name and id of the grid."""
+        return self.path / "grid.json"
+
+    def create(self) -> None:
+        """Make the directory, for its owner alone."""
+        try:
+            self.path.mkdir(mode=PRIVATE_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateDirectoryError(
+                f"state directory {self.path} cannot be made: {error.strerror}; choose another with --state-dir"
+            ) from error
+
+    def open(self) -> None:
+        """Take the lock.
+
+        Raises
+        ------
+        NotJoinedError
+            There is no node in this directory.
+        StateDirectoryError
+            Another daemon uses it, or it cannot be read.
+        """
+        if not self.certificate.exists() or not self.node_key.exists():
+            raise NotJoinedError(
+                f"{self.path} holds no node: call 'gridnode grid create NAME' for a new grid or 'gridnode join TOKEN'"
+            )
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateDirectoryError(f"state directory {self.path} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise StateDirectoryError(
+                f"state directory {self.path} is in use by another daemon (process {holder or 'unknown'}); "
+                "stop that one or give this one its own --state-dir"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._lock = descriptor
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def next_epoch(self, *, at_least: int = 0) -> int:
+        """Raise the boot counter above ``at_least``, make it durable, and return it.
+
+        A damaged counter cannot be trusted and cannot be guessed; it restarts from ``at_least``, and a reply that
+        shows a higher epoch of ours makes the daemon call this again.
+        """
+        path = self.path / "epoch"
+        try:
+            last = int(path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            last = 0
+        epoch = max(last, at_least) + 1
+        write_durably(path, f"{epoch}\n".encode())
+        return epoch
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file so that after a power cut either the old or the new content is there, whole."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
