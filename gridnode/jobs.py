@@ -1,114 +1,129 @@
-"""The jobs at this node with their bytes: who waits for which answer, and what the answer was.
+"""What a session keeps: requests, open jobs and queries, links to daemons, and the names of bad ends. Pure.
 
-The core knows jobs by handle and keeps no bytes; this table keeps body, payload and the responder, and forgets a
-job at its one outcome.
+Owns records only; gridnode.session owns every rule by which they change.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import enum
 
 import msgspec
 
-from scheduler.types import Job, PeerState, Reason
-from transport.base import Buffer
+from gridnode.control import Buffer, JobDone, JobError, Query
+from gridnode.errors import (
+    DrainingError,
+    GridError,
+    InvalidInputError,
+    JobCancelledError,
+    JobDeadlineError,
+    JobFailedError,
+    JobRejectedError,
+    UnknownModelError,
+)
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A result on its way to whoever asked."""
+class LinkState(enum.Enum):
+    """Where a link stands."""
+
+    GREETING = "greeting"
+    READY = "ready"
+    LEAVING = "leaving"
+
+
+class Link:
+    """One connection to a daemon, as the session sees it; ``fault`` is set once it must be dropped."""
+
+    __slots__ = ("asked_s", "fault", "heard_s", "opened_s", "path", "state")
+
+    def __init__(self, path: str, now_s: float) -> None:
+        self.path = path
+        self.state = LinkState.GREETING
+        self.opened_s = now_s
+        self.heard_s = now_s
+        self.asked_s: float | None = None
+        self.fault: GridError | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is needed to send a job, and to send it again."""
 
     model: str
-    """Digest of the model that answered."""
-    node: str
-    """PeerID of the executor."""
-    hops: int
-    waiting_s: float
-    service_s: float
     body: bytes
-    payload: Buffer
+    parts: tuple[Buffer, ...] = ()
+    """The payload, in pieces that are sent one after the other; not to be changed before the job ended."""
+    payload_bytes: int = 0
+    rungs: bool = True
+    priority: int = 1
+    stream: str = ""
+    frame: int = 0
+    newest_wins: bool = False
+    tenant: str = ""
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a job without a result."""
+class Job:
+    """One open request; ``ended`` once ``done`` (with ``payload``) or ``error`` is set. Only the session changes it."""
 
-    reason: str
-    """A scheduler Reason, or bad_input."""
-    message: str = ""
+    __slots__ = (
+        "deadline_s",
+        "done",
+        "drained",
+        "ended",
+        "ended_s",
+        "error",
+        "key",
+        "link",
+        "losses",
+        "opened_s",
+        "payload",
+        "request",
+        "submissions",
+        "troubled_s",
+    )
 
-
-Outcome = Answer | Failure
-
-
-class Responder(Protocol):
-    """Takes what a job's origin is to hear. Calls do not block; exactly one of the last three ends the job."""
-
-    def accepted(self, state: PeerState) -> None:
-        """Say that the job is here and not done yet."""
-        ...
-
-    def progress(self, state: PeerState) -> None:
-        """Say that the job is still in hand."""
-        ...
-
-    def answer(self, answer: Answer, state: PeerState) -> None:
-        """Give the result."""
-        ...
-
-    def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
-        """Say that the job ended without a result."""
-        ...
-
-    def give_back(self, reason: Reason, state: PeerState, *, estimate_s: float | None) -> None:
-        """Give the job back unharmed."""
-        ...
-
-
-class JobEntry:
-    """One job at this node."""
-
-    __slots__ = ("body", "handle", "job", "payload", "responder", "started_s")
-
-    def __init__(self, *, handle: int, job: Job, body: bytes, payload: Sequence[Buffer], responder: Responder) -> None:
-        self.handle = handle
-        self.job = job
-        self.body = body
-        self.payload = payload
-        self.responder = responder
-        self.started_s = 0.0
-        """When its execution here began."""
+    def __init__(self, key: bytes, request: Request, *, opened_s: float, deadline_s: float | None) -> None:
+        self.key = key
+        self.request = request
+        self.opened_s = opened_s
+        self.deadline_s = deadline_s
+        self.link: Link | None = None
+        self.submissions = 0
+        self.losses = 0
+        self.troubled_s: float | None = opened_s
+        self.drained: JobError | None = None
+        self.ended = False
+        self.ended_s = 0.0
+        self.done: JobDone | None = None
+        self.payload: Buffer = b""
+        self.error: GridError | None = None
 
 
-class JobTable:
-    """All jobs at this node, by handle."""
+class Question:
+    """One open query; ``ended`` once ``document`` or ``error`` is set."""
 
-    def __init__(self) -> None:
-        self._entries: dict[int, JobEntry] = {}
-        self._minted = 0
+    __slots__ = ("document", "ended", "error", "link", "query", "until_s")
 
-    def mint(self) -> int:
-        """Return a new handle."""
-        self._minted += 1
-        return self._minted
+    def __init__(self, query: Query, *, until_s: float) -> None:
+        self.query = query
+        self.until_s = until_s
+        self.link: Link | None = None
+        self.ended = False
+        self.document = b""
+        self.error: GridError | None = None
 
-    def add(self, entry: JobEntry) -> None:
-        """Keep a job until its outcome."""
-        self._entries[entry.handle] = entry
 
-    def get(self, handle: int) -> JobEntry | None:
-        """Return a job; None when its outcome is already out."""
-        return self._entries.get(handle)
-
-    def pop(self, handle: int) -> JobEntry | None:
-        """Forget a job and return it."""
-        return self._entries.pop(handle, None)
-
-    def open_keys_of(self, origin: Responder) -> Iterator[bytes]:
-        """Iterate over the keys of the open jobs that came with a responder."""
-        return (entry.job.key for entry in self._entries.values() if entry.responder is origin)
-
-    def __len__(self) -> int:
-        """Return how many jobs are at this node."""
-        return len(self._entries)
-
-    def payload_bytes(self) -> int:
-        """Return the bytes of input held for them."""
-        return sum(len(part) for entry in self._entries.values() for part in entry.payload)
+def error_of(message: JobError) -> GridError:
+    """Turn the named end of a job into the error its caller meets."""
+    reason, text = message.reason, message.message or f"the grid ended the job: {message.reason}"
+    match reason:
+        case "deadline" | "expired":
+            return JobDeadlineError(text, reason=reason, estimate_s=message.estimate_s)
+        case "queue_full" | "no_room" | "hop_limit" | "already_visited" | "superseded":
+            return JobRejectedError(text, reason=reason, estimate_s=message.estimate_s)
+        case "draining":
+            return DrainingError(text, entries=message.entries)
+        case "unknown_model":
+            return UnknownModelError(text)
+        case "cancelled":
+            return JobCancelledError(text)
+        case "bad_input":
+            return InvalidInputError(text)
+        case _:
+            return JobFailedError(text, reason=reason)

@@ -1,0 +1,538 @@
+"""The promise of the client: each key ends exactly once, whatever becomes of daemons and connections. Pure.
+
+Owns keys, open jobs with all that is needed to send them again, links (connections to daemons) and the rules below.
+Knows no socket, thread, event loop or clock: Grid and AsyncGrid feed it and carry its frames.
+
+A *link* is GREETING until the daemon's hello, then READY; LEAVING once its daemon drains: it gets no new job, and is
+let go when its last job ended. At most one link is GREETING or READY.
+
+A *job* is unplaced or placed on one link. It is placed on the READY link, and unplaced again when its link is lost
+or its daemon answers ``draining``. It ends with its first outcome; later ones are dropped and counted. An unplaced
+job ends at its deadline, or after ``patience_s`` without one; a placed job ends GRACE_S after its deadline.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from gridnode.control import (
+    CLIENT_ID_BYTES,
+    VERSION,
+    Answer,
+    Buffer,
+    CancelJob,
+    ClientHello,
+    Goodbye,
+    JobDone,
+    JobError,
+    Query,
+    ServerHello,
+    ServerMessage,
+    Submit,
+    encode_frame,
+    make_key,
+)
+from gridnode.entries import Entries
+from gridnode.errors import (
+    DaemonUnreachableError,
+    DrainingError,
+    GridError,
+    JobCancelledError,
+    JobDeadlineError,
+    JobFailedError,
+    JobRejectedError,
+    ProtocolError,
+)
+from gridnode.jobs import Job, Link, LinkState, Question, Request, error_of
+
+OPEN_JOBS_MAX: Final = 1024
+"""Jobs a client keeps open at once; a program that has more submits faster than it listens."""
+OPEN_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Payload bytes of all open jobs: they are kept so that they can be sent again."""
+QUESTIONS_MAX: Final = 64
+"""Queries open at once."""
+PATIENCE_S: Final = 30.0
+"""Time a job without a deadline waits for a daemon that takes it: a daemon's restart takes seconds."""
+GRACE_S: Final = 0.25
+"""Time past its deadline that a placed job waits: the daemon's refusal starts at the deadline and takes a while."""
+HELLO_S: Final = 2.0
+"""Time a daemon has for its hello; it sends it before it looks at anything else."""
+PING_S: Final = 2.0
+"""Silence on a link with open work after which the daemon is asked for a sign of life."""
+SILENCE_S: Final = 3.0
+"""Time the daemon has for that sign; a stopped process keeps its socket open and would be waited for without end."""
+LOSSES_MAX: Final = 5
+"""Links a job may lose before it ends as lost: a job that takes its daemon down must not do so for ever."""
+BUDGET_MAX_S: Final = 1e6
+"""Largest budget that a Submit holds."""
+_PING_NUMBER: Final = 0
+
+QueryKind = Literal["status", "peers", "models", "explain", "revoke", "invite", "reload_trust"]
+_REPEATABLE: Final = frozenset({"status", "peers", "models", "explain"})
+
+
+Frame = tuple[Link, bytes, tuple[Buffer, ...]]
+"""What is to be sent: on which link, prefix and header, and the payload's pieces."""
+
+
+class Session:
+    """All open jobs and links of one client.
+
+    Parameters
+    ----------
+    client : bytes
+        16 random bytes, the head of all keys.
+    entries : Entries
+        Sockets to try.
+    patience_s : float, default PATIENCE_S
+        Time a job without a deadline waits for a daemon that takes it, in seconds.
+    """
+
+    def __init__(self, client: bytes, entries: Entries, *, patience_s: float = PATIENCE_S) -> None:
+        if len(client) != CLIENT_ID_BYTES:
+            raise ValueError(f"client id has {len(client)} bytes, it needs {CLIENT_ID_BYTES}")
+        self.client = client
+        self.entries = entries
+        self.late_answers = 0
+        self.resubmissions = 0
+        self._patience_s = patience_s
+        self._minted = 0
+        self._numbers = _PING_NUMBER
+        self._was_greeted = False
+        self._open_bytes = 0
+        self._jobs: dict[bytes, Job] = {}
+        self._questions: dict[int, Question] = {}
+        self._unplaced: deque[Job | Question] = deque()
+        self._links: list[Link] = []
+        self._outgoing: list[Frame] = []
+        self._ended: list[Job | Question] = []
+
+    # ------------------------------------------------------------ what the program asks
+
+    def open(self, request: Request, *, budget_s: float | None, now_s: float) -> Job:
+        """Open a job under a fresh key.
+
+        Parameters
+        ----------
+        request : Request
+            What to send.
+        budget_s : float or None
+            Time until the answer is worth nothing, in seconds; None leaves it to the daemon.
+        now_s : float
+            Local monotonic time in seconds.
+
+        Raises
+        ------
+        JobDeadlineError
+            The budget is spent already.
+        JobRejectedError
+            Too many jobs or bytes are open; the program submits faster than it waits for results.
+        """
+        if budget_s is not None and not budget_s > 0:
+            raise JobDeadlineError(f"deadline is {budget_s} s from now, it must be > 0", reason="deadline")
+        self._check_room(request)
+        if not self._was_greeted and not self._jobs:
+            self.entries.forgive()
+        self._minted += 1
+        key = make_key(self.client, self._minted)
+        job = Job(key, request, opened_s=now_s, deadline_s=None if budget_s is None else now_s + budget_s)
+        self._jobs[key] = job
+        self._open_bytes += request.payload_bytes
+        self._unplaced.append(job)
+        return job
+
+    def cancel(self, job: Job, *, now_s: float, why: str = "the job was cancelled by its submitter") -> bool:
+        """End a job as cancelled and tell the daemon; returns False for a job that ended before."""
+        if job.ended:
+            return False
+        if job.link is not None:
+            self._outgoing.append((job.link, encode_frame(CancelJob(key=job.key)), ()))
+        self._end(job, now_s=now_s, error=JobCancelledError(why))
+        return True
+
+    def ask(self, what: QueryKind, argument: str = "", *, within_s: float, now_s: float) -> Question:
+        """Open a query; raises JobRejectedError when QUESTIONS_MAX are open."""
+        if len(self._questions) >= QUESTIONS_MAX:
+            raise JobRejectedError(f"{QUESTIONS_MAX} queries are open, the most allowed; wait for answers")
+        if not self._was_greeted and not self._jobs and not self._questions:
+            self.entries.forgive()
+        self._numbers += 1
+        query = Query(number=self._numbers, what=what, argument=argument)
+        question = Question(query, until_s=now_s + within_s)
+        self._questions[query.number] = question
+        self._unplaced.append(question)
+        return question
+
+    def forget(self, question: Question) -> None:
+        """Drop a query nobody waits for any more."""
+        if not question.ended:
+            self._answer(question, error=JobCancelledError("the query was cancelled"))
+
+    # ------------------------------------------------------------ links
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """All links, the one in use last."""
+        return tuple(self._links)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any job or query waits for an outcome."""
+        return bool(self._jobs or self._questions)
+
+    @property
+    def is_reaching(self) -> bool:
+        """Whether a link is in use or greeting, so that unplaced work will move soon."""
+        return any(link.state is not LinkState.LEAVING for link in self._links)
+
+    def choose_entry(self, now_s: float) -> str | None:
+        """Return the socket to connect to now; None while none is needed or all pause."""
+        if self.is_reaching or not self._unplaced:
+            return None
+        return self.entries.choose(now_s, busy=[link.path for link in self._links])
+
+    def connected(self, path: str, *, now_s: float) -> Link:
+        """Take a fresh connection; its hello is queued for sending."""
+        assert not self.is_reaching, "one link is in use at a time"
+        link = Link(path, now_s)
+        self._links.append(link)
+        self._outgoing.append((link, encode_frame(ClientHello(client=self.client)), ()))
+        return link
+
+    def refused(self, path: str, trouble: str, *, now_s: float) -> None:
+        """Note that a socket could not be connected to."""
+        self.entries.note_failure(path, trouble, now_s=now_s)
+        self._give_up_when_never_greeted(now_s)
+
+    def lost(self, link: Link, trouble: GridError, *, now_s: float) -> None:
+        """Note that a connection is gone: its open jobs are to be sent again under the same keys."""
+        if link not in self._links:
+            return
+        self._links.remove(link)
+        self._outgoing = [frame for frame in self._outgoing if frame[0] is not link]
+        if link.state is not LinkState.LEAVING:
+            self.entries.note_failure(link.path, _trouble(trouble), now_s=now_s)
+        for job in [job for job in self._jobs.values() if job.link is link]:
+            self._replace_lost(job, trouble, now_s=now_s)
+        for question in [question for question in self._questions.values() if question.link is link]:
+            self._replace_question(question)
+        self._give_up_when_never_greeted(now_s)
+
+    def finished_links(self) -> list[Link]:
+        """Return the links whose connection is to be closed, then reported by lost: faulty, or left and empty."""
+        busy = {id(job.link) for job in self._jobs.values()} | {id(q.link) for q in self._questions.values()}
+        left = LinkState.LEAVING
+        return [link for link in self._links if link.fault or (link.state is left and id(link) not in busy)]
+
+    def to_send(self, now_s: float) -> list[Frame]:
+        """Return the frames to be sent now, in order; jobs are placed by this call."""
+        link = next((link for link in self._links if link.state is LinkState.READY and not link.fault), None)
+        while link is not None and self._unplaced:
+            work = self._unplaced.popleft()
+            if not work.ended:
+                self._place(work, link, now_s=now_s)
+        frames, self._outgoing = self._outgoing, []
+        return frames
+
+    # ------------------------------------------------------------ what the daemon says
+
+    def received(self, link: Link, message: ServerMessage, payload: Buffer, *, now_s: float) -> None:
+        """Take one frame of the daemon.
+
+        Raises
+        ------
+        ProtocolError
+            The daemon broke the protocol; the caller drops the connection and reports it by ``lost``.
+        """
+        link.heard_s, link.asked_s = now_s, None
+        if isinstance(message, ServerHello):
+            self._greet(link, message, now_s=now_s)
+        elif isinstance(message, Goodbye):
+            self._take_goodbye(link, message, now_s=now_s)
+        elif link.state is LinkState.GREETING:
+            raise ProtocolError(f"daemon at {link.path} sent {type(message).__name__} before its hello")
+        elif isinstance(message, Answer):
+            self._take_answer(message)
+        else:
+            self._take_outcome(link, message, payload, now_s=now_s)
+
+    # ------------------------------------------------------------ time
+
+    def tick(self, now_s: float) -> None:
+        """End what is overdue, and ask silent daemons for a sign of life."""
+        for job in [job for job in self._jobs.values() if self._due_s(job) <= now_s]:
+            self._end(job, now_s=now_s, error=self._overdue(job))
+        for question in [question for question in self._questions.values() if question.until_s <= now_s]:
+            self._answer(question, error=self._unanswered(question))
+        for link in self._links:
+            self._watch(link, now_s)
+
+    def next_deadline_s(self) -> float | None:
+        """Return when tick, or choose_entry, is next worth a call; None when nothing is due by itself."""
+        due = [self._due_s(job) for job in self._jobs.values()]
+        due += [question.until_s for question in self._questions.values()]
+        due += [due_s for link in self._links if (due_s := self._link_due_s(link)) is not None]
+        if self._unplaced and not self.is_reaching:
+            try_s = self.entries.next_try_s(busy=[link.path for link in self._links])
+            due += [] if try_s is None else [try_s]
+        soonest = min(due, default=float("inf"))
+        return None if soonest == float("inf") else soonest
+
+    def take_ended(self) -> list[Job | Question]:
+        """Return what ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def close(self, now_s: float) -> None:
+        """End all that is open; the caller closes the connections."""
+        for job in list(self._jobs.values()):
+            self._end(job, now_s=now_s, error=JobCancelledError("the grid object was closed while the job was open"))
+        for question in list(self._questions.values()):
+            self._answer(question, error=JobCancelledError("the grid object was closed while the query was open"))
+        self._outgoing.clear()
+        self._unplaced.clear()
+        self._links.clear()
+
+    # ------------------------------------------------------------ placing
+
+    def _check_room(self, request: Request) -> None:
+        """Refuse a job past the bounds of this client."""
+        if len(self._jobs) >= OPEN_JOBS_MAX:
+            raise JobRejectedError(
+                f"{OPEN_JOBS_MAX} jobs are open, the most a client may have; wait for results before submitting more",
+                reason="client_full",
+            )
+        if self._jobs and self._open_bytes + request.payload_bytes > OPEN_BYTES_MAX:
+            raise JobRejectedError(
+                f"open jobs hold {self._open_bytes} bytes and this one {request.payload_bytes}, at most "
+                f"{OPEN_BYTES_MAX} are kept; wait for results before submitting more",
+                reason="client_full",
+            )
+
+    def _place(self, work: Job | Question, link: Link, *, now_s: float) -> None:
+        """Queue a job or query for sending on a link."""
+        if isinstance(work, Question):
+            work.link = link
+            self._outgoing.append((link, encode_frame(work.query), ()))
+            return
+        if work.deadline_s is not None and work.deadline_s <= now_s:
+            self._end(work, now_s=now_s, error=self._overdue(work))
+            return
+        if not self._has_work(link):
+            link.heard_s = now_s  # an idle daemon owes no word; its silence counts from now
+        work.link = link
+        work.submissions += 1
+        if work.submissions == 1:
+            work.troubled_s = None
+        else:
+            self.resubmissions += 1
+        self._outgoing.append((link, self._submit(work, now_s), work.request.parts))
+
+    def _submit(self, job: Job, now_s: float) -> bytes:
+        """Encode a job with the budget that is left."""
+        request = job.request
+        message = Submit(
+            key=job.key,
+            model=request.model,
+            rungs=request.rungs,
+            budget_s=None if job.deadline_s is None else min(job.deadline_s - now_s, BUDGET_MAX_S),
+            priority=request.priority,
+            stream=request.stream,
+            frame=request.frame,
+            newest_wins=request.newest_wins,
+            tenant=request.tenant,
+            body=request.body,
+        )
+        return encode_frame(message, request.payload_bytes)
+
+    def _replace_lost(self, job: Job, trouble: GridError, *, now_s: float) -> None:
+        """Unplace a job whose link is gone, or end it when that happened too often."""
+        job.losses += 1
+        job.link = None
+        job.troubled_s = now_s
+        if job.losses >= LOSSES_MAX:
+            why = f"the job's daemon was lost {job.losses} times while it had the job, last: {trouble}"
+            self._end(job, now_s=now_s, error=JobFailedError(why, reason="lost"))
+        else:
+            self._unplaced.append(job)
+
+    def _replace_question(self, question: Question) -> None:
+        """Ask again what may be asked twice; end the rest."""
+        question.link = None
+        if question.query.what in _REPEATABLE:
+            self._unplaced.append(question)
+        else:
+            text = f"the daemon went away during {question.query.what!r}, which may or may not be done; look at status"
+            self._answer(question, error=DaemonUnreachableError(text))
+
+    def _give_up_when_never_greeted(self, now_s: float) -> None:
+        """End all work at once when no entry ever worked: waiting helps only where a daemon was."""
+        if self._was_greeted or not self.entries.all_failed:
+            return
+        for job in list(self._jobs.values()):
+            self._end(job, now_s=now_s, error=self.entries.error())
+        for question in list(self._questions.values()):
+            self._answer(question, error=self.entries.error())
+
+    # ------------------------------------------------------------ frames
+
+    def _greet(self, link: Link, hello: ServerHello, *, now_s: float) -> None:
+        """Take the daemon's hello."""
+        if link.state is not LinkState.GREETING:
+            raise ProtocolError(f"daemon at {link.path} greeted twice")
+        if hello.version != VERSION:
+            raise ProtocolError(
+                f"daemon at {link.path} speaks version {hello.version} of the local protocol, this client {VERSION}; "
+                "install the same gridnode in both places"
+            )
+        self._was_greeted = True
+        link.state = LinkState.READY
+        self.entries.note_success(link.path)
+        self.entries.learn(hello.entries)
+        if hello.draining:
+            self._leave(link, now_s)
+
+    def _take_goodbye(self, link: Link, message: Goodbye, *, now_s: float) -> None:
+        """Stop using a link; what is open there may still be answered."""
+        self.entries.learn(message.entries)
+        if message.reason != "draining":
+            raise ProtocolError(f"daemon at {link.path} ended the connection: {message.reason}")
+        self._leave(link, now_s)
+
+    def _leave(self, link: Link, now_s: float) -> None:
+        """Place nothing more on a link of a draining daemon."""
+        link.state = LinkState.LEAVING
+        self.entries.note_draining(link.path, now_s=now_s)
+
+    def _take_answer(self, message: Answer) -> None:
+        """Take the answer to a query; an answer nobody waits for is a sign of life or late."""
+        question = self._questions.get(message.number)
+        if question is None:
+            return
+        question.document = message.document
+        self._answer(question, error=GridError(message.error) if message.error else None)
+
+    def _take_outcome(self, link: Link, message: JobDone | JobError, payload: Buffer, *, now_s: float) -> None:
+        """Take what became of a job; the first outcome of a key wins."""
+        job = self._jobs.get(message.key)
+        if job is None:
+            self._count_late(link, message)
+        elif isinstance(message, JobDone):
+            job.done, job.payload = message, payload
+            self._end(job, now_s=now_s, error=None)
+        elif job.link is not link:
+            self.late_answers += 1  # of a placement that was given up; the job lives on elsewhere
+        elif message.reason == "draining":
+            self._move_on(job, link, message, now_s=now_s)
+        else:
+            self._end(job, now_s=now_s, error=error_of(message))
+
+    def _count_late(self, link: Link, message: JobDone | JobError) -> None:
+        """Count an outcome of an ended job; the echo of our own cancel is none."""
+        minted = int.from_bytes(message.key[CLIENT_ID_BYTES:], "big")
+        if message.key[:CLIENT_ID_BYTES] != self.client or not 0 < minted <= self._minted:
+            raise ProtocolError(f"daemon at {link.path} answered key {message.key.hex()}, which is not ours")
+        if isinstance(message, JobDone) or message.reason != "cancelled":
+            self.late_answers += 1
+
+    def _move_on(self, job: Job, link: Link, message: JobError, *, now_s: float) -> None:
+        """Unplace a job that a draining daemon gave back, to be sent to another entry."""
+        self.entries.learn(message.entries)
+        if link.state is LinkState.READY:
+            self._leave(link, now_s)
+        job.link = None
+        job.drained = message
+        job.troubled_s = now_s if job.troubled_s is None else job.troubled_s
+        self._unplaced.append(job)
+
+    # ------------------------------------------------------------ ends
+
+    def _end(self, job: Job, *, now_s: float, error: GridError | None) -> None:
+        """Give a job its one outcome."""
+        assert not job.ended, "a key ends once"
+        del self._jobs[job.key]
+        self._open_bytes -= job.request.payload_bytes
+        job.error = error
+        job.ended = True
+        job.ended_s = now_s
+        job.link = None
+        self._drop_unplaced(job)
+        self._ended.append(job)
+
+    def _answer(self, question: Question, *, error: GridError | None) -> None:
+        """End a query."""
+        del self._questions[question.query.number]
+        question.error = error
+        question.ended = True
+        question.link = None
+        self._drop_unplaced(question)
+        self._ended.append(question)
+
+    def _drop_unplaced(self, work: Job | Question) -> None:
+        """Let go of ended work that waits for a link, so that none is sought for it."""
+        if work in self._unplaced:
+            self._unplaced.remove(work)
+
+    def _due_s(self, job: Job) -> float:
+        """Return when a job ends by itself; infinite while a daemon has it and it has no deadline."""
+        if job.deadline_s is not None:
+            return job.deadline_s + (GRACE_S if job.link is not None else 0.0)
+        if job.link is not None or job.troubled_s is None:
+            return float("inf")
+        return job.troubled_s + self._patience_s
+
+    def _overdue(self, job: Job) -> GridError:
+        """Tell why a job was not answered in time."""
+        if job.link is None and job.drained is not None:
+            entries = self.entries.paths
+            text = f"every daemon is shutting down ({', '.join(entries)}), last: {job.drained.message}; submit later"
+            return DrainingError(text, entries=entries)
+        if job.link is None and not self.is_reaching:
+            return self.entries.error()
+        budget_s = 0.0 if job.deadline_s is None else job.deadline_s - job.opened_s
+        where = "none was reached" if job.link is None else f"{job.link.path} has the job"
+        text = (
+            f"no daemon answered within the deadline of {budget_s:.3f} s ({where}); allow more time or a smaller model"
+        )
+        return JobDeadlineError(text, reason="deadline")
+
+    def _unanswered(self, question: Question) -> GridError:
+        """Tell why a query was not answered in time."""
+        if question.link is None:
+            return self.entries.error()
+        return DaemonUnreachableError(
+            f"daemon at {question.link.path} did not answer {question.query.what!r} in time; see its log"
+        )
+
+    # ------------------------------------------------------------ silence
+
+    def _has_work(self, link: Link) -> bool:
+        """Whether the daemon owes us a word on this link."""
+        jobs: Iterator[Job | Question] = iter(self._jobs.values())
+        return any(w.link is link for w in jobs) or any(q.link is link for q in self._questions.values())
+
+    def _link_due_s(self, link: Link) -> float | None:
+        """Return when a link's silence calls for action."""
+        if link.state is LinkState.GREETING:
+            return link.opened_s + HELLO_S
+        if not self._has_work(link):
+            return None
+        return link.heard_s + PING_S if link.asked_s is None else link.asked_s + SILENCE_S
+
+    def _watch(self, link: Link, now_s: float) -> None:
+        """Ask a silent daemon for a sign of life, and give its link up when none comes."""
+        due_s = self._link_due_s(link)
+        if due_s is None or now_s < due_s or link.fault is not None:
+            return
+        if link.state is LinkState.GREETING:
+            link.fault = DaemonUnreachableError(f"accepts connections but did not greet within {HELLO_S} s")
+        elif link.asked_s is None:
+            link.asked_s = now_s
+            self._outgoing.append((link, encode_frame(Query(number=_PING_NUMBER, what="status")), ()))
+        else:
+            link.fault = DaemonUnreachableError(f"gave no sign of life for {PING_S + SILENCE_S} s")
+
+
+def _trouble(error: GridError) -> GridError | str:
+    """Keep a broken protocol apart from an absent daemon."""
+    return error if isinstance(error, ProtocolError) else str(error)
