@@ -1,0 +1,244 @@
+"""One data connection: frames over TLS, with a time limit on every frame that has begun.
+
+Owns sending and receiving of data messages on one certified connection. Knows nothing of pools, addresses or
+what the messages mean.
+
+A peer that stops in the middle of a frame, or stops reading one, must not hold a buffer or a task for ever
+(slow-loris): a frame may take `stall_s` plus its size over `slowest_rate`. Between frames no limit holds; the
+caller has one.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import msgspec
+import trio
+
+from transport import wire
+from transport.base import Buffer
+from transport.certificates import PeerCertificate
+from transport.framing import Frame, FrameReceiver, encode_prefix, total_bytes
+from transport.securestream import SecureStream
+from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
+
+
+class FrameLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of a frame."""
+
+    payload_max_bytes: int = wire.PAYLOAD_MAX_BYTES
+    """Largest payload taken or sent."""
+    stall_s: float = 10.0
+    """Time for a frame of no size, in seconds: several retransmissions on a bad radio link."""
+    slowest_rate: float = 64 * 1024
+    """Bytes per second below which a peer counts as stalled: a picture of 150 kB then takes over 2 s, useless."""
+    receive_budget_bytes: int = 256 * 1024 * 1024
+    """Payloads being received at once, over all connections of the node; more wait in the kernel's buffers."""
+
+    def time_s(self, size_bytes: int) -> float:
+        """Return how long a frame of this size may take, in seconds."""
+        return self.stall_s + size_bytes / self.slowest_rate
+
+
+class ByteBudget:
+    """Bytes that may be allocated at once; who finds none waits.
+
+    Parameters
+    ----------
+    total_bytes : int
+        The bound; a single request above it is served alone.
+    """
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total_bytes = total_bytes
+        self._used_bytes = 0
+        self._lot = trio.lowlevel.ParkingLot()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes taken now."""
+        return self._used_bytes
+
+    async def take(self, count: int) -> None:
+        """Wait until so many bytes are free, and take them."""
+        while self._used_bytes and self._used_bytes + count > self._total_bytes:
+            await self._lot.park()
+        self._used_bytes += count
+
+    def give_back(self, count: int) -> None:
+        """Free bytes."""
+        self._used_bytes -= count
+        self._lot.unpark_all()
+
+
+class Traffic:
+    """Counters of all connections of a node."""
+
+    def __init__(self) -> None:
+        self.frames_sent = 0
+        self.frames_received = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+
+
+class Connection:
+    """Frames with one certified peer.
+
+    Parameters
+    ----------
+    stream : SecureStream
+        After the handshake; owned by this object from now on.
+    certificate : PeerCertificate
+        Of the peer.
+    limits : FrameLimits
+        Bounds of a frame.
+    budget : ByteBudget
+        Shared by all connections of the node.
+    traffic : Traffic
+        Shared counters.
+    on_close : callable
+        Called once, with this object, when it is closed by either side.
+    """
+
+    def __init__(
+        self,
+        stream: SecureStream,
+        certificate: PeerCertificate,
+        *,
+        limits: FrameLimits,
+        budget: ByteBudget,
+        traffic: Traffic,
+        on_close: Callable[["Connection"], None],
+    ) -> None:
+        self.certificate = certificate
+        self.idle_since_s = math.inf
+        """When it last became idle, on trio's clock, in seconds; infinite while in use."""
+        self._stream = stream
+        self._limits = limits
+        self._budget = budget
+        self._traffic = traffic
+        self._on_close = on_close
+        self._receiver = FrameReceiver(payload_max_bytes=limits.payload_max_bytes)
+        self._taken_bytes = 0
+        self._deadline_s = math.inf
+
+    @property
+    def peer(self) -> str:
+        """Certified PeerID of the other side."""
+        return self.certificate.node
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is of no more use."""
+        return self._stream.is_closed
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether a new exchange may begin on it: open, and nothing arrived that nobody asked for."""
+        return self._receiver.is_between_frames and self._stream.is_quiet()
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether it is open and no frame is half received."""
+        return self._receiver.is_between_frames and not self._stream.is_closed
+
+    async def send(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
+        """Send a frame. Cancelling it half way closes the connection.
+
+        Raises
+        ------
+        PeerUnreachableError
+            The connection broke, or the peer does not read.
+        LocalProtocolError, FrameTooLargeError
+            The message is too large: the caller's fault; nothing was sent.
+        """
+        header = wire.encode(message)
+        size = total_bytes(payload)
+        prefix = encode_prefix(header, size, payload_max_bytes=self._limits.payload_max_bytes)
+        allowed_s = self._limits.time_s(size)
+        try:
+            with trio.fail_after(allowed_s):
+                await self._stream.send([prefix + header, *payload])
+        except trio.TooSlowError as error:
+            self.close()
+            message_text = f"{self.peer} did not take a frame of {size} bytes within {allowed_s:.1f} s"
+            raise PeerUnreachableError(message_text) from error
+        except PeerUnreachableError:
+            self.close()
+            raise
+        finally:
+            if self._stream.is_closed:  # cancelled half way
+                self.close()
+        self._traffic.frames_sent += 1
+        self._traffic.bytes_sent += len(prefix) + len(header) + size
+
+    async def receive(self, *, patience_s: float = math.inf) -> tuple[DataMessage, memoryview]:
+        """Receive a frame. Cancelling it loses nothing.
+
+        Parameters
+        ----------
+        patience_s : float
+            How long the next frame may take to begin, in seconds.
+
+        Raises
+        ------
+        PeerUnreachableError
+            The connection broke or ended, or no frame began.
+        RemoteProtocolError, FrameTooLargeError
+            The peer sent nonsense or stalled in a frame; the connection is closed.
+        """
+        try:
+            frame = await self._receive_frame(trio.current_time() + patience_s)
+            message = wire.decode_data(frame.header)
+        except TransportError:
+            self.close()
+            raise
+        self._traffic.frames_received += 1
+        self._traffic.bytes_received += len(frame.header) + len(frame.payload)
+        return message, frame.payload
+
+    async def _receive_frame(self, patient_until_s: float) -> Frame:
+        while True:
+            await self._take_budget()
+            is_fresh = self._receiver.is_between_frames
+            with trio.CancelScope(deadline=patient_until_s if is_fresh else self._deadline_s) as scope:
+                count = await self._stream.receive_into(self._receiver.wanted())
+            if scope.cancelled_caught and is_fresh:
+                raise PeerUnreachableError(f"{self.peer} was silent for too long")
+            if scope.cancelled_caught:
+                raise RemoteProtocolError(f"{self.peer} began a frame and stopped in the middle of it")
+            if count == 0:
+                where = "" if is_fresh else " in the middle of a frame"
+                raise PeerUnreachableError(f"{self.peer} closed the connection{where}")
+            if is_fresh:
+                self._deadline_s = trio.current_time() + self._limits.stall_s
+            frame = self._receiver.filled(count)
+            if frame is not None:
+                self._deadline_s = math.inf
+                self._give_budget_back()
+                return frame
+
+    async def _take_budget(self) -> None:
+        """Before a payload is allocated; waiting here is our doing, so the frame's time starts afterwards."""
+        due = self._receiver.payload_bytes_due
+        if due and not self._taken_bytes:
+            await self._budget.take(due)
+            if self.is_closed:  # meanwhile, by close_peer
+                self._budget.give_back(due)
+                raise PeerUnreachableError("the connection was closed on this side")
+            self._taken_bytes = due
+            self._deadline_s = trio.current_time() + self._limits.time_s(due)
+
+    def _give_budget_back(self) -> None:
+        self._budget.give_back(self._taken_bytes)
+        self._taken_bytes = 0
+
+    def close(self) -> None:
+        """Close at once; tasks inside get PeerUnreachableError."""
+        self._stream.close()
+        self._give_budget_back()
+        on_close, self._on_close = self._on_close, _nobody
+        on_close(self)
+
+
+def _nobody(_connection: Connection) -> None:
+    """Stand in for the listener that has been told."""
