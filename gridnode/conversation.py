@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import trio
 
 from gridnode.driver import Driver
-from gridnode.jobs import Answer, Failure, JobEntry, JobTable
+from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
 from gridnode.nurseries import collapsing
 from gridnode.translate import job_from_wire, state_to_wire
 from scheduler.events import CancelRequested, JobArrived

@@ -36,8 +36,8 @@ from gridnode.control import (
 )
 from gridnode.driver import Driver
 from gridnode.errors import GridError, ProtocolError, StateDirectoryError, UnknownModelError
-from gridnode.jobs import Answer as JobAnswer
-from gridnode.jobs import Failure, JobEntry, JobTable
+from gridnode.jobtable import Answer as JobAnswer
+from gridnode.jobtable import Failure, JobEntry, JobTable
 from gridnode.localsocket import FrameReader, send_parts
 from gridnode.logs import EventLog
 from gridnode.nurseries import collapsing

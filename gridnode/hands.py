@@ -11,7 +11,7 @@ import trio
 
 from gridnode.driver import Driver
 from gridnode.inbound import Inbound
-from gridnode.jobs import Answer, Failure, JobEntry, JobTable
+from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
 from gridnode.logs import EventLog, short
 from gridnode.outbound import Outbound
 from gridnode.report import Report

@@ -10,7 +10,7 @@ import trio
 from gridnode.config import HANDOVER_TIMEOUT_S
 from gridnode.conversation import Conversation
 from gridnode.driver import Driver
-from gridnode.jobs import JobEntry, JobTable
+from gridnode.jobtable import JobEntry, JobTable
 from gridnode.outbound import Outbound
 from gridnode.translate import job_from_wire, job_to_wire, state_from_wire, state_to_wire
 from scheduler.actions import Accept, GrantLease, NackOffer

@@ -14,7 +14,7 @@ import trio
 from gridnode.config import HANDOVER_TIMEOUT_S
 from gridnode.conversation import Conversation
 from gridnode.driver import Driver
-from gridnode.jobs import Answer, Failure, JobEntry, JobTable
+from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
 from gridnode.logs import EventLog, short
 from gridnode.translate import job_to_wire, reason_from_wire, state_from_wire, state_to_wire
 from scheduler.actions import Offer, Send, Steal

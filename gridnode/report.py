@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from gridnode.jobs import Answer
+from gridnode.jobtable import Answer
 from scheduler.types import Job
 
 SECONDS_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -6,11 +6,11 @@ fsynced before anything is sent, because boards have no reliable clock to order 
 
 import fcntl
 import os
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from gridnode.errors import NotJoinedError, StateDirectoryError
+from transport.files import write_atomically
 
 PRIVATE_MODE: Final = 0o700
 
@@ -47,6 +47,31 @@ class StateDirectory:
     def admit(self) -> Path:
         """Directory of an admit node's intermediate CA and release-desk keys."""
         return self.path / "admit"
+
+    @property
+    def desk_key(self) -> Path:
+        """Key of the release desk."""
+        return self.admit / "desk.pem"
+
+    @property
+    def desk(self) -> Path:
+        """The release desk's copy of the signed state."""
+        return self.admit / "repository"
+
+    @property
+    def intermediate_key(self) -> Path:
+        """Key of the intermediate CA."""
+        return self.admit / "intermediate.key"
+
+    @property
+    def intermediate(self) -> Path:
+        """Certificate of the intermediate CA."""
+        return self.admit / "intermediate.crt"
+
+    @property
+    def inbox(self) -> Path:
+        """Where the owner's tool leaves a publication for the daemon."""
+        return self.path / "publication.bin"
 
     @property
     def invites(self) -> Path:
@@ -151,25 +176,5 @@ class StateDirectory:
         except (OSError, ValueError):
             last = 0
         epoch = max(last, at_least) + 1
-        write_durably(path, f"{epoch}\n".encode())
+        write_atomically(path, f"{epoch}\n".encode())
         return epoch
-
-
-def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace a file so that after a power cut either the old or the new content is there, whole."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

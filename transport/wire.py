@@ -25,6 +25,8 @@ GOSSIP_MAX_BYTES: Final = 4096
 """Largest gossip message. A state record takes under 256 B, a node card under 2 KiB."""
 STATE_MAX_BYTES: Final = 256
 CARD_MAX_BYTES: Final = 2048
+CARDS_PER_MESSAGE_MAX: Final = 24
+"""Cards in one message: as many as surely fit a header."""
 HEADER_MAX_BYTES: Final = 64 * 1024
 """Largest frame header; the longest holds a request body of a few dozen tensors."""
 PAYLOAD_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -294,15 +296,21 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="table
 
 
 class CardRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="card_request"):
-    """Asks for the cards of these nodes; an empty list asks for all that the peer holds, up to 64."""
+    """Asks for node cards; brings the asker's own, so that the first contact makes both sides known."""
 
-    nodes: Annotated[tuple[NodeText, ...], Meta(max_length=64)]
+    nodes: Annotated[tuple[NodeText, ...], Meta(max_length=CARDS_PER_MESSAGE_MAX)] = ()
+    """Whose; empty for a page of all that the peer holds, sorted by node."""
+    after: Annotated[str, Meta(max_length=80)] = ""
+    """Last node of the page before."""
+    own: Annotated[bytes, Meta(max_length=CARD_MAX_BYTES)] | None = None
 
 
 class Cards(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="cards"):
     """Node cards, as their bytes."""
 
-    cards: Annotated[tuple[Annotated[bytes, Meta(max_length=CARD_MAX_BYTES)], ...], Meta(max_length=64)]
+    cards: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=CARD_MAX_BYTES)], ...], Meta(max_length=CARDS_PER_MESSAGE_MAX)
+    ]
 
 
 class RevocationRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="revocation_request"):

@@ -1,0 +1,148 @@
+"""Who this node is and whom it believes, read from the state directory.
+
+Owns loading of key, certificate chain, CA, revocations and grid time, and replacing the chain at a renewal. Making
+grids and joining them is gridnode.gridsetup's.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gridnode.errors import NotJoinedError, StateDirectoryError
+from gridnode.statedir import StateDirectory
+from transport.certificates import ADMIT, GridTrust, PeerCertificate
+from transport.files import StateFileError, read_bounded, read_private, write_atomically
+from transport.gridtime import GridTime
+from transport.identity import NodeKey
+from transport.issuing import Issuer, chain_ders
+from transport.revocation import Revocations
+from transport.wire import TransportError
+
+CHAIN_MAX_BYTES: Final = 16 * 1024
+RENEWAL_SHARE: Final = 2 / 3
+"""Share of a certificate's life after which it is renewed."""
+
+
+class GridFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What grid.json holds."""
+
+    name: str
+    grid_id: str
+    bootstrap: tuple[str, ...] = ()
+    """PEERID@HOST:PORT of control planes known from joining."""
+
+
+class Credentials:
+    """The node's identity and the grid's, in memory.
+
+    Parameters
+    ----------
+    state : StateDirectory
+        Opened, so that nobody else writes it.
+    clock : callable
+        The system clock, in seconds since 1970.
+
+    Raises
+    ------
+    NotJoinedError
+        There is no grid in the directory.
+    StateDirectoryError
+        A file is damaged, readable by others, or contradicts another.
+    """
+
+    def __init__(self, state: StateDirectory, *, clock: Callable[[], float]) -> None:
+        self._state = state
+        try:
+            self.key = NodeKey.load(state.node_key)
+            self.chain_pem = _read(state.certificate)
+            self.ca_pem = _read(state.authority)
+            self.grid = read_grid_file(state.grid)
+            self.grid_time = GridTime.load(clock, state.grid_time)
+            self.revocations = Revocations.load(state.revocations)
+            self.trust = GridTrust(
+                self.ca_pem, self.grid.grid_id, revocations=self.revocations, grid_time=self.grid_time
+            )
+            self.certificate = self._judge_own()
+            self.issuer = _load_issuer(state)
+        except (StateFileError, TransportError) as error:
+            raise StateDirectoryError(str(error)) from error
+
+    @property
+    def node(self) -> str:
+        """PeerID of this node."""
+        return self.key.node
+
+    @property
+    def grid_id(self) -> str:
+        """Id of the grid, 64 hex digits."""
+        return self.grid.grid_id
+
+    @property
+    def chain(self) -> tuple[bytes, bytes]:
+        """Leaf and intermediate as DER."""
+        return chain_ders(self.chain_pem)
+
+    @property
+    def is_admit(self) -> bool:
+        """Whether this node may admit others."""
+        return ADMIT in self.certificate.roles and self.issuer is not None
+
+    def renewal_due_s(self) -> float:
+        """Return the grid time at which the certificate should be renewed."""
+        begin_s, end_s = self.certificate.not_before_s, self.certificate.not_after_s
+        return begin_s + RENEWAL_SHARE * (end_s - begin_s)
+
+    def replace_chain(self, chain_pem: bytes) -> None:
+        """Take a renewed certificate into use and keep it. Blocks on fsync.
+
+        Raises
+        ------
+        StateDirectoryError
+            It is not for this node, or not good; the old one stays.
+        """
+        before = self.chain_pem
+        self.chain_pem = chain_pem
+        try:
+            self.certificate = self._judge_own()
+            write_atomically(self._state.certificate, chain_pem)
+        except (TransportError, StateFileError) as error:
+            self.chain_pem = before
+            raise StateDirectoryError(f"renewed certificate is refused: {error}") from error
+
+    def _judge_own(self) -> PeerCertificate:
+        """Read our own certificate. An expired one is no reason to stop: the door renews it for 90 days."""
+        return self.trust.judge_renewal(self.chain)
+
+
+def read_grid_file(path: Path) -> GridFile:
+    """Read grid.json.
+
+    Raises
+    ------
+    NotJoinedError
+        There is none.
+    StateDirectoryError
+        It is damaged.
+    """
+    data = read_bounded(path, max_bytes=CHAIN_MAX_BYTES)
+    if data is None:
+        raise NotJoinedError(f"{path} is missing: call 'gridnode grid create NAME' or 'gridnode join TOKEN'")
+    try:
+        return msgspec.json.decode(data, type=GridFile)
+    except msgspec.MsgspecError as error:
+        raise StateDirectoryError(f"{path} is damaged: {error}; restore it or join again") from error
+
+
+def _read(path: Path) -> bytes:
+    data = read_bounded(path, max_bytes=CHAIN_MAX_BYTES)
+    if data is None:
+        raise NotJoinedError(f"{path} is missing: call 'gridnode grid create NAME' or 'gridnode join TOKEN'")
+    return data
+
+
+def _load_issuer(state: StateDirectory) -> Issuer | None:
+    if not state.intermediate_key.exists():
+        return None
+    return Issuer.from_pem(read_private(state.intermediate_key, max_bytes=CHAIN_MAX_BYTES), _read(state.intermediate))

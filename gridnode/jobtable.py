@@ -1,0 +1,114 @@
+"""The jobs at this node with their bytes: who waits for which answer, and what the answer was.
+
+The core knows jobs by handle and keeps no bytes; this table keeps body, payload and the responder, and forgets a
+job at its one outcome.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from scheduler.types import Job, PeerState, Reason
+from transport.base import Buffer
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """A result on its way to whoever asked."""
+
+    model: str
+    """Digest of the model that answered."""
+    node: str
+    """PeerID of the executor."""
+    hops: int
+    waiting_s: float
+    service_s: float
+    body: bytes
+    payload: Buffer
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a job without a result."""
+
+    reason: str
+    """A scheduler Reason, or bad_input."""
+    message: str = ""
+
+
+Outcome = Answer | Failure
+
+
+class Responder(Protocol):
+    """Takes what a job's origin is to hear. Calls do not block; exactly one of the last three ends the job."""
+
+    def accepted(self, state: PeerState) -> None:
+        """Say that the job is here and not done yet."""
+        ...
+
+    def progress(self, state: PeerState) -> None:
+        """Say that the job is still in hand."""
+        ...
+
+    def answer(self, answer: Answer, state: PeerState) -> None:
+        """Give the result."""
+        ...
+
+    def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
+        """Say that the job ended without a result."""
+        ...
+
+    def give_back(self, reason: Reason, state: PeerState, *, estimate_s: float | None) -> None:
+        """Give the job back unharmed."""
+        ...
+
+
+class JobEntry:
+    """One job at this node."""
+
+    __slots__ = ("body", "handle", "job", "payload", "responder", "started_s")
+
+    def __init__(self, *, handle: int, job: Job, body: bytes, payload: Sequence[Buffer], responder: Responder) -> None:
+        self.handle = handle
+        self.job = job
+        self.body = body
+        self.payload = payload
+        self.responder = responder
+        self.started_s = 0.0
+        """When its execution here began."""
+
+
+class JobTable:
+    """All jobs at this node, by handle."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, JobEntry] = {}
+        self._minted = 0
+
+    def mint(self) -> int:
+        """Return a new handle."""
+        self._minted += 1
+        return self._minted
+
+    def add(self, entry: JobEntry) -> None:
+        """Keep a job until its outcome."""
+        self._entries[entry.handle] = entry
+
+    def get(self, handle: int) -> JobEntry | None:
+        """Return a job; None when its outcome is already out."""
+        return self._entries.get(handle)
+
+    def pop(self, handle: int) -> JobEntry | None:
+        """Forget a job and return it."""
+        return self._entries.pop(handle, None)
+
+    def open_keys_of(self, origin: Responder) -> Iterator[bytes]:
+        """Iterate over the keys of the open jobs that came with a responder."""
+        return (entry.job.key for entry in self._entries.values() if entry.responder is origin)
+
+    def __len__(self) -> int:
+        """Return how many jobs are at this node."""
+        return len(self._entries)
+
+    def payload_bytes(self) -> int:
+        """Return the bytes of input held for them."""
+        return sum(len(part) for entry in self._entries.values() for part in entry.payload)
