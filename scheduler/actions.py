@@ -7,7 +7,7 @@ missed). So a thief that dies costs what an executor that dies costs, and there 
 
 import msgspec
 
-from scheduler.types import ModelDigest, NodeId, PeerState, Reason
+from scheduler.types import Job, ModelDigest, NodeId, PeerState, Reason
 
 
 class Execute(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +30,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     estimate_s: float
     """Seconds until done that we expect of this peer."""
     reason: str
+    job: Job | None = None
+    """The job as it is to leave: hops, visited nodes and attempt brought up to date."""
 
 
 class Send(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +42,8 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
     peer: NodeId
     estimate_s: float
     reason: str
+    job: Job | None = None
+    """The job as it is to leave: hops, visited nodes and attempt brought up to date."""
 
 
 class Accept(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +137,8 @@ class GrantLease(msgspec.Struct, frozen=True, kw_only=True):
     """Pairs (command, handle)."""
     state: PeerState
     reason: str
+    jobs: tuple[Job, ...] = ()
+    """The granted jobs as they are to leave, in the order of the grants."""
 
 
 class LoadModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,334 @@
+"""What the decision core may be told: every bound and every rule's parameter, with unit, default and reason.
+
+One frozen record per mechanism. A mechanism has an `enabled` field where an experiment may want to do without it;
+the defaults are what the daemon runs. [pilot] marks a value found by the pilot experiments of the mixed fleet
+(16 boards of 263 ms and 4 servers of 11 ms service time).
+"""
+
+import math
+
+import msgspec
+
+
+def _check_positive(record: msgspec.Struct, *names: str) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if not value > 0:
+            raise ValueError(f"{type(record).__name__}.{name} is {value}; it must be above 0")
+
+
+def _check_not_negative(record: msgspec.Struct, *names: str) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if not value >= 0:
+            raise ValueError(f"{type(record).__name__}.{name} is {value}; it must be 0 or more")
+
+
+def _check_between(record: msgspec.Struct, name: str, low: float, high: float) -> None:
+    value = getattr(record, name)
+    if not low <= value <= high:
+        raise ValueError(f"{type(record).__name__}.{name} is {value}; it must be from {low} to {high}")
+
+
+class PlacementConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the node for a job is chosen."""
+
+    policy: str = "capd"
+    """Name of the policy, as registered in scheduler.policy."""
+    sample: int = 3
+    """Peers compared per decision (d). One is random, all of them herd on stale news; with states on every reply 3
+    halves the p99 of 2 at the same mean [pilot]."""
+    hysteresis: float = 0.10
+    """Least predicted gain over staying, as a share of the local prediction, 0 to 1. Below it a move costs bytes for
+    noise. 0 switches it off."""
+    hop_limit: int = 2
+    """Most moves of a job between nodes; coming home to the entry node is always allowed."""
+    slack: float = 0.9
+    """Share of a job's budget the predicted finish may use, 0 to 1. The rest pays for the error of the estimate."""
+    shedding: bool = True
+    """Refuse at arrival what no known node can finish in time. Without it goodput falls to 0 % at load 1.3 [pilot]."""
+    expire: bool = True
+    """End jobs at their deadline wherever they are. Experiments on mean sojourn times switch it off."""
+    default_deadline_s: float = 5.0
+    """Budget, in seconds, of a job that names no deadline (an infinite one)."""
+    inflight_correction: bool = True
+    """Count own jobs on their way to a peer that its state does not show yet: 71 against 1772 ms mean [pilot]."""
+    piggyback: bool = True
+    """Use the states that come with replies, refusals and acknowledgements: results then do not depend on the gossip
+    period [pilot]."""
+    reconsider_factor: float = 2.0
+    """A receiver passes a job on only if its own estimate is above this factor times the sender's plus
+    `reconsider_allowance_s`: two nodes that disagree a little must not toss a job about."""
+    reconsider_allowance_s: float = 0.02
+    """Seconds added to the factor, so that jobs of a few milliseconds do not move for nothing."""
+    cooling_s: float = 0.2
+    """How long a peer that refused is left alone, in seconds. Its state says the rest."""
+    extra_look: int = 32
+    """Most peers looked at once more for a job that would miss its deadline on every sampled one."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(self, "sample", "default_deadline_s", "reconsider_factor", "extra_look")
+        _check_not_negative(self, "hop_limit", "cooling_s", "reconsider_allowance_s")
+        _check_between(self, "hysteresis", 0.0, 1.0)
+        _check_between(self, "slack", 0.01, 1.0)
+
+
+class PeersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept of other nodes."""
+
+    active: int = 32
+    """Peers that jobs are placed on, drawn by speed. Connections to them stay warm, and a decision costs the same
+    in a grid of any size."""
+    replace_every_s: float = 10.0
+    """One active peer is exchanged this often, in seconds, so that every node is met in time."""
+    peers: int = 4096
+    """Most peers remembered. The memory of a small board bounds it: about 2 kB each."""
+    tables: int = 512
+    """Most capability tables kept, by digest. Equal devices share one."""
+    table_entries: int = 256
+    """Most models believed of one peer: what it claims beyond them is ignored."""
+    pull_retry_s: float = 1.0
+    """Least time between two pulls of one peer's table, in seconds; doubles up to 32 times that."""
+    fresh_periods: float = 3.0
+    """Age of a record, in expected periods, up to which it counts fully; older peers are drawn less often. Age never
+    says that a peer is dead."""
+    pool_refresh_s: float = 0.5
+    """Longest time the drawing weights may lag behind the estimates, in seconds."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(
+            self, "active", "replace_every_s", "peers", "tables", "table_entries", "pull_retry_s", "fresh_periods"
+        )
+        _check_not_negative(self, "pool_refresh_s")
+        if self.peers < self.active:
+            raise ValueError(f"PeersConfig.peers is {self.peers}; it must be at least active ({self.active})")
+
+
+class EstimateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How service times and links are learned."""
+
+    alpha: float = 0.2
+    """Weight of a new sample in the moving averages, above 0 and at most 1."""
+    prior_weight: float = 4.0
+    """Samples that the advertised table is worth against what was seen."""
+    rtt_prior_s: float = 0.005
+    """Round trip assumed before one was measured, in seconds: one Wi-Fi hop."""
+    goodput_prior_bytes_s: float = 12.5e6
+    """Goodput assumed before one was measured, in bytes per second: 100 Mb/s."""
+    goodput_sample_bytes: int = 32_768
+    """Smallest transfer whose goodput counts, in bytes: smaller ones fit socket buffers and look infinitely fast."""
+    trust: bool = True
+    """Whether peers that answer later than their estimates lose share."""
+    trust_tolerance: float = 2.0
+    """Lateness that is normal, as a factor on the estimate ..."""
+    trust_allowance_s: float = 0.05
+    """... plus this much, in seconds: queues fluctuate between a state and the job's arrival."""
+    trust_limit: float = 100.0
+    """Largest factor on a peer's estimates."""
+    trust_half_life_s: float = 10.0
+    """Time in which the excess of the factor halves without new evidence, in seconds: nothing is for ever."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_between(self, "alpha", 1e-6, 1.0)
+        _check_positive(self, "rtt_prior_s", "goodput_prior_bytes_s", "trust_tolerance", "trust_half_life_s")
+        _check_not_negative(self, "prior_weight", "goodput_sample_bytes", "trust_allowance_s")
+        _check_between(self, "trust_limit", 1.0, 1e6)
+
+
+class WindowConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many jobs may be open at one peer: additive increase, multiplicative decrease."""
+
+    enabled: bool = True
+    """Whether the window bounds anything."""
+    initial: float = 4.0
+    """Jobs at first: enough to learn from, few enough to lose."""
+    limit: float = 256.0
+    """Most jobs open at one peer."""
+    waiting_s: float = 0.05
+    """A job that waited less than this at the peer, in seconds, opens the window by one."""
+    late_factor: float = 2.0
+    """A job that took longer than this factor times its estimate (and `waiting_s`) closes it by `decrease`."""
+    decrease: float = 0.5
+    """Factor on the window, above 0 and below 1. It never falls below one job."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(self, "initial", "limit", "late_factor")
+        _check_not_negative(self, "waiting_s")
+        _check_between(self, "decrease", 0.01, 0.99)
+
+
+class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of the local queue, of execution and of models in memory."""
+
+    bound_s: float = 2.0
+    """Longest predicted wait a job is taken for, in seconds: a queue is bounded by the time it stands for, since ten
+    jobs are nothing on a server and hopeless on a small board. Infinity switches it off."""
+    jobs: int = 10_000
+    """Most jobs at this node at once, waiting, running and away: bounds memory where jobs are tiny."""
+    slots: int = 1
+    """Jobs served at once."""
+    batch_jobs: int = 8
+    """Most jobs of one execution, whatever a model's own limit is. 1 switches batching off."""
+    batch_look: int = 64
+    """Most waiting jobs looked through for a batch."""
+    receive_budget_bytes: int = 64 * 1024 * 1024
+    """Payload bytes of accepted offers on their way here, node-wide."""
+    model_memory_bytes: int = 1 << 30
+    """Memory for loaded models, in bytes; past it the one unused for longest is evicted."""
+    load_patience: float = 3.0
+    """A model not ready after this factor times its known load time plus 5 s is given up for the waiting jobs."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(self, "bound_s", "jobs", "slots", "batch_jobs", "batch_look", "load_patience")
+        _check_not_negative(self, "receive_budget_bytes", "model_memory_bytes")
+
+
+class OfferConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a payload waits for the peer's word."""
+
+    enabled: bool = True
+    """Whether payloads are offered at all."""
+    rtts: float = 4.0
+    """A payload is offered first when its predicted transfer takes longer than this many round trips: the offer costs
+    one, a refusal after the transfer costs the transfer."""
+    prior_bytes: int = 65_536
+    """Size above which a payload is offered before the link was measured, in bytes."""
+    expire_s: float = 2.0
+    """How long room is kept for an accepted offer, in seconds, beyond its predicted transfer."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(self, "rtts", "expire_s")
+        _check_not_negative(self, "prior_bytes")
+
+
+class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How executors show that they are at work, and when they are taken for silent."""
+
+    acknowledge_s: float = 0.05
+    """An executor that has not answered after this time says ACCEPTED, in seconds."""
+    progress_s: float = 0.5
+    """Time between two PROGRESS reports after that, in seconds."""
+    missed: int = 2
+    """Reports missed before an executor is silent."""
+    grace_s: float = 0.2
+    """Allowance on each of these waits, in seconds: a busy board's event loop is late by tens of milliseconds."""
+    transfer_factor: float = 3.0
+    """A payload may take this factor times its predicted transfer before its executor counts as silent."""
+    quarantine_s: float = 1.0
+    """First time a silent peer gets no jobs, in seconds; doubles with each silence up to `quarantine_limit_s`. Any
+    answer of it to a job of ours ends it."""
+    quarantine_limit_s: float = 60.0
+    """Longest quarantine, in seconds."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(self, "acknowledge_s", "progress_s", "missed", "transfer_factor", "quarantine_s")
+        _check_not_negative(self, "grace_s")
+        if self.quarantine_limit_s < self.quarantine_s:
+            raise ValueError(
+                f"WatchConfig.quarantine_limit_s is {self.quarantine_limit_s}; "
+                f"it must be at least quarantine_s ({self.quarantine_s})"
+            )
+
+
+class RetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often a job is placed again. A lost executor is uncharged once per job; all else takes a token."""
+
+    ratio: float = 0.1
+    """Tokens earned per placed job: retries amplify load by at most this share."""
+    burst: float = 64.0
+    """Most tokens kept, and how many there are at the start: one peer's jobs may all need one at the same time."""
+    losses: int = 2
+    """Executors lost under one key after which the job itself is suspected (POISON)."""
+    refusals: int = 1
+    """Refusals by peers after which a job stays here or is refused."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_not_negative(self, "ratio", "burst", "refusals")
+        _check_positive(self, "losses")
+
+
+class StealConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an idle node asks for work."""
+
+    enabled: bool = True
+    """Whether it does."""
+    victims: int = 3
+    """Random peers compared by backlog."""
+    gain: float = 2.0
+    """A victim's backlog must be at least this factor times what a job would take here, with its way."""
+    backoff_s: float = 0.05
+    """Wait after an empty answer, in seconds; doubles up to `backoff_limit_s`."""
+    backoff_limit_s: float = 1.0
+    """Longest wait between two attempts, in seconds."""
+    room: int = 4
+    """Most jobs asked for at once, per slot."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(self, "victims", "gain", "backoff_s", "room")
+        if self.backoff_limit_s < self.backoff_s:
+            raise ValueError(
+                f"StealConfig.backoff_limit_s is {self.backoff_limit_s}; "
+                f"it must be at least backoff_s ({self.backoff_s})"
+            )
+
+
+class AdvertConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often the node's state record is gossiped."""
+
+    period_s: float = 2.0
+    """Mean time between two records, in seconds."""
+    jitter: float = 0.1
+    """Each period is drawn from 1 - jitter to 1 + jitter times the mean: synchronised gossip synchronises mistakes."""
+    heard_hz: float = 8.0
+    """Records a node is to hear per second from all others together: each sends at most heard_hz / N."""
+    burst: float = 2.0
+    """Records that may follow at once after a quiet time."""
+    change_s: float = 0.25
+    """Change of backlog worth a record at once: more than this, in seconds, ..."""
+    change_share: float = 0.5
+    """... and more than this share of the backlog last told."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(self, "period_s", "heard_hz")
+        _check_between(self, "jitter", 0.0, 0.9)
+        _check_between(self, "burst", 1.0, 1000.0)
+        _check_not_negative(self, "change_s", "change_share")
+
+
+class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the decision core may be told."""
+
+    placement: PlacementConfig = PlacementConfig()
+    peers: PeersConfig = PeersConfig()
+    estimate: EstimateConfig = EstimateConfig()
+    window: WindowConfig = WindowConfig()
+    queue: QueueConfig = QueueConfig()
+    offer: OfferConfig = OfferConfig()
+    watch: WatchConfig = WatchConfig()
+    retry: RetryConfig = RetryConfig()
+    steal: StealConfig = StealConfig()
+    advert: AdvertConfig = AdvertConfig()
+    explain: bool = True
+    """Whether actions carry the compared candidates in their reason. Off in large simulations: it is a tenth of the
+    time."""
+    decisions: int = 256
+    """Recent placements kept for explanation."""
+
+    def __post_init__(self) -> None:
+        """Refuse values, and relations between values, without a meaning."""
+        _check_positive(self, "decisions")
+        if math.isfinite(self.queue.bound_s) and self.queue.bound_s > self.placement.default_deadline_s:
+            raise ValueError(
+                f"queue.bound_s is {self.queue.bound_s}; it must not exceed "
+                f"placement.default_deadline_s ({self.placement.default_deadline_s}): jobs would expire in the queue"
+            )

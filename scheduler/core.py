@@ -1,0 +1,337 @@
+"""The decision core of a node: events and the time go in, actions come out.
+
+It awaits nothing, reads no clock, draws from no generator but its own, logs nothing. The daemon and the simulator
+drive this very class; for one seed and one list of events it gives one list of actions.
+
+A job is in one of these places, and leaves by exactly one outcome (Reply, Reject or Nack):
+
+    arrives --> UNPLACED --+--> WAITING --> RUNNING --> outcome
+                   ^       +--> PARKED  --> WAITING          (until its model is loaded)
+                   |       +--> AWAY    --> outcome          (offered, sent or leased to a peer)
+                   +--- refused, lost, silent: placed again, within the retry rules
+
+A job can be AWAY at a silent peer and, at the same time, waiting or running here or at another: the first outcome wins
+and cancels the rest. Everything asked of others is a command in the ledger until it is answered or the job is over;
+answers to other commands are late, and counted.
+
+The parts, each in a module of its own, share one `Ledger`: `intake` (what comes), `placement` with a policy (where it
+goes), `workbench` and `execution` (own workers), `outcomes` (answers of peers), `stealing`, `advertise`, `listening`.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from scheduler.actions import Acknowledge, Action, Progress
+from scheduler.active import ActiveSet
+from scheduler.advertise import Advertiser
+from scheduler.config import CoreConfig
+from scheduler.events import (
+    Accepted,
+    AdvertReceived,
+    CancelRequested,
+    DrainRequested,
+    Event,
+    JobArrived,
+    LoadSampled,
+    ModelChanged,
+    Nacked,
+    OfferAnswered,
+    OfferReceived,
+    PeerLost,
+    PeerReachable,
+    PeerRefuted,
+    PeerSuspected,
+    Progressed,
+    ReplyReceived,
+    SendFailed,
+    ServiceFailed,
+    ServiceFinished,
+    ServiceStarted,
+    StealAnswered,
+    StealRequested,
+    TableReceived,
+    TimerFired,
+)
+from scheduler.execution import Execution
+from scheduler.intake import Intake
+from scheduler.ledger import Ledger
+from scheduler.listening import Listening
+from scheduler.outcomes import Outcomes
+from scheduler.placement import Placement
+from scheduler.policy import Policy, make_policy
+from scheduler.records import Decision, JobRecord, Reservation, Shipment, Statistics
+from scheduler.residency import Load
+from scheduler.stealing import Stealing
+from scheduler.timers import Alarm
+from scheduler.types import NodeId, PeerState, Reason
+from scheduler.view import Liveness
+from scheduler.workbench import Workbench
+
+
+class Core:
+    """Decides for one node.
+
+    Parameters
+    ----------
+    config : CoreConfig
+        All bounds and parameters.
+    node_id : str
+        This node.
+    epoch : int
+        Boot counter of this node, larger than in any earlier life.
+    rng : random.Random
+        Source of all draws, used by nothing else.
+    now_s : float
+        Present time in seconds on the local monotonic clock.
+    policy : Policy, optional
+        A placement policy to use in place of the one the configuration names.
+
+    Examples
+    --------
+    >>> core = Core(CoreConfig(), node_id="a", epoch=1, rng=random.Random("7/a"), now_s=0.0)
+    >>> core.handle(TimerFired(), now_s=0.0)
+    []
+    """
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        *,
+        node_id: NodeId,
+        epoch: int,
+        rng: random.Random,
+        now_s: float,
+        policy: Policy | None = None,
+    ) -> None:
+        chosen = make_policy(config.placement.policy) if policy is None else policy
+        ledger = self._ledger = Ledger(config, node_id=node_id, rng=rng, now_s=now_s)
+        self._workbench = Workbench(ledger)
+        self._advertiser = Advertiser(ledger, self._workbench, epoch=epoch)
+        self._active = ActiveSet(ledger.view, config, rng=rng, now_s=now_s)
+        self._placement = Placement(ledger, self._workbench, self._active, self._advertiser, chosen)
+        self._listening = Listening(ledger, self._advertiser, chosen)
+        self._execution = Execution(ledger, self._workbench, self._placement, self._advertiser)
+        self._outcomes = Outcomes(
+            ledger,
+            placement=self._placement,
+            execution=self._execution,
+            listening=self._listening,
+            advertiser=self._advertiser,
+            policy=chosen,
+        )
+        self._intake = Intake(
+            ledger,
+            workbench=self._workbench,
+            placement=self._placement,
+            listening=self._listening,
+            advertiser=self._advertiser,
+        )
+        self._stealing = Stealing(
+            ledger,
+            workbench=self._workbench,
+            active=self._active,
+            placement=self._placement,
+            listening=self._listening,
+            advertiser=self._advertiser,
+        )
+        self._exchange = Alarm("exchange")
+        ledger.timers.set(self._exchange, self._active.next_exchange_s)
+        self._handlers = self._make_handlers()
+
+    def handle(self, event: Event, *, now_s: float) -> list[Action]:
+        """Take in one event.
+
+        Parameters
+        ----------
+        event : Event
+            What happened.
+        now_s : float
+            Present time in seconds; it never goes back.
+
+        Returns
+        -------
+        list of Action
+            To be carried out in order, after this call has returned.
+
+        Raises
+        ------
+        ValueError
+            When the driver mints a handle or an offer twice.
+        """
+        ledger = self._ledger
+        assert now_s >= ledger.now_s, f"time went back from {ledger.now_s} to {now_s}"
+        ledger.now_s = now_s
+        actions: list[Action] = []
+        ledger.actions = actions
+        self._handlers[type(event)](event)
+        if len(ledger.queue) and len(ledger.runs) < ledger.config.queue.slots:
+            self._execution.feed()
+        self._advertiser.tell_change()
+        self._stealing.seek()
+        if ledger.is_draining:
+            self._intake.tell_drained()
+        return actions
+
+    def next_deadline_s(self) -> float | None:
+        """Return when TimerFired is wanted at the latest, in seconds; None for not at all."""
+        return self._ledger.timers.next_due_s()
+
+    @property
+    def epoch(self) -> int:
+        """Boot counter in use: above the one given when records of a later life were heard of. Keep it on disk."""
+        return self._advertiser.epoch
+
+    def state_record(self, now_s: float) -> PeerState:
+        """Make this node's state record, for a message that answers nothing."""
+        self._ledger.now_s = max(self._ledger.now_s, now_s)
+        return self._advertiser.state()
+
+    def decisions(self) -> list[Decision]:
+        """Return the recent placements, oldest first, with what each was compared with."""
+        return list(self._ledger.decisions)
+
+    def statistics(self) -> Statistics:
+        """Return all counters and gauges as of the last event."""
+        ledger = self._ledger
+        counters = ledger.counters
+        return Statistics(
+            jobs_arrived=counters["jobs_arrived"],
+            jobs_received=counters["jobs_received"],
+            jobs_stolen=counters["jobs_stolen"],
+            jobs_granted=counters["jobs_granted"],
+            jobs_offloaded=counters["jobs_offloaded"],
+            jobs_offered=counters["jobs_offered"],
+            jobs_executed=counters["jobs_executed"],
+            replies=counters["replies"],
+            rejects=dict(sorted(ledger.rejects.items())),
+            nacks=dict(sorted(ledger.nacks.items())),
+            refusals=dict(sorted(ledger.refusals.items())),
+            retries=counters["retries"],
+            executors_lost=counters["executors_lost"],
+            executors_silent=counters["executors_silent"],
+            late_answers=counters["late_answers"],
+            adverts_sent=counters["adverts_sent"],
+            steals_asked=counters["steals_asked"],
+            invariant_violations=counters["invariant_violations"],
+            queue_length=len(ledger.queue),
+            backlog_s=self._workbench.backlog_s(),
+            jobs_running=sum(len(run.records) for run in ledger.runs.values()),
+            jobs_away=len(ledger.shipments),
+            jobs_open=len(ledger.jobs),
+            peers_alive=sum(1 for peer in ledger.view.listed if peer.liveness is Liveness.ALIVE),
+            peers_active=len(self._active),
+            reserved_bytes=ledger.reserved_bytes,
+            models_loaded=len(self._workbench.models.loaded()),
+            draining=ledger.is_draining,
+        )
+
+    def _make_handlers(self) -> dict[type, Callable[[Any], None]]:
+        """Tie each event to the part that handles it. Any: each handler takes its own event, the key ensures it."""
+        return {
+            JobArrived: self._intake.on_job,
+            OfferReceived: self._intake.on_offer,
+            CancelRequested: self._intake.on_cancel,
+            DrainRequested: self._on_drain,
+            OfferAnswered: self._outcomes.on_offer_answered,
+            Accepted: self._outcomes.on_accepted,
+            Progressed: self._outcomes.on_progressed,
+            Nacked: self._outcomes.on_nacked,
+            ReplyReceived: self._outcomes.on_reply,
+            SendFailed: self._on_send_failed,
+            ServiceStarted: self._execution.on_started,
+            ServiceFinished: self._execution.on_finished,
+            ServiceFailed: self._execution.on_failed,
+            ModelChanged: self._execution.on_models,
+            StealRequested: self._stealing.on_requested,
+            StealAnswered: self._stealing.on_answered,
+            AdvertReceived: self._on_advert,
+            TableReceived: self._on_table,
+            PeerReachable: self._on_reachable,
+            PeerSuspected: self._on_suspected,
+            PeerRefuted: self._on_refuted,
+            PeerLost: self._on_lost,
+            LoadSampled: self._on_load,
+            TimerFired: self._on_timer,
+        }
+
+    def _on_drain(self, event: DrainRequested) -> None:
+        self._intake.on_drain()
+
+    def _on_send_failed(self, event: SendFailed) -> None:
+        if not self._stealing.on_failed(event.command):
+            self._outcomes.on_send_failed(event)
+
+    def _on_advert(self, event: AdvertReceived) -> None:
+        self._listening.hear_gossip(event.state)
+
+    def _on_table(self, event: TableReceived) -> None:
+        self._ledger.view.learn_table(event.table)
+
+    def _on_reachable(self, event: PeerReachable) -> None:
+        self._ledger.view.set_reachable(event.peer, reachable=event.reachable)
+
+    def _on_suspected(self, event: PeerSuspected) -> None:
+        self._ledger.view.set_liveness(event.peer, Liveness.SUSPECT)
+
+    def _on_refuted(self, event: PeerRefuted) -> None:
+        self._ledger.view.set_liveness(event.peer, Liveness.ALIVE)
+
+    def _on_lost(self, event: PeerLost) -> None:
+        peer = self._ledger.view.forget(event.peer)
+        if peer is not None:
+            self._stealing.on_peer_lost(peer)
+            self._outcomes.on_peer_lost(peer)
+
+    def _on_load(self, event: LoadSampled) -> None:
+        self._workbench.slow_down = max(1.0, event.slow_down)
+        self._workbench.memory_free_bytes = event.memory_free_bytes
+        self._workbench.power_class = event.power_class
+
+    def _on_timer(self, event: TimerFired) -> None:
+        timers, now_s = self._ledger.timers, self._ledger.now_s
+        while (target := timers.pop_due(now_s)) is not None:
+            if isinstance(target, Shipment):
+                self._outcomes.on_overdue(target)
+            elif isinstance(target, JobRecord):
+                self._look_after(target)
+            elif isinstance(target, Alarm):
+                self._ring(target)
+            elif isinstance(target, Reservation):
+                self._ledger.release(target.offer)
+            elif isinstance(target, Load):
+                self._execution.on_overdue_load(target)
+
+    def _ring(self, alarm: Alarm) -> None:
+        if alarm is self._advertiser.alarm:
+            self._advertiser.fire()
+        elif alarm is self._stealing.alarm:
+            self._stealing.fire()
+        else:
+            self._active.exchange(self._ledger.now_s)
+            self._ledger.timers.set(self._exchange, self._active.next_exchange_s)
+
+    def _look_after(self, record: JobRecord) -> None:
+        """End a job at its deadline, or tell the peer it came from that it is still in hand."""
+        ledger = self._ledger
+        config, now_s = ledger.config, ledger.now_s
+        if config.placement.expire and now_s >= record.job.deadline_s:
+            was_lost = record.last_reason is Reason.LOST and record.run is None
+            why = Reason.LOST if was_lost else Reason.EXPIRED
+            self._placement.end(record, why=why, estimate_s=None, reason="its deadline has passed")
+            return
+        due_s = record.job.deadline_s if config.placement.expire else float("inf")
+        if record.origin is not None:
+            if now_s >= record.report_at_s:
+                self._report(record)
+            due_s = min(due_s, record.report_at_s)
+        ledger.timers.set(record, due_s)
+
+    def _report(self, record: JobRecord) -> None:
+        state = self._advertiser.state()
+        record.report_at_s = self._ledger.now_s + self._ledger.config.watch.progress_s
+        if record.acknowledged:
+            self._ledger.actions.append(Progress(handle=record.handle, state=state, reason="still in hand"))
+        else:
+            record.acknowledged = True
+            self._ledger.actions.append(Acknowledge(handle=record.handle, state=state, reason="not done yet"))

@@ -1,0 +1,155 @@
+"""What a placement policy is, what it may look at, and how it is found by name.
+
+A policy answers one question: where should this job run with this model, here or at which peer? Everything else is
+the core's: admission, deadlines, rungs, hop limit, visited nodes, retries, offers, the queue. So the same rules hold
+for every policy, and comparisons in the simulator compare the choice and nothing else.
+
+A policy is one module in `scheduler.policies` with one class that has a `name`. The `Board` offers what the published
+rules need:
+
+* random and round robin, also weighted, and least advertised queue: `draw`, `eligible`, states of the peers;
+* join the shortest of d queues, shortest expected delay over d or over all: `draw` or `eligible`, `finish_s`;
+* rules that rank by past answers (C3, Prequal): `observe` tells of every answer;
+* idle tokens (JIQ): `hear` tells of every record that is news;
+* a rule with perfect information: its constructor takes what only a simulator can know, and the instance is passed
+  to the core instead of a name.
+"""
+
+import random
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol
+
+from scheduler.config import CoreConfig
+from scheduler.types import Job, ModelDigest, NodeId, SchedulerError
+from scheduler.view import Peer
+
+
+class Choice:
+    """A policy's answer for one job and one model.
+
+    Parameters
+    ----------
+    peer : Peer or None
+        Where to; None for here.
+    finish_s : float
+        Predicted seconds until done there.
+    looked : list of (Peer or None, float)
+        All that was compared, with the prediction of each; None stands for this node.
+    """
+
+    __slots__ = ("finish_s", "looked", "peer")
+
+    def __init__(self, peer: Peer | None, finish_s: float, looked: list[tuple[Peer | None, float]]) -> None:
+        self.peer = peer
+        self.finish_s = finish_s
+        self.looked = looked
+
+
+class Board(Protocol):
+    """What a policy may look at while it decides on one job."""
+
+    @property
+    def config(self) -> CoreConfig:
+        """All parameters."""
+
+    @property
+    def rng(self) -> random.Random:
+        """The node's source of draws."""
+
+    @property
+    def now_s(self) -> float:
+        """Present time in seconds."""
+
+    @property
+    def node_id(self) -> NodeId:
+        """Id of this node."""
+
+    @property
+    def may_move(self) -> bool:
+        """Whether the job may leave this node at all."""
+
+    def here_s(self, job: Job, model: ModelDigest) -> float | None:
+        """Predict the seconds until done here; None when this node may not or cannot run it."""
+
+    def backlog_s(self) -> float:
+        """Return this node's own backlog per slot, in seconds."""
+
+    def service_s(self, model: ModelDigest) -> float | None:
+        """Return this node's own service time in seconds; None when it has not got the model."""
+
+    def draw(self, model: ModelDigest, count: int) -> list[Peer]:
+        """Draw distinct eligible peers of the active set in proportion to their speed for the model."""
+
+    def eligible(self, model: ModelDigest) -> list[Peer]:
+        """Return all eligible peers of the active set, in a stated order. O(active set)."""
+
+    def finish_s(self, peer: Peer, job: Job, model: ModelDigest) -> float:
+        """Predict the seconds until an eligible peer's answer would be back here."""
+
+    def can_beat(self, model: ModelDigest, finish_s: float) -> bool:
+        """Return whether any peer, were it idle, could be done before that; errs on the side of yes."""
+
+
+class Policy(Protocol):
+    """A rule for where a job runs."""
+
+    name: str
+    promises_gain: bool
+    """Whether it never moves a job without a predicted gain over staying: then the core holds it to that."""
+
+    def choose(self, job: Job, model: ModelDigest, board: Board) -> Choice | None:
+        """Choose a node for a job and a model; None when no node that may have it can run it."""
+
+    def observe(self, peer: Peer, *, actual_s: float, waiting_s: float, service_s: float, now_s: float) -> None:
+        """Learn of a peer's answer: its whole time as seen here, and its parts as the peer tells them, in seconds."""
+
+    def hear(self, peer: Peer, *, now_s: float) -> None:
+        """Learn of a newer record of a peer."""
+
+
+_MODULES = {
+    "capd": "scheduler.policies.capd:CapacityDraw",
+    "local_only": "scheduler.policies.local_only:LocalOnly",
+    "max_spare": "scheduler.policies.max_spare:MaxSpare",
+    "random": "scheduler.policies.uniform_random:UniformRandom",
+}
+"""Where each shipped policy lives. Loaded on demand, so that a node does not pay for experiments."""
+
+_registered: dict[str, Callable[[], Policy]] = {}
+
+
+def register(name: str, make: Callable[[], Policy]) -> None:
+    """Make a policy known under a name: for experiments that live outside this package.
+
+    Raises
+    ------
+    ValueError
+        When the name is taken.
+    """
+    if name in _MODULES or name in _registered:
+        raise ValueError(f"a policy named {name!r} exists already; choose another name")
+    _registered[name] = make
+
+
+def names() -> list[str]:
+    """Return the names of all known policies, sorted."""
+    return sorted([*_MODULES, *_registered])
+
+
+def make_policy(name: str) -> Policy:
+    """Make the policy of a name.
+
+    Raises
+    ------
+    SchedulerError
+        When there is none.
+    """
+    if name in _registered:
+        return _registered[name]()
+    where = _MODULES.get(name)
+    if where is None:
+        raise SchedulerError(f"no policy is named {name!r}; there are {', '.join(names())}")
+    module, _, attribute = where.partition(":")
+    policy: Policy = getattr(import_module(module), attribute)()
+    return policy

@@ -1,0 +1,251 @@
+"""What the core keeps of jobs and commands, and what it tells of itself. Plain records; no decisions here."""
+
+import enum
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scheduler.types import Job, ModelDigest, NodeId, Reason
+
+if TYPE_CHECKING:
+    from scheduler.view import Peer
+
+
+class Stage(enum.IntEnum):
+    """Where a job of this node is."""
+
+    WAITING = 0
+    """In the local queue."""
+    PARKED = 1
+    """Until its model is loaded."""
+    RUNNING = 2
+    """In a worker."""
+    AWAY = 3
+    """At a peer, or on its way to one."""
+    UNPLACED = 4
+    """Just come, or just come back: in no place yet."""
+    DONE = 5
+    """Its outcome is out; the record is dropped."""
+
+
+class JobRecord:
+    """One job at this node, from its arrival to its one outcome."""
+
+    __slots__ = (
+        "acknowledged",
+        "arrived_s",
+        "attempt",
+        "avoid",
+        "due_s",
+        "handle",
+        "is_alone",
+        "job",
+        "last_reason",
+        "losses",
+        "model",
+        "origin",
+        "refusals",
+        "report_at_s",
+        "run",
+        "sender_estimate_s",
+        "shipments",
+        "stage",
+        "stolen",
+    )
+
+    def __init__(
+        self,
+        *,
+        handle: int,
+        job: Job,
+        origin: NodeId | None,
+        stolen: bool,
+        sender_estimate_s: float | None,
+        now_s: float,
+    ) -> None:
+        self.handle = handle
+        self.job = job
+        self.origin = origin
+        self.stolen = stolen
+        self.sender_estimate_s = sender_estimate_s
+        self.arrived_s = now_s
+        self.attempt = job.attempt
+        self.stage = Stage.UNPLACED
+        self.model: ModelDigest = job.models[0] if job.models else ""
+        """Rung planned for it here."""
+        self.avoid: tuple[NodeId, ...] = ()
+        """Peers that had it from here and did not answer it: they refused, fell silent or were lost."""
+        self.losses = 0
+        self.refusals = 0
+        self.last_reason: Reason | None = None
+        """Why it was placed last time again."""
+        self.is_alone = False
+        """Whether it must not share a batch, since one that it was in failed."""
+        self.run: Run | None = None
+        self.shipments: list[Shipment] = []
+        """Open commands at peers: one, or two after a silence."""
+        self.acknowledged = False
+        self.due_s = math.inf
+        """When it is looked after next: a report to its origin, or its deadline."""
+        self.report_at_s = 0.0
+        """When the origin, a peer, is to hear of it next."""
+
+
+class Carriage(enum.IntEnum):
+    """How a job went to a peer."""
+
+    SEND = 0
+    OFFER = 1
+    LEASE = 2
+
+
+class Shipment:
+    """One command at a peer: a job offered, sent or leased."""
+
+    __slots__ = (
+        "carriage",
+        "command",
+        "covered",
+        "due_s",
+        "expected_arrival_s",
+        "is_silent",
+        "local_s",
+        "model",
+        "peer",
+        "promised_s",
+        "record",
+        "sent_s",
+        "service_s",
+        "transfer_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        command: int,
+        record: JobRecord,
+        peer: "Peer",
+        carriage: Carriage,
+        model: ModelDigest,
+        service_s: float,
+        transfer_s: float,
+        promised_s: float,
+        now_s: float,
+    ) -> None:
+        self.command = command
+        self.record = record
+        self.peer = peer
+        self.carriage = carriage
+        self.model = model
+        self.service_s = service_s
+        """What it adds to the peer's queue, in seconds of one slot."""
+        self.transfer_s = transfer_s
+        self.promised_s = promised_s
+        """Seconds until done, as the peer's own records make it look: without our doubts of them."""
+        self.sent_s = now_s
+        self.expected_arrival_s = now_s + transfer_s
+        self.covered = False
+        """Whether the peer's state counts it already."""
+        self.is_silent = False
+        self.due_s = math.inf
+        """When the next word about it is overdue."""
+
+
+class Reservation:
+    """Room kept for an accepted offer."""
+
+    __slots__ = ("due_s", "input_bytes", "offer", "peer_id", "service_s")
+
+    def __init__(self, *, offer: int, peer_id: NodeId, input_bytes: int, service_s: float) -> None:
+        self.offer = offer
+        self.peer_id = peer_id
+        self.input_bytes = input_bytes
+        self.service_s = service_s
+        self.due_s = math.inf
+
+
+class Run:
+    """One execution here. It holds its slot until the worker has answered, even if nobody waits for it any more."""
+
+    __slots__ = ("command", "expected_s", "model", "records", "started_s")
+
+    def __init__(
+        self, *, command: int, records: list[JobRecord], model: ModelDigest, expected_s: float, now_s: float
+    ) -> None:
+        self.command = command
+        self.records = records
+        self.model = model
+        self.expected_s = expected_s
+        self.started_s = now_s
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One node that a placement looked at."""
+
+    node_id: NodeId
+    finish_s: float | None
+    """Predicted seconds until done there; None where it was not eligible."""
+    verdict: str
+    """`chosen`, or why not."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One placement, kept for explanation."""
+
+    at_s: float
+    key: bytes
+    handle: int
+    model: ModelDigest | None
+    chosen: NodeId | None
+    """The node; None for a refusal."""
+    candidates: tuple[Candidate, ...]
+    reason: str
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the start, and gauges of now, of one core."""
+
+    jobs_arrived: int
+    """From own clients."""
+    jobs_received: int
+    """From peers, stolen ones too."""
+    jobs_stolen: int
+    """Received because we asked."""
+    jobs_granted: int
+    """Handed to thieves."""
+    jobs_offloaded: int
+    """Handed to peers by our own choice."""
+    jobs_offered: int
+    """Of those, the ones whose payload waited for the peer's word."""
+    jobs_executed: int
+    """Finished by a worker here."""
+    replies: int
+    """Outcomes with a result."""
+    rejects: dict[str, int]
+    """Outcomes without, per reason."""
+    nacks: dict[str, int]
+    """Jobs and offers of peers refused or given back, per reason."""
+    refusals: dict[str, int]
+    """Own placements that peers refused or gave back, per reason."""
+    retries: int
+    """Placements after the first of a job."""
+    executors_lost: int
+    executors_silent: int
+    late_answers: int
+    """Answers to commands that were closed already."""
+    adverts_sent: int
+    steals_asked: int
+    invariant_violations: int
+    """Broken promises of our own: 0, or there is a bug."""
+    queue_length: int
+    backlog_s: float
+    jobs_running: int
+    jobs_away: int
+    """At peers now."""
+    jobs_open: int
+    peers_alive: int
+    peers_active: int
+    reserved_bytes: int
+    models_loaded: int
+    draining: bool

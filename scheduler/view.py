@@ -1,0 +1,330 @@
+"""The peer table: what this node holds to be true of others.
+
+State records arrive in any order, several times, by gossip and attached to answers. Of two records of one node the
+one with the larger (epoch, sequence) counts, so merging is commutative, associative and idempotent, and a replayed
+record changes nothing.
+
+Whether a peer is alive is not the table's judgement: probes and signed words of others say so, as events.
+
+    alive   --PeerSuspected-->  suspect   (no new jobs; those there stay)
+    suspect --PeerRefuted---->  alive
+    any     --PeerLost------->  forgotten (a newer record brings it back as alive)
+
+The age of a record never moves a peer between these. A peer that was silent about a job of ours is in quarantine: a
+judgement of this node alone, on the clock, which a direct answer ends.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+
+from scheduler.config import CoreConfig
+from scheduler.estimate import LinkEstimate, ServiceEstimate, Trust, Window
+from scheduler.records import Shipment
+from scheduler.types import Capability, CapabilityTable, ModelDigest, NodeId, PeerState
+
+Capabilities = Mapping[ModelDigest, tuple[int, Capability]]
+"""Place in the table, and entry, by model. Shared by all peers with the same table."""
+
+_PULL_RETRY_DOUBLINGS = 5
+_BATTERY_LOW = 2
+
+
+class Liveness(enum.IntEnum):
+    """What events said of a peer."""
+
+    ALIVE = 0
+    SUSPECT = 1
+
+
+def is_newer(state: PeerState, than: PeerState) -> bool:
+    """Return whether one record of a node replaces another of the same node.
+
+    Records with equal (epoch, sequence) and different contents are a fault of their node; the larger content wins,
+    for no reason but that all nodes then agree.
+    """
+    if state.epoch != than.epoch:
+        return state.epoch > than.epoch
+    if state.sequence != than.sequence:
+        return state.sequence > than.sequence
+    return msgspec.structs.astuple(state) > msgspec.structs.astuple(than)
+
+
+class Peer:
+    """One other node, as seen from here."""
+
+    __slots__ = (
+        "capabilities",
+        "cooling_until_s",
+        "heard_s",
+        "is_reachable",
+        "link",
+        "liveness",
+        "node_id",
+        "on_the_way",
+        "place",
+        "pull_after_s",
+        "pull_wait_s",
+        "quarantine_s",
+        "quarantine_until_s",
+        "services",
+        "shipments",
+        "speed",
+        "state",
+        "table_digest",
+        "trust",
+        "uncovered_s",
+        "window",
+    )
+
+    def __init__(self, node_id: NodeId, config: CoreConfig) -> None:
+        self.node_id = node_id
+        self.state: PeerState | None = None
+        self.heard_s = 0.0
+        """When the newest record came."""
+        self.liveness = Liveness.ALIVE
+        self.is_reachable = True
+        self.capabilities: Capabilities = {}
+        self.table_digest = b""
+        self.services: dict[ModelDigest, ServiceEstimate] = {}
+        self.link = LinkEstimate(config.estimate)
+        self.window = Window(config.window)
+        self.trust = Trust(config.estimate)
+        self.cooling_until_s = 0.0
+        """Refused a job of ours lately."""
+        self.quarantine_until_s = 0.0
+        """Was silent about a job of ours."""
+        self.quarantine_s = 0.0
+        """Length of the last quarantine; 0 after an answer."""
+        self.shipments: dict[int, Shipment] = {}
+        """Our open commands there."""
+        self.on_the_way: deque[Shipment] = deque()
+        """Those its state may not count yet, in order of expected arrival."""
+        self.uncovered_s = 0.0
+        """Their service times together."""
+        self.pull_after_s = 0.0
+        self.pull_wait_s = 0.0
+        self.speed = 0.0
+        """Jobs per second of its fastest model; 0 while its table is unknown."""
+        self.place = 0
+        """Index in the view's list."""
+
+    def is_placeable(self, now_s: float) -> bool:
+        """Return whether a new job may go there at all, whatever its model."""
+        state = self.state
+        return (
+            self.cooling_until_s <= now_s
+            and self.quarantine_until_s <= now_s
+            and self.liveness is Liveness.ALIVE
+            and self.is_reachable
+            and state is not None
+            and not state.draining
+            and state.power_class < _BATTERY_LOW
+        )
+
+    def is_warm(self, model: ModelDigest) -> bool:
+        """Return whether the peer's last record says that the model is loaded."""
+        entry = self.capabilities.get(model)
+        state = self.state
+        return entry is not None and state is not None and bool(state.warm >> entry[0] & 1)
+
+    def service(self, model: ModelDigest) -> ServiceEstimate | None:
+        """Return the estimate of one model's service time there; None where it has not got the model."""
+        estimate = self.services.get(model)
+        if estimate is None:
+            entry = self.capabilities.get(model)
+            if entry is None:
+                return None
+            estimate = self.services[model] = ServiceEstimate(entry[1].mean_s)
+        return estimate
+
+    def add_shipment(self, shipment: Shipment) -> None:
+        """Count a job on its way there."""
+        self.shipments[shipment.command] = shipment
+        self.on_the_way.append(shipment)
+        self.uncovered_s += shipment.service_s
+
+    def drop_shipment(self, shipment: Shipment) -> None:
+        """Count a job no more."""
+        if self.shipments.pop(shipment.command, None) is not None:
+            self.cover(shipment)
+
+    def cover(self, shipment: Shipment) -> None:
+        """Note that the peer's state counts a job, or that it is gone."""
+        if shipment.covered:
+            return
+        shipment.covered = True
+        self.uncovered_s -= shipment.service_s
+        waiting = self.on_the_way
+        while waiting and waiting[0].covered:
+            waiting.popleft()
+        if not waiting:
+            self.uncovered_s = 0.0
+
+    def cover_until(self, made_s: float) -> None:
+        """Note that the peer's state was made at this time of ours: it counts what had arrived by then."""
+        waiting = self.on_the_way
+        while waiting and (waiting[0].covered or waiting[0].expected_arrival_s <= made_s):
+            shipment = waiting.popleft()
+            if not shipment.covered:
+                shipment.covered = True
+                self.uncovered_s -= shipment.service_s
+        if not waiting:
+            self.uncovered_s = 0.0
+
+
+class View:
+    """All known peers, their tables, and which of them changed.
+
+    Parameters
+    ----------
+    node_id : str
+        This node, whose own records are no peer's.
+    config : CoreConfig
+        Bounds and priors.
+    """
+
+    def __init__(self, node_id: NodeId, config: CoreConfig) -> None:
+        self._node_id = node_id
+        self._config = config
+        self.peers: dict[NodeId, Peer] = {}
+        self.listed: list[Peer] = []
+        """The same peers, for drawing one at random."""
+        self.version = 0
+        """Grows when a peer comes, goes, or may or may not be drawn any more."""
+        self.rated = 0
+        """Peers whose speed is known."""
+        self._tables: dict[bytes, Capabilities] = {}
+        self._pulling: dict[bytes, float] = {}
+        self._gone: dict[NodeId, PeerState] = {}
+        """Last records of forgotten peers: older ones that still travel must not bring them back."""
+
+    def get(self, node_id: NodeId) -> Peer | None:
+        """Return a peer, or None."""
+        return self.peers.get(node_id)
+
+    def touch(self, node_id: NodeId) -> Peer | None:
+        """Return a peer, made known if there is room; None for this node itself and for one too many."""
+        peer = self.peers.get(node_id)
+        if peer is not None:
+            return peer
+        if node_id == self._node_id or len(self.listed) >= self._config.peers.peers:
+            return None
+        peer = self.peers[node_id] = Peer(node_id, self._config)
+        peer.place = len(self.listed)
+        self.listed.append(peer)
+        return peer
+
+    def merge(self, state: PeerState, *, now_s: float) -> bool:
+        """Take in a record; return whether it was news."""
+        peer = self.peers.get(state.node_id)
+        if peer is None:
+            gone = self._gone.get(state.node_id)
+            if gone is not None and not is_newer(state, gone):
+                return False
+            peer = self.touch(state.node_id)
+            if peer is None:
+                return False
+            self._gone.pop(state.node_id, None)
+        old = peer.state
+        if old is None:
+            self.version += 1
+        elif not is_newer(state, old):
+            return False
+        elif old.draining != state.draining or old.power_class != state.power_class or old.warm != state.warm:
+            self.version += 1
+        peer.state = state
+        peer.heard_s = now_s
+        if state.table_digest != peer.table_digest:
+            self._look_up(peer, state.table_digest)
+        return True
+
+    def wants_table(self, peer: Peer, *, now_s: float) -> bytes | None:
+        """Return the digest to pull from a peer now, or None; answers once per retry time."""
+        state = peer.state
+        if state is None or state.table_digest == peer.table_digest or not state.table_digest:
+            return None
+        digest = state.table_digest
+        if now_s < peer.pull_after_s or now_s < self._pulling.get(digest, 0.0):
+            return None
+        first = self._config.peers.pull_retry_s
+        peer.pull_wait_s = min(2 * peer.pull_wait_s, first * 2**_PULL_RETRY_DOUBLINGS) if peer.pull_wait_s else first
+        peer.pull_after_s = now_s + peer.pull_wait_s
+        # Equal devices have equal tables: while one of them is asked, the others are not.
+        self._pulling[digest] = now_s + first
+        if len(self._pulling) > self._config.peers.tables:
+            del self._pulling[next(iter(self._pulling))]
+        return digest
+
+    def learn_table(self, table: CapabilityTable) -> None:
+        """Take in a pulled table. That its digest is right is the driver's to check."""
+        entries = table.entries[: self._config.peers.table_entries]
+        capabilities = {entry.model: (index, entry) for index, entry in enumerate(entries)}
+        self._tables.pop(table.digest, None)
+        self._tables[table.digest] = capabilities
+        if len(self._tables) > self._config.peers.tables:
+            del self._tables[next(iter(self._tables))]
+        self._pulling.pop(table.digest, None)
+        peer = self.peers.get(table.node_id)
+        if peer is not None and peer.state is not None and peer.state.table_digest == table.digest:
+            self._look_up(peer, table.digest)
+
+    def forget(self, node_id: NodeId) -> Peer | None:
+        """Drop a peer and return it; None when it was unknown."""
+        peer = self.peers.pop(node_id, None)
+        if peer is None:
+            return None
+        last = self.listed.pop()
+        if last is not peer:
+            self.listed[peer.place] = last
+            last.place = peer.place
+        self.rated -= peer.speed > 0
+        if peer.state is not None:
+            self._gone[node_id] = peer.state
+            if len(self._gone) > self._config.peers.peers:
+                del self._gone[next(iter(self._gone))]
+        self.version += 1
+        return peer
+
+    def set_liveness(self, node_id: NodeId, liveness: Liveness) -> None:
+        """Note a word on a peer's liveness; on an unknown one there is nothing to note."""
+        peer = self.peers.get(node_id)
+        if peer is not None and peer.liveness is not liveness:
+            peer.liveness = liveness
+            self.version += 1
+
+    def set_reachable(self, node_id: NodeId, *, reachable: bool) -> None:
+        """Note whether a peer's data port answers."""
+        peer = self.touch(node_id)
+        if peer is not None and peer.is_reachable != reachable:
+            peer.is_reachable = reachable
+            self.version += 1
+
+    def expected_period_s(self) -> float:
+        """Return the mean time between two records of one peer, in seconds: gossip has a budget per listener."""
+        advert = self._config.advert
+        return max(advert.period_s, (len(self.listed) + 1) / advert.heard_hz)
+
+    def _look_up(self, peer: Peer, digest: bytes) -> None:
+        """Give a peer the table of its digest, or none: bits of `warm` mean nothing with an old table."""
+        self.version += 1
+        capabilities = self._tables.get(digest)
+        self.rated -= peer.speed > 0
+        if capabilities is None:
+            peer.capabilities = {}
+            peer.speed = 0.0
+            return
+        peer.table_digest = digest
+        peer.capabilities = capabilities
+        peer.pull_wait_s = peer.pull_after_s = 0.0
+        best_s = min((entry.mean_s for _, entry in capabilities.values()), default=0.0)
+        slots = peer.state.slots if peer.state is not None else 1
+        peer.speed = slots / best_s if best_s > 0 else 0.0
+        self.rated += peer.speed > 0
+        for model in list(peer.services):
+            if model in capabilities:
+                peer.services[model].advertise(capabilities[model][1].mean_s)
+            else:
+                del peer.services[model]

@@ -1,0 +1,242 @@
+"""The own workers: what runs, what waits, how long a newcomer would wait, and what starts next.
+
+`slots` jobs run at once. The wait of a newcomer is predicted from what is running, what waits before its place in the
+queue, and the room kept for accepted offers:
+
+    wait = shortest rest of a running job + (service times ahead of it + reserved) / slots
+
+That is exact for one slot. For several it is what a work-conserving queue needs at least; the error is below one
+service time. A free slot means no wait.
+"""
+
+from scheduler.actions import Execute
+from scheduler.ledger import Ledger
+from scheduler.queue import Waiting
+from scheduler.records import JobRecord, Run, Stage
+from scheduler.residency import Residency
+from scheduler.types import Job, ModelDigest, Reason
+
+_OVERDUE_SHARE = 0.1
+"""Rest assumed of a run past its expected end, as a share of its expectation: an overdue worker is not a free one."""
+
+
+class Dropped:
+    """A job that left the queue without being served."""
+
+    __slots__ = ("estimate_s", "record", "why")
+
+    def __init__(self, record: JobRecord, why: Reason, estimate_s: float | None) -> None:
+        self.record = record
+        self.why = why
+        self.estimate_s = estimate_s
+
+
+class Workbench:
+    """Local execution.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Shared state; actions go there.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._config = ledger.config.queue
+        self.models = Residency(ledger, self._is_in_use)
+        self.slow_down = 1.0
+        self.memory_free_bytes = 0
+        self.power_class = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs, waits or is about to come."""
+        ledger = self._ledger
+        return not ledger.runs and not len(ledger.queue) and not ledger.parked and not ledger.reservations
+
+    def service_s(self, model: ModelDigest) -> float:
+        """Predict one job's service time here, in seconds."""
+        return self.models.services[model].value_s * self.slow_down
+
+    def running_s(self) -> tuple[float, float]:
+        """Return the shortest and the summed rest of what runs, in seconds; the shortest is 0 with a free slot."""
+        runs = self._ledger.runs
+        if not runs:
+            return 0.0, 0.0
+        now_s = self._ledger.now_s
+        least_s, sum_s = float("inf"), 0.0
+        for run in runs.values():
+            rest_s = run.started_s + run.expected_s - now_s
+            overdue_s = _OVERDUE_SHARE * run.expected_s
+            if rest_s < overdue_s:
+                rest_s = overdue_s
+            sum_s += rest_s
+            if rest_s < least_s:
+                least_s = rest_s
+        return (least_s if len(runs) >= self._config.slots else 0.0), sum_s
+
+    def backlog_s(self) -> float:
+        """Sum the service time still to be done for accepted work, per slot, in seconds."""
+        ledger = self._ledger
+        work_s = ledger.queue.total_s + ledger.reserved_s + self.running_s()[1]
+        if ledger.parked:
+            for model, records in ledger.parked.items():
+                if model in self.models.services:
+                    work_s += len(records) * self.service_s(model)
+        return work_s / self._config.slots
+
+    def wait_s(self, job: Job) -> float:
+        """Predict how long a newcomer would wait for a slot, in seconds."""
+        ledger = self._ledger
+        if not ledger.runs and not len(ledger.queue) and not ledger.reservations:
+            return 0.0
+        ahead_s = ledger.queue.ahead_s(priority=job.priority, deadline_s=job.deadline_s) + ledger.reserved_s
+        return self.running_s()[0] + ahead_s / self._config.slots
+
+    def finish_s(self, job: Job, model: ModelDigest) -> float | None:
+        """Predict the time until a newcomer would be done here, in seconds; None when the model cannot be had."""
+        load_s = self.models.load_s(model, self._ledger.now_s)
+        if load_s is None:
+            return None
+        wait_s = self.wait_s(job)
+        return (wait_s if wait_s > load_s else load_s) + self.service_s(model)
+
+    def has_room(self, job: Job) -> bool:
+        """Return whether the queue's bound admits a newcomer."""
+        return self.wait_s(job) <= self._config.bound_s and self.backlog_s() <= self._config.bound_s
+
+    def put(self, record: JobRecord, model: ModelDigest) -> None:
+        """Take a job in: at once into a free slot, into the queue, or beside it until its model is loaded."""
+        ledger = self._ledger
+        record.model = model
+        if model not in self.models:
+            record.stage = Stage.PARKED
+            self.models.request(model)
+            ledger.parked.setdefault(model, []).append(record)
+            self._note_frame(record)
+            return
+        if len(ledger.runs) < self._config.slots and not len(ledger.queue):
+            self._run([record], model)
+            return
+        job = record.job
+        record.stage = Stage.WAITING
+        ledger.queue.insert(
+            Waiting(
+                handle=record.handle,
+                model=model,
+                service_s=self.service_s(model),
+                priority=job.priority,
+                deadline_s=job.deadline_s,
+            )
+        )
+        self._note_frame(record)
+
+    def settle(self, model: ModelDigest) -> list[JobRecord]:
+        """Queue the jobs that waited for a model; return those for which it cannot be had any more."""
+        records = self._ledger.parked.pop(model, [])
+        if model not in self.models:
+            for record in records:
+                self._ledger.forget_frame(record)
+                record.stage = Stage.UNPLACED
+            return records
+        for record in records:
+            self._ledger.forget_frame(record)
+            self.put(record, model)
+        return []
+
+    def start_waiting(self) -> list[Dropped]:
+        """Fill free slots from the queue; return what could not be served in time any more."""
+        ledger = self._ledger
+        queue = ledger.queue
+        dropped: list[Dropped] = []
+        while len(ledger.runs) < self._config.slots and len(queue):
+            entry = queue.pop_first()
+            record = ledger.jobs[entry.handle]
+            ledger.forget_frame(record)
+            model = self._rung_in_time(record)
+            if model is None:
+                record.stage = Stage.UNPLACED
+                late = ledger.now_s >= record.job.deadline_s
+                dropped.append(
+                    Dropped(record, Reason.EXPIRED, None)
+                    if late
+                    else Dropped(record, Reason.DEADLINE, self._least_service_s(record))
+                )
+                continue
+            self._run([record, *self._companions(record, model)], model)
+        return dropped
+
+    def _rung_in_time(self, record: JobRecord) -> ModelDigest | None:
+        """Choose the planned rung, or a later one that is still in time; the first one without deadlines."""
+        job = record.job
+        models = self.models
+        if record.model in models and not self._ledger.config.placement.expire:
+            return record.model
+        left_s = job.deadline_s - self._ledger.now_s
+        planned = record.model
+        if planned in models and self.service_s(planned) <= left_s:
+            return planned
+        if left_s <= 0:
+            return None
+        start = job.models.index(planned) if planned in job.models else 0
+        for model in job.models[start:]:
+            if model in models and self.service_s(model) <= left_s:
+                return model
+        return None
+
+    def _least_service_s(self, record: JobRecord) -> float | None:
+        known = [self.service_s(model) for model in record.job.models if model in self.models.services]
+        return min(known, default=None)
+
+    def _companions(self, record: JobRecord, model: ModelDigest) -> list[JobRecord]:
+        """Take jobs of the same model from the front of the queue, as many as the batch limits allow."""
+        ledger = self._ledger
+        limit = min(self.models.capabilities[model].max_batch, self._config.batch_jobs)
+        if limit <= 1 or record.is_alone or not ledger.queue.count(model):
+            return []
+        found: list[JobRecord] = []
+        for entry in ledger.queue.from_front(self._config.batch_look):
+            other = ledger.jobs[entry.handle]
+            if entry.model == model and not other.is_alone and other.job.deadline_s > ledger.now_s:
+                ledger.queue.remove(entry.handle)
+                ledger.forget_frame(other)
+                found.append(other)
+                if len(found) == limit - 1:
+                    break
+        return found
+
+    def _run(self, records: list[JobRecord], model: ModelDigest) -> None:
+        ledger = self._ledger
+        command = ledger.new_command()
+        run = Run(
+            command=command,
+            records=records,
+            model=model,
+            # Without a measured batch time the sum is the safe side: batches are made to be faster.
+            expected_s=self.service_s(model) * len(records),
+            now_s=ledger.now_s,
+        )
+        for record in records:
+            record.stage = Stage.RUNNING
+            record.model = model
+            record.run = run
+        ledger.runs[command] = run
+        self.models.use(model)
+        if len(records) == 1:
+            handles: tuple[int, ...] = (records[0].handle,)
+            deadline_s = records[0].job.deadline_s
+        else:
+            handles = tuple([record.handle for record in records])
+            deadline_s = max(record.job.deadline_s for record in records)
+        ledger.actions.append(
+            Execute(command=command, handles=handles, model=model, deadline_s=deadline_s, reason="earliest deadline")
+        )
+
+    def _note_frame(self, record: JobRecord) -> None:
+        job = record.job
+        if job.newest_wins and job.stream:
+            self._ledger.streams.add(client=job.client, stream=job.stream, frame=job.frame, handle=record.handle)
+
+    def _is_in_use(self, model: ModelDigest) -> bool:
+        ledger = self._ledger
+        return ledger.queue.count(model) > 0 or any(run.model == model for run in ledger.runs.values())
