@@ -1,0 +1,335 @@
+"""Running models: one worker process per loaded model, supervised.
+
+Owns the life of workers: check of the graph, start, restart after a loss, giving up, unloading. What one worker does
+is in models.workerprocess. Must not know of jobs, peers or signatures: whoever calls load() has verified the files.
+
+A model's worker that is lost is started again after a short, growing, jittered wait; runs that come meanwhile wait
+for it. After RuntimeConfig.restarts_max losses within restart_window_s the model is given up.
+"""
+
+import logging
+import os
+import random
+import tempfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import trio
+from msgspec import Meta
+
+from models.admission import check_graph, open_graph
+from models.executor import (
+    ExecutorStatistics,
+    ModelChange,
+    ModelNotLoadedError,
+    ModelRefusedError,
+    RunDeadlineError,
+    RunOutcome,
+    RunRequest,
+    WorkerLostError,
+)
+from models.manifest import Manifest
+from models.processmemory import memory_now, memory_peak
+from models.tensors import InferenceError
+from models.workerprocess import WorkerProcess, WorkerSettings
+
+log = logging.getLogger("gridnode.models")
+
+CHANGES_KEPT: Final = 256
+"""Changes not read yet; each tells of one model, and the reader asks loaded() anyway."""
+BACKOFF_MIN_S: Final = 0.05
+"""Wait before the first restart: a single crash should cost little."""
+BACKOFF_MAX_S: Final = 10.0
+
+
+class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How models are run on this node."""
+
+    slots: Annotated[int, Meta(ge=1, le=16)] = 1
+    """Runs of one model at once."""
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Threads of one run; slots times threads should not exceed the cores."""
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    """Execution providers of this node, best first; a model uses those its manifest names."""
+    cpu_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Share of its threads' processors a worker may use, really limited."""
+    workers_max: Annotated[int, Meta(ge=1, le=256)] = 32
+    """Models loaded at once; each worker takes at least 100 MB of memory."""
+    load_max_s: Annotated[float, Meta(gt=0)] = 120.0
+    """Longest load, warm-up included; a model that takes longer is refused."""
+    restarts_max: Annotated[int, Meta(ge=0)] = 5
+    """Losses within the window after which a model is given up."""
+    restart_window_s: Annotated[float, Meta(gt=0)] = 60.0
+
+
+class _Model:
+    """A model that was asked for: its files, its worker, its history."""
+
+    def __init__(self, digest: str, manifest: Manifest, graph: int, providers: tuple[str, ...]) -> None:
+        self.digest = digest
+        self.manifest = manifest
+        self.graph = graph
+        self.providers = providers
+        self.worker: WorkerProcess | None = None
+        self.is_ready = False
+        self.moved = trio.Event()
+        """Set, and replaced, whenever is_ready or is_over changes."""
+        self.is_over = False
+        self.fault: ModelRefusedError | WorkerLostError | None = None
+        """Why it is over; None where it was unloaded."""
+        self.scope = trio.CancelScope()
+        self.load_s = 0.0
+        self.losses_s: deque[float] = deque()
+        self.past = (0, 0, 0)
+        """Runs, errors and terminated runs of earlier workers."""
+        self.restarts = 0
+
+    def move(self, *, is_ready: bool, is_over: bool = False) -> None:
+        """Change state and wake whoever waits for it."""
+        self.is_ready = is_ready
+        self.is_over = self.is_over or is_over
+        self.moved.set()
+        self.moved = trio.Event()
+
+    async def wait_ready(self) -> WorkerProcess:
+        """Wait for a worker that is ready.
+
+        Raises
+        ------
+        ModelNotLoadedError
+            The model is over, now or meanwhile.
+        """
+        while not self.is_ready:
+            if self.is_over:
+                raise ModelNotLoadedError(
+                    f"model {self.manifest.name!r} is not loaded here: {self.fault or 'unloaded'}"
+                )
+            await self.moved.wait()
+        assert self.worker is not None
+        return self.worker
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return runs, errors and terminated runs of all workers so far."""
+        runs, errors, terminated = self.past
+        if self.worker is None:
+            return self.past
+        return runs + self.worker.runs, errors + self.worker.errors, terminated + self.worker.terminated
+
+
+class Runtime:
+    """Runs models in worker processes; a models.executor.Executor.
+
+    Parameters
+    ----------
+    config : RuntimeConfig
+        How.
+    rng : random.Random
+        For the jitter of restarts.
+    """
+
+    def __init__(self, config: RuntimeConfig, rng: random.Random) -> None:
+        self._config = config
+        self._rng = rng
+        self._models: dict[str, _Model] = {}
+        self._changes_in, self._changes_out = trio.open_memory_channel[ModelChange](CHANGES_KEPT)
+        self._new_in, self._new_out = trio.open_memory_channel[_Model](0)
+        self._empty_folder: str | None = None
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Supervise workers until cancelled; ends with all of them gone."""
+        self._empty_folder = tempfile.mkdtemp(prefix="gridnode-empty-")
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                async for model in self._new_out:
+                    nursery.start_soon(self._keep, model)
+        finally:
+            folder, self._empty_folder = self._empty_folder, None
+            os.rmdir(folder)
+
+    async def load(self, digest: str, manifest: Manifest, graph_path: Path) -> None:
+        """Make a model ready to run; see models.executor.Executor.load."""
+        model = self._models.get(digest)
+        if model is None:
+            model = await self._admit(digest, manifest, graph_path)
+        try:
+            await model.wait_ready()
+        except ModelNotLoadedError:
+            if model.fault is None:
+                raise
+            raise model.fault from None
+        except trio.Cancelled:
+            model.scope.cancel()
+            raise
+
+    async def unload(self, digest: str) -> None:
+        """Let go of a model; see models.executor.Executor.unload."""
+        model = self._models.get(digest)
+        if model is None:
+            return
+        model.scope.cancel()
+        while not model.is_over:
+            await model.moved.wait()
+
+    async def run(
+        self, digest: str, requests: Sequence[RunRequest], *, on_started: Callable[[], None] | None = None
+    ) -> list[RunOutcome | InferenceError]:
+        """Run requests as one batch; see models.executor.Executor.run."""
+        model = self._models.get(digest)
+        if model is None:
+            raise ModelNotLoadedError(f"model {digest[:12]} is not loaded here")
+        if model.is_ready and model.worker is not None:
+            return await model.worker.run(requests, on_started)
+        with trio.CancelScope(deadline=max(request.deadline_s for request in requests)):
+            await model.wait_ready()
+        if model.is_ready and model.worker is not None:
+            return await model.worker.run(requests, on_started)
+        return [RunDeadlineError("the deadline passed while the model's worker was started anew")] * len(requests)
+
+    def loaded(self) -> frozenset[str]:
+        """Return the digests of the models that are ready."""
+        return frozenset(digest for digest, model in self._models.items() if model.is_ready)
+
+    def changes(self) -> trio.MemoryReceiveChannel[ModelChange]:
+        """Return the bounded channel of changes; one reader."""
+        return self._changes_out
+
+    def statistics(self) -> tuple[ExecutorStatistics, ...]:
+        """Return a snapshot per model, sorted by digest; reads /proc, about 0.1 ms per worker."""
+        return tuple(self._statistics(self._models[digest]) for digest in sorted(self._models))
+
+    def _statistics(self, model: _Model) -> ExecutorStatistics:
+        worker = model.worker
+        pid = worker.pid if worker is not None else 0
+        ready = worker.ready if worker is not None else None
+        runs, errors, terminated = model.counts()
+        return ExecutorStatistics(
+            digest=model.digest,
+            name=model.manifest.name,
+            pid=pid,
+            memory_bytes=memory_now(pid),
+            memory_bytes_peak=memory_peak(pid),
+            load_s=model.load_s,
+            slots=self._config.slots,
+            running=worker.running if worker is not None else 0,
+            waiting=worker.waiting if worker is not None else 0,
+            runs=runs,
+            errors=errors,
+            restarts=model.restarts,
+            terminated=terminated,
+            confinement=" ".join(ready.reached) if ready is not None else "",
+            cpu_share=self._config.cpu_share,
+            providers=ready.providers if ready is not None else (),
+        )
+
+    async def _admit(self, digest: str, manifest: Manifest, graph_path: Path) -> _Model:
+        """Check a model and hand it to the supervisor."""
+        assert self._empty_folder is not None, "load() needs serve() to run"
+        if len(self._models) >= self._config.workers_max:
+            raise ModelRefusedError(
+                f"{len(self._models)} models are loaded, at most {self._config.workers_max} may be; unload one"
+            )
+        allowed = manifest.requirements.providers
+        providers = tuple(name for name in self._config.providers if name in allowed)
+        if not providers:
+            raise ModelRefusedError(
+                f"model {manifest.name!r} needs one of {', '.join(allowed)}, this node has "
+                f"{', '.join(self._config.providers)}"
+            )
+        graph = open_graph(graph_path)
+        model = self._models[digest] = _Model(digest, manifest, graph, providers)
+        try:
+            await check_graph(graph, manifest, empty_folder=self._empty_folder)
+            await self._new_in.send(model)
+        except BaseException as error:
+            model.fault = error if isinstance(error, ModelRefusedError) else None
+            self._forget(model)
+            raise
+        return model
+
+    async def _keep(self, model: _Model) -> None:
+        """Keep a worker for a model until it is unloaded, refused or given up."""
+        try:
+            with model.scope:
+                while await self._live(model):
+                    # Full jitter below a doubling bound, so that workers lost together do not return together.
+                    bound_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** len(model.losses_s))
+                    await trio.sleep(bound_s * self._rng.uniform(0.5, 1.0))
+                    model.restarts += 1
+        finally:
+            self._forget(model)
+
+    async def _live(self, model: _Model) -> bool:
+        """Run one worker to its end; returns whether there should be another."""
+        assert self._empty_folder is not None
+        was_ready = False
+        started_s = trio.current_time()
+
+        def on_ready() -> None:
+            nonlocal was_ready
+            was_ready = True
+            model.fault = None
+            model.load_s = trio.current_time() - started_s
+            log.info("worker_ready pid=%d model=%s load_s=%.3g", worker.pid, model.manifest.name, model.load_s)
+            model.move(is_ready=True)
+            if model.restarts:
+                self._tell(ModelChange(digest=model.digest, usable=True, reason="its worker was started anew"))
+
+        try:
+            worker = model.worker = WorkerProcess(model.graph, model.manifest, self._settings(model))
+            await worker.serve(on_ready)
+        except (ModelRefusedError, WorkerLostError) as fault:
+            model.fault = fault
+        finally:
+            reason = str(model.fault) if model.worker is None or model.fault else model.worker.end_reason
+            model.past = model.counts()
+            model.worker = None
+            model.move(is_ready=False)
+        if not was_ready and not model.restarts:
+            # Never ran here: whoever called load() is told.
+            return False
+        return self._note_loss(model, reason)
+
+    def _note_loss(self, model: _Model, reason: str) -> bool:
+        """Count a loss; returns whether to try again."""
+        now_s = trio.current_time()
+        model.losses_s.append(now_s)
+        while model.losses_s[0] < now_s - self._config.restart_window_s:
+            model.losses_s.popleft()
+        given_up = len(model.losses_s) > self._config.restarts_max
+        log.warning("worker_lost model=%s given_up=%s reason=%r", model.manifest.name, given_up, reason)
+        if given_up and model.fault is None:
+            model.fault = WorkerLostError(
+                f"worker of model {model.manifest.name!r} was lost {len(model.losses_s)} times within "
+                f"{self._config.restart_window_s:g} s, the last time because {reason}"
+            )
+        self._tell(ModelChange(digest=model.digest, usable=False, given_up=given_up, reason=reason))
+        return not given_up
+
+    def _forget(self, model: _Model) -> None:
+        """Drop a model that is over."""
+        self._models.pop(model.digest, None)
+        os.close(model.graph)
+        model.move(is_ready=False, is_over=True)
+
+    def _tell(self, change: ModelChange) -> None:
+        """Queue a change; when nobody reads, the oldest goes."""
+        try:
+            self._changes_in.send_nowait(change)
+        except trio.WouldBlock:
+            self._changes_out.receive_nowait()
+            self._changes_in.send_nowait(change)
+
+    def _settings(self, model: _Model) -> WorkerSettings:
+        assert self._empty_folder is not None
+        return WorkerSettings(
+            slots=self._config.slots,
+            threads=self._config.threads,
+            providers=model.providers,
+            cpu_share=self._config.cpu_share,
+            load_max_s=self._config.load_max_s,
+            empty_folder=self._empty_folder,
+        )

@@ -1,0 +1,232 @@
+"""One loaded model: from a request's bytes to a result's bytes, in the worker process.
+
+Owns onnxruntime; no other module imports it. Knows nothing of processes, sockets or slots. The order of one answer:
+check the request against the manifest, make the input, run, read the output, lay raw tensors out.
+"""
+
+import contextlib
+import io
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state  # type: ignore[import-untyped]
+from PIL import Image
+
+from models import tensors
+from models.detection import Geometry, classify, detect, fit
+from models.imaging import FORMATS, ImageError, preprocess
+from models.manifest import DetectionPostprocessing, ImagePreprocessing, Manifest, TensorSpec
+from models.tensors import Array, ClassRecord, DetectionRecord, InferenceError, RequestBody, ResultBody
+
+RunOptions = onnxruntime.RunOptions
+
+LOG_SEVERITY: Final = 3
+"""onnxruntime logs errors and above; its warnings repeat for each load and say nothing a node can act on."""
+
+RUNTIME_FAULTS: Final = (
+    runtime_state.EPFail,
+    runtime_state.EngineError,
+    runtime_state.Fail,
+    runtime_state.InvalidArgument,
+    runtime_state.InvalidGraph,
+    runtime_state.InvalidProtobuf,
+    runtime_state.ModelRequiresCompilation,
+    runtime_state.NoModel,
+    runtime_state.NotFound,
+    runtime_state.NotImplemented,
+    runtime_state.RuntimeException,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    MemoryError,
+)
+"""What onnxruntime raises for a model or an input it cannot deal with."""
+
+
+def prepare() -> None:
+    """Touch what libraries load on first use, because no file can be opened later."""
+    blank = Image.new("RGB", (16, 16))
+    preprocessing = ImagePreprocessing(input="x", width=8, height=8)
+    for form in FORMATS:
+        encoded = io.BytesIO()
+        blank.save(encoded, form)
+        preprocess(encoded.getvalue(), preprocessing)
+    with contextlib.suppress(ImageError):
+        preprocess(b"no picture", preprocessing)
+
+
+class Session:
+    """A model ready to run.
+
+    Parameters
+    ----------
+    graph : bytes
+        The ONNX file.
+    manifest : Manifest
+        What the model takes and gives.
+    threads : int
+        Threads of one run.
+    providers : tuple of str
+        Execution providers to try, best first; those this build lacks are left out.
+
+    Raises
+    ------
+    One of RUNTIME_FAULTS
+        The runtime does not take the model.
+    """
+
+    def __init__(self, graph: bytes, manifest: Manifest, *, threads: int, providers: tuple[str, ...]) -> None:
+        onnxruntime.disable_telemetry_events()
+        onnxruntime.set_default_logger_severity(LOG_SEVERITY)
+        available = onnxruntime.get_available_providers()
+        chosen = [name for name in providers if name in available]
+        if not chosen:
+            raise ValueError(f"onnxruntime here has {', '.join(available)}, the model needs one of {providers}")
+        self._session = onnxruntime.InferenceSession(graph, _options(threads), providers=chosen)
+        self._manifest = manifest
+        self._output_names = [spec.name for spec in manifest.outputs]
+        names = getattr(manifest.postprocessing, "class_names", ())
+        self._class_indices = {name: index for index, name in reversed(list(enumerate(names)))}
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+
+    def warm_up(self) -> None:
+        """Run once on zeros, so that the first request finds memory and threads ready.
+
+        A model that cannot run on zeros is not to blame: the golden check judges it.
+        """
+        feeds = {spec.name: _zeros(spec) for spec in self._manifest.inputs}
+        try:
+            self._session.run(self._output_names, feeds)
+        except RUNTIME_FAULTS as error:
+            sys.stderr.write(f"warm-up run failed: {error}\n")
+
+    def answer(
+        self, body: bytes, payload: memoryview, output: memoryview, options: onnxruntime.RunOptions
+    ) -> tuple[bytes, int]:
+        """Answer one request.
+
+        Parameters
+        ----------
+        body : bytes
+            An encoded RequestBody.
+        payload : memoryview
+            Read in place as plain numbers; an encoded picture is copied before it is parsed.
+        output : memoryview
+            Writable; raw outputs are laid out at its start.
+        options : RunOptions
+            Setting its ``terminate`` from another thread ends the run.
+
+        Returns
+        -------
+        body : bytes
+            An encoded ResultBody.
+        size : int
+            Bytes of the output used.
+
+        Raises
+        ------
+        BadInputError, ImageError
+            The sender's fault.
+        InferenceError, OutputError, or one of RUNTIME_FAULTS
+            The model's.
+        """
+        request = tensors.decode_request(body)
+        tensors.check_request(self._manifest, request, payload.nbytes)
+        feeds, geometry = self._feeds(request, payload)
+        post = self._manifest.postprocessing
+        raw = request.raw_outputs or post is None
+        names = self._output_names if raw or post is None else [post.output]
+        outputs = dict(zip(names, self._session.run(names, feeds, options), strict=True))
+        result = self._read(request, outputs, geometry)
+        size = 0
+        if raw:
+            headers, size = _lay_out(outputs, output)
+            result = msgspec.structs.replace(result, tensors=headers)
+        return tensors.encode_result(result), size
+
+    def _feeds(self, request: RequestBody, payload: memoryview) -> tuple[Mapping[str, Array], Geometry | None]:
+        """Return the inputs, and how the frame lies in them where there is a frame."""
+        preprocessing = self._manifest.preprocessing
+        if request.kind == "tensors" or preprocessing is None:
+            feeds = tensors.views(request.tensors, payload)
+            if preprocessing is None:
+                return feeds, _whole_input(feeds)
+            width, height = request.width or preprocessing.width, request.height or preprocessing.height
+            return feeds, fit(width, height, preprocessing)
+        picture: bytes | Array = bytes(payload)
+        if request.kind == "array":
+            picture = np.frombuffer(payload, np.uint8).reshape(request.height, request.width, 3)
+        tensor, geometry = preprocess(picture, preprocessing)
+        return {preprocessing.input: self._cast(tensor, preprocessing.input)}, geometry
+
+    def _cast(self, tensor: Array, name: str) -> Array:
+        """Give the picture's tensor the type that the model takes."""
+        wanted = next(spec.dtype for spec in self._manifest.inputs if spec.name == name)
+        return tensor if tensor.dtype.name == wanted else tensor.astype(wanted)
+
+    def _read(self, request: RequestBody, outputs: Mapping[str, Array], geometry: Geometry | None) -> ResultBody:
+        """Make records of the output, as the manifest says."""
+        post = self._manifest.postprocessing
+        width, height = (geometry.frame_width, geometry.frame_height) if geometry else (0, 0)
+        if isinstance(post, DetectionPostprocessing):
+            if geometry is None:
+                raise InferenceError(f"model {self._manifest.name!r} has detections but no input of shape (1, 3, h, w)")
+            if request.score_threshold is not None:
+                post = msgspec.structs.replace(post, score_threshold=request.score_threshold)
+            found = tuple(
+                DetectionRecord(
+                    class_index=self._class_indices[d.class_name], class_name=d.class_name, score=d.score, box=d.box
+                )
+                for d in detect(outputs[post.output], post, geometry)
+            )
+            return ResultBody(detections=found, image_width=width, image_height=height)
+        if post is None:
+            return ResultBody(image_width=width, image_height=height)
+        classes = tuple(
+            ClassRecord(class_index=self._class_indices[c.class_name], class_name=c.class_name, score=c.score)
+            for c in classify(outputs[post.output], post)
+        )
+        return ResultBody(classes=classes, image_width=width, image_height=height)
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    """Return settings for many small models on a small machine."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_SEVERITY
+    # The arena keeps the largest run's memory for ever, in powers of two; malloc gives it back.
+    options.enable_cpu_mem_arena = False
+    # A thread that spins for its next piece of work takes the core from other models and from the daemon.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    """Return an input of zeros, every free size being 1."""
+    return np.zeros([max(1, size) for size in spec.shape], spec.dtype)
+
+
+def _whole_input(feeds: Mapping[str, Array]) -> Geometry | None:
+    """Take the one picture-shaped input as the frame, where a manifest does not tell of any."""
+    for array in feeds.values():
+        if array.ndim == 4 and 3 in (array.shape[1], array.shape[3]):
+            height, width = array.shape[2:4] if array.shape[1] == 3 else array.shape[1:3]
+            return Geometry(frame_width=width, frame_height=height, content_width=width, content_height=height)
+    return None
+
+
+def _lay_out(outputs: Mapping[str, Any], output: memoryview) -> tuple[tuple[tensors.TensorHeader, ...], int]:
+    """Write raw outputs; returns their headers and the bytes used."""
+    strange = [name for name, value in outputs.items() if not isinstance(value, np.ndarray)]
+    if strange:
+        raise InferenceError(f"output {strange[0]!r} is no tensor; export the model with tensor outputs only")
+    try:
+        headers = tensors.write(outputs, output)
+    except tensors.BadInputError as error:
+        raise InferenceError(f"outputs cannot be sent: {error}") from error
+    return headers, tensors.layout(headers)[1]

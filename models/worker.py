@@ -1,0 +1,235 @@
+"""The process that runs one model: confined, synchronous, at the other end of two sockets and a shared memory.
+
+Owns the order of start-up (confine, import, confine more, load) and the threads: the first reads and answers
+requests, as many more as there are further slots do the same, one reads cancellations. Whichever thread is free
+takes the next packet, so there is no hand-over between threads on a request's way.
+
+Started by models.workerprocess as ``python -P -m models.worker JSON``, see Start. The heavy imports come late on
+purpose: namespaces must be left while the process has one thread.
+"""
+
+import gc
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from models import confine
+from models import workerprotocol as protocol
+from models.manifest import ModelError, parse_manifest
+from models.sharedmemory import SharedMemory
+
+if TYPE_CHECKING:
+    from models.session import RunOptions, Session
+
+LIBRARY_PATHS: Final = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/proc", "/sys/devices/system", "/dev/urandom")
+"""What the libraries read while they are loaded, beside Python's own folders."""
+
+DRIVER_PATHS: Final = ("/dev", "/sys", "/opt", "/etc", "/run", "/var")
+"""What drivers of accelerators read as well."""
+
+
+PLAIN_PROVIDERS: Final = frozenset({"CPUExecutionProvider", "XnnpackExecutionProvider"})
+"""Providers that need no drivers, hence neither files nor devices."""
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker is started. Numbers are inherited descriptors."""
+
+    requests: int
+    control: int
+    memory: int
+    graph: int
+    slots: int
+    parent: int
+    accelerated: bool = False
+    """Whether a provider needs drivers, hence files and addresses without limit."""
+
+
+class Worker:
+    """Answers requests on a loaded model.
+
+    Parameters
+    ----------
+    session : Session
+        The model.
+    memory : SharedMemory
+        Payloads and raw outputs.
+    requests : socket
+        Whence orders come and whither answers go; shared by the threads.
+    options : callable
+        Makes the runtime's options of one run.
+    input_faults, model_faults : tuples of exception types
+        Whose fault an exception of the session tells of.
+    """
+
+    def __init__(
+        self,
+        session: "Session",
+        memory: SharedMemory,
+        requests: socket.socket,
+        *,
+        options: "Callable[[], RunOptions]",
+        input_faults: tuple[type[Exception], ...],
+        model_faults: tuple[type[Exception], ...],
+    ) -> None:
+        self._session = session
+        self._memory = memory
+        self._requests = requests
+        self._options = options
+        self._input_faults = input_faults
+        self._model_faults = model_faults
+        self._lock = threading.Lock()
+        self._running: dict[int, RunOptions] = {}
+        self._cancelled: set[int] = set()
+        self._newest = -1
+
+    def serve(self) -> None:
+        """Answer orders until the daemon closes the socket."""
+        while packet := self._requests.recv(protocol.PACKET_MAX_BYTES):
+            order = protocol.decode_order(packet)
+            assert isinstance(order, protocol.RunOrder)
+            self._requests.send(protocol.encode(self._answer(order)))
+
+    def cancel(self, run: int) -> None:
+        """Terminate a run now, or remember to when it comes; one that is over is left alone."""
+        with self._lock:
+            if run in self._running:
+                self._running[run].terminate = True
+            elif run > self._newest:
+                self._cancelled.add(run)
+
+    def _answer(self, order: protocol.RunOrder) -> protocol.Answer:
+        """Run one request and say what became of it."""
+        options = self._begin(order.run)
+        started_s = time.perf_counter()
+        try:
+            if options.terminate:
+                return protocol.Failed(run=order.run, kind="terminated", reason="cancelled in time", service_s=0.0)
+            payload = self._memory.input(order.slot)[: order.payload_bytes].toreadonly()
+            body, size = self._session.answer(order.body, payload, self._memory.output(order.slot), options)
+        except self._input_faults as error:
+            return _failed(order.run, "input", error, started_s)
+        except self._model_faults as error:
+            return _failed(order.run, "terminated" if options.terminate else "model", error, started_s)
+        finally:
+            with self._lock:
+                del self._running[order.run]
+        elapsed_s = time.perf_counter() - started_s
+        return protocol.Done(run=order.run, body=body, payload_bytes=size, service_s=elapsed_s)
+
+    def _begin(self, run: int) -> "RunOptions":
+        """Make a run known to cancel()."""
+        options = self._options()
+        with self._lock:
+            self._newest = max(self._newest, run)
+            options.terminate = run in self._cancelled
+            self._cancelled.discard(run)
+            self._running[run] = options
+        return options
+
+
+def _failed(run: int, kind: str, error: Exception, started_s: float) -> protocol.Failed:
+    reason = protocol.shorten(str(error) or type(error).__name__)
+    return protocol.Failed(run=run, kind=kind, reason=reason, service_s=time.perf_counter() - started_s)
+
+
+def main() -> None:
+    """Run a worker to its end."""
+    start = msgspec.json.decode(sys.argv[1], type=Start)
+    # The daemon alone decides when a worker ends; a terminal's Ctrl-C reaches the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    readable = [*LIBRARY_PATHS, *(DRIVER_PATHS if start.accelerated else ()), *library_folders()]
+    isolated = confine.isolate(parent=start.parent, readable=readable)
+    requests = socket.socket(fileno=start.requests)
+    control = socket.socket(fileno=start.control)
+    memory = SharedMemory(start.memory, start.slots)
+    threading.excepthook = _end
+    worker = _load(start, isolated, requests, memory)
+    if worker is not None:
+        threading.Thread(target=_obey, args=(control, worker), daemon=True).start()
+        for _ in range(start.slots - 1):
+            threading.Thread(target=worker.serve, daemon=True).start()
+        worker.serve()
+    # The runtime's own clean-up takes its time and has nothing to save.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def library_folders() -> list[str]:
+    """Return the folders that Python loads modules from."""
+    folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path}
+    return sorted(folder for folder in folders if folder)
+
+
+def _load(start: Start, isolated: confine.Confinement, requests: socket.socket, memory: SharedMemory) -> Worker | None:
+    """Import the runtime, give up what is left to give up, load the model and tell the daemon how that went."""
+    from models import session as runtime
+    from models.imaging import ImageError
+    from models.tensors import BadInputError
+
+    order = protocol.decode_order(requests.recv(protocol.PACKET_MAX_BYTES))
+    assert isinstance(order, protocol.LoadOrder)
+    # Whatever libraries load on first use they must load now.
+    runtime.prepare()
+    manifest = parse_manifest(bytes(memory.input(0)[: order.manifest_bytes]))
+    graph = _read(start.graph)
+    sealed = confine.seal(
+        memory_bytes=None if start.accelerated else order.memory_bytes,
+        empty_folder=None if start.accelerated else order.empty_folder,
+    )
+    try:
+        session = runtime.Session(graph, manifest, threads=order.threads, providers=order.providers)
+        del graph
+        session.warm_up()
+    except runtime.RUNTIME_FAULTS as error:
+        requests.send(protocol.encode(protocol.LoadFailed(reason=protocol.shorten(str(error) or repr(error)))))
+        return None
+    gc.collect()
+    gc.freeze()
+    reached = isolated.reached + sealed.reached
+    missing = isolated.missing + sealed.missing
+    requests.send(protocol.encode(protocol.Ready(providers=session.providers, reached=reached, missing=missing)))
+    return Worker(
+        session,
+        memory,
+        requests,
+        options=runtime.RunOptions,
+        input_faults=(BadInputError, ImageError),
+        model_faults=(ModelError, *runtime.RUNTIME_FAULTS),
+    )
+
+
+def _read(descriptor: int) -> bytes:
+    """Read a file from its start, whatever its offset: the descriptor is shared with the daemon."""
+    with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as mapping:
+        data = mapping[:]
+    os.close(descriptor)
+    return data
+
+
+def _obey(control: socket.socket, worker: Worker) -> None:
+    """Carry out cancellations; leave at once when the daemon is gone, whatever runs."""
+    while packet := control.recv(protocol.PACKET_MAX_BYTES):
+        order = protocol.decode_order(packet)
+        assert isinstance(order, protocol.CancelOrder)
+        worker.cancel(order.run)
+    os._exit(1)
+
+
+def _end(fault: threading.ExceptHookArgs) -> None:
+    """End the process on a bug in any thread: half a worker would look like a slow one."""
+    sys.__excepthook__(fault.exc_type, fault.exc_value or fault.exc_type(), fault.exc_traceback)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
