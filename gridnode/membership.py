@@ -1,0 +1,483 @@
+"""Who is in the grid: node cards, gossip, revocations, and what follows for the core and the two planes.
+
+Owns the card book and the topics. A state record is used and forwarded only when its origin's card is held, valid
+and unrevoked; the card of an unknown origin is pulled from whoever forwarded the record. Cards travel three ways: by
+gossip when they change, with the first question to a peer, and page by page when a connection begins.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from gridnode.credentials import Credentials
+from gridnode.driver import Driver
+from gridnode.logs import EventLog, short
+from gridnode.mesh import Mesh
+from gridnode.translate import state_from_wire
+from gridnode.watch import Watch
+from scheduler.events import AdvertReceived, PeerReachable
+from transport.addressbook import Address as BookAddress
+from transport.base import (
+    CARD_TOPIC,
+    HEALTH_TOPIC,
+    REVOCATION_TOPIC,
+    STATE_TOPIC,
+    TRUST_TOPIC,
+    ControlPlane,
+    DataPlane,
+    GossipMessage,
+)
+from transport.cards import Address, CardBook, NodeCard, make_card
+from transport.certificates import CertificateRefusedError
+from transport.files import StateFileError, read_bounded, write_atomically
+from transport.wire import (
+    CARDS_PER_MESSAGE_MAX,
+    VERSION,
+    CardNotice,
+    CardRequest,
+    Cards,
+    Document,
+    HealthNotice,
+    PeerUnreachableError,
+    RemoteProtocolError,
+    RevocationNotice,
+    RevocationRequest,
+    TransportError,
+    TrustNotice,
+    decode_gossip,
+    decode_state,
+    encode,
+)
+
+log = EventLog("membership")
+
+INTRODUCTION_TIMEOUT_S: Final = 10.0
+INTRODUCTIONS_MAX: Final = 4
+"""Introductions at once: each may open a connection and verify a page of cards."""
+INTRODUCE_ALL_MAX: Final = 16
+"""Up to so many known nodes each new one is met at once, so that a small grid is whole within a second; in a larger
+one that would be a full mesh, and control neighbours and jobs do the meeting."""
+RETRY_S: Final = (1.0, 60.0)
+"""First and longest pause before a peer whose data port did not answer is tried again."""
+CARDS_FILE_MAX_BYTES: Final = 4 << 20
+CARDS_KEPT: Final = 256
+"""Cards written to disk: enough to find the grid again after a restart."""
+REVOCATION_GOSSIP_MAX_BYTES: Final = 3500
+PUBLISH_CARD_AFTER_S: Final = (0.2, 1.5, 5.0)
+"""When our card is gossiped after a new neighbour: the gossip mesh takes a heartbeat or two to include it."""
+
+
+class EpochBehindError(Exception):
+    """Others know a later life of this node: its state directory was set back. The daemon must start anew."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"peers hold a card of this node with epoch {epoch}")
+        self.epoch = epoch
+
+
+class Membership:
+    """The members of the grid as this node knows them.
+
+    Parameters
+    ----------
+    credentials : Credentials
+        Own identity and whom to believe.
+    name : str
+        Host label for people.
+    epoch : int
+        Boot counter of this life.
+    on_trust_news : callable
+        Told (root version, timestamp version, node) when a peer holds signed state.
+    on_fatal : callable
+        Told an exception that must end the daemon.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        name: str,
+        epoch: int,
+        control: ControlPlane,
+        data: DataPlane,
+        driver: Driver,
+        cards_path: Path | None,
+        on_trust_news: Callable[[TrustNotice, str], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._credentials = credentials
+        self._name = name
+        self._epoch = epoch
+        self._control = control
+        self._data = data
+        self._driver = driver
+        self._cards_path = cards_path
+        self._on_trust_news = on_trust_news
+        self._on_fatal = on_fatal
+        self._book = CardBook(credentials.trust)
+        self._own_card = b""
+        self._card_sequence = 0
+        self._nursery: trio.Nursery | None = None
+        self._introducing: set[str] = set()
+        self._unreachable: dict[str, float] = {}
+        """Node to next pause, for peers whose data port did not answer."""
+        self._introductions = trio.CapacityLimiter(INTRODUCTIONS_MAX)
+        self._mesh: Mesh | None = None
+        self._watch: Watch | None = None
+        for topic, validator in (
+            (STATE_TOPIC, self._is_state_good),
+            (HEALTH_TOPIC, self._is_health_good),
+            (CARD_TOPIC, self._is_card_good),
+            (REVOCATION_TOPIC, self._is_revocation_good),
+            (TRUST_TOPIC, self._is_trust_good),
+        ):
+            control.set_validator(topic, validator)
+
+    # ------------------------------------------------------------ what others ask
+
+    @property
+    def node(self) -> str:
+        """PeerID of this node."""
+        return self._credentials.node
+
+    def name_of(self, node: str) -> str:
+        """Return a node's name, or the tail of its PeerID."""
+        if node == self.node:
+            return self._name
+        card = self._book.get(node)
+        return card.name if card is not None and card.name else short(node)
+
+    def card(self, node: str) -> NodeCard | None:
+        """Return a node's card."""
+        return self._book.get(node)
+
+    def members(self) -> tuple[NodeCard, ...]:
+        """Return the cards of all known nodes, sorted by node."""
+        return tuple(self._book)
+
+    def is_reachable(self, node: str) -> bool:
+        """Say whether the node's data port answered when it was last tried."""
+        return node not in self._unreachable
+
+    def cards(self, request: CardRequest) -> tuple[bytes, ...]:
+        """Return cards for a peer: those it names, or a page of all."""
+        if request.nodes:
+            named = [self._encoded(node) for node in request.nodes]
+            return tuple(encoded for encoded in named if encoded)[:CARDS_PER_MESSAGE_MAX]
+        known = sorted([*(card.node for card in self._book), self.node])
+        page = [node for node in known if node > request.after][:CARDS_PER_MESSAGE_MAX]
+        return tuple(encoded for node in page if (encoded := self._encoded(node)))
+
+    def take_card(self, encoded: bytes) -> None:
+        """Take in a card; a bad one is ignored, news are passed on."""
+        if self._learn(encoded) and self._nursery is not None:
+            self._nursery.start_soon(self._control.publish, CARD_TOPIC, encode(CardNotice(card=encoded)))
+
+    def revocation_document(self, newer_than: int) -> bytes | None:
+        """Return the revocation list if it is newer than a version."""
+        revocations = self._credentials.revocations
+        return revocations.document if revocations.version > newer_than else None
+
+    def take_revocations(self, document: bytes) -> bool:
+        """Take in a revocation list and cut off whom it names; say whether it was news.
+
+        Raises
+        ------
+        TransportError
+            It is not good.
+        """
+        if not self._credentials.revocations.accept(document, self._credentials.trust):
+            return False
+        log.warning("revocations_changed", version=self._credentials.revocations.version)
+        for node in self._book.remove_refused():
+            self._expel(node)
+        if self._nursery is not None:
+            self._nursery.start_soon(trio.to_thread.run_sync, self._save_revocations)
+            self._nursery.start_soon(self.publish_revocations)
+        return True
+
+    async def publish_revocations(self) -> None:
+        """Gossip the revocation list."""
+        revocations = self._credentials.revocations
+        document = revocations.document
+        if document is not None:
+            small = document if len(document) <= REVOCATION_GOSSIP_MAX_BYTES else None
+            await self._control.publish(
+                REVOCATION_TOPIC, encode(RevocationNotice(version=revocations.version, document=small))
+            )
+
+    # ------------------------------------------------------------ life
+
+    def begin(self, *, mesh: Mesh, watch: Watch) -> None:
+        """Know the two services that are told of news; before serve."""
+        self._mesh = mesh
+        self._watch = watch
+
+    def announce(self, *, control: tuple[Address, ...], data: tuple[Address, ...]) -> None:
+        """Make this node's card once its ports are bound, and again after a renewal."""
+        self._card_sequence += 1
+        self._own_card = make_card(
+            self._credentials.key,
+            self._credentials.chain,
+            epoch=self._epoch,
+            sequence=self._card_sequence,
+            name=self._name,
+            control=control,
+            data=data,
+            wire_versions=(VERSION,),
+        )
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Handle gossip until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for encoded in _load_cards(self._cards_path):
+                self._learn(encoded)
+            task_status.started()
+            async for message in self._control.messages():
+                self._take(message)
+
+    async def publish_card(self) -> None:
+        """Gossip this node's card."""
+        await self._control.publish(CARD_TOPIC, encode(CardNotice(card=self._own_card)))
+
+    def greet(self, node: str) -> None:
+        """Introduce ourselves to a new neighbour, and our card to the grid."""
+        if self._nursery is None:
+            return
+        self._nursery.start_soon(self._publish_card_soon)
+        if self._book.get(node) is not None:
+            self._introduce(node)
+
+    def save_cards(self) -> None:
+        """Write the cards to disk. Blocks on fsync."""
+        if self._cards_path is None:
+            return
+        cards = [card.encoded for card in self._book][:CARDS_KEPT]
+        try:
+            write_atomically(self._cards_path, msgspec.msgpack.encode(cards))
+        except StateFileError as error:
+            log.warning("cards_not_saved", error=error)
+
+    def peer_lost(self, node: str) -> None:
+        """Close what is open to a node that is dead or has left."""
+        self._unreachable.pop(node, None)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._control.disconnect, node)
+            self._nursery.start_soon(self._data.close_peer, node)
+
+    def peer_returned(self, node: str) -> None:
+        """Find a node again that was thought dead."""
+        if self._mesh is not None:
+            self._mesh.revived(node)
+        self._introduce(node)
+
+    def unreachable(self, node: str) -> None:
+        """Take note that a node's data port did not answer a job; it is tried again in a while."""
+        if node in self._unreachable or self._nursery is None:
+            return
+        self._unreachable[node] = RETRY_S[0]
+        self._driver.post(PeerReachable(peer=node, reachable=False))
+        self._nursery.start_soon(self._retry, node)
+
+    # ------------------------------------------------------------ gossip
+
+    def _is_state_good(self, message: GossipMessage) -> bool:
+        try:
+            record = decode_state(message.data)
+        except RemoteProtocolError:
+            return False
+        if record.node != message.origin or message.origin == self.node:
+            return False
+        return self._is_known(message)
+
+    def _is_health_good(self, message: GossipMessage) -> bool:
+        return isinstance(self._decode(message), HealthNotice) and self._is_known(message)
+
+    def _is_card_good(self, message: GossipMessage) -> bool:
+        notice = self._decode(message)
+        return isinstance(notice, CardNotice) and self._learn(notice.card)
+
+    def _is_revocation_good(self, message: GossipMessage) -> bool:
+        notice = self._decode(message)
+        if not isinstance(notice, RevocationNotice):
+            return False
+        if notice.document is None:
+            return notice.version > self._credentials.revocations.version
+        try:
+            return self.take_revocations(notice.document)
+        except TransportError as error:
+            log.warning("revocations_refused", peer=short(message.origin), error=error)
+            return False
+
+    def _is_trust_good(self, message: GossipMessage) -> bool:
+        return isinstance(self._decode(message), TrustNotice) and self._is_known(message)
+
+    def _decode(self, message: GossipMessage) -> object:
+        try:
+            return decode_gossip(message.data)
+        except RemoteProtocolError as error:
+            log.debug("gossip_refused", peer=short(message.forwarder), error=error)
+            return None
+
+    def _is_known(self, message: GossipMessage) -> bool:
+        """Say whether the origin's card is held and good; if not, ask the forwarder for it."""
+        if self._book.is_good(message.origin):
+            return True
+        if message.forwarder != self.node:
+            self._introduce(message.forwarder, wanted=message.origin)
+        return False
+
+    def _take(self, message: GossipMessage) -> None:
+        """Act on a message that passed its validator."""
+        if message.topic == STATE_TOPIC:
+            state = state_from_wire(decode_state(message.data))
+            self._driver.post(AdvertReceived(state=state))
+            if self._watch is not None:
+                self._watch.seen(message.origin, state.epoch, direct=False)
+            return
+        match decode_gossip(message.data):
+            case HealthNotice() as notice:
+                if self._watch is not None:
+                    self._watch.heard(message.origin, notice)
+            case TrustNotice() as notice:
+                self._on_trust_news(notice, message.origin)
+            case RevocationNotice() as notice:
+                if notice.version > self._credentials.revocations.version:
+                    self._introduce(message.forwarder)
+            case _:
+                pass
+
+    # ------------------------------------------------------------ cards
+
+    def _encoded(self, node: str) -> bytes:
+        if node == self.node:
+            return self._own_card
+        card = self._book.get(node)
+        return card.encoded if card is not None else b""
+
+    def _learn(self, encoded: bytes) -> bool:
+        """Take in a card; True when it was news."""
+        try:
+            card = self._book.add(encoded)
+        except (CertificateRefusedError, RemoteProtocolError) as error:
+            log.debug("card_refused", error=error)
+            return False
+        if card is None:
+            return False
+        if card.node == self.node:
+            self._book.remove(card.node)
+            if card.epoch > self._epoch:
+                self._on_fatal(EpochBehindError(card.epoch))
+            return False
+        log.info("card_learned", peer=short(card.node), name=card.name, epoch=card.epoch)
+        self._data.set_address(card.node, card.data_addresses)
+        self._unreachable.pop(card.node, None)
+        if self._mesh is not None:
+            self._mesh.learned(card.node, tuple(BookAddress(a.host, a.port) for a in card.control[:4]))
+        if self._watch is not None:
+            self._watch.seen(card.node, card.epoch, direct=False)
+        self._driver.post(PeerReachable(peer=card.node, reachable=True))
+        if len(self._book) <= INTRODUCE_ALL_MAX:
+            self._introduce(card.node)
+        return True
+
+    def _expel(self, node: str) -> None:
+        """Cut off a node that is revoked."""
+        log.warning("peer_expelled", peer=short(node))
+        self._data.set_address(node, ())
+        if self._mesh is not None:
+            self._mesh.forget(node)
+        self.peer_lost(node)
+        self._driver.post(PeerReachable(peer=node, reachable=False))
+
+    def _introduce(self, node: str, *, wanted: str | None = None) -> None:
+        """Exchange cards with a peer whose data address is known, unless that is under way."""
+        if node in self._introducing or self._nursery is None or self._book.get(node) is None:
+            return
+        self._introducing.add(node)
+        self._nursery.start_soon(self._exchange_cards, node, wanted)
+
+    async def _exchange_cards(self, node: str, wanted: str | None) -> None:
+        reached = False
+        try:
+            async with self._introductions:
+                with trio.move_on_after(INTRODUCTION_TIMEOUT_S):
+                    await self._pull_cards(node, wanted)
+                    await self._pull_revocations(node)
+                    reached = True
+        except PeerUnreachableError as error:
+            log.debug("introduction_failed", peer=short(node), error=error)
+        except TransportError as error:
+            log.warning("introduction_refused", peer=short(node), error=error)
+        finally:
+            self._introducing.discard(node)
+        if reached:
+            if self._unreachable.pop(node, None) is not None:
+                self._driver.post(PeerReachable(peer=node, reachable=True))
+        else:
+            self.unreachable(node)
+
+    async def _pull_cards(self, node: str, wanted: str | None) -> None:
+        """Give our card and get the peer's: one, or page by page all."""
+        named = (wanted,) if wanted is not None else ()
+        after = ""
+        while True:
+            async with self._data.exchange(node) as exchange:
+                await exchange.send(CardRequest(nodes=named, after=after, own=self._own_card or None))
+                answer, _ = await exchange.receive()
+                if not isinstance(answer, Cards):
+                    raise RemoteProtocolError(f"peer answered a card request with {type(answer).__name__}")
+                exchange.finish()
+            for encoded in answer.cards:
+                self._learn(encoded)
+                await trio.lowlevel.checkpoint()
+            last = max((card.node for card in self._book if card.encoded in answer.cards), default="")
+            if named or len(answer.cards) < CARDS_PER_MESSAGE_MAX or last <= after:
+                return
+            after = last
+
+    async def _pull_revocations(self, node: str) -> None:
+        async with self._data.exchange(node) as exchange:
+            await exchange.send(RevocationRequest(version=self._credentials.revocations.version))
+            answer, payload = await exchange.receive()
+            exchange.finish()
+        if isinstance(answer, Document) and answer.found:
+            self.take_revocations(bytes(payload))
+
+    async def _publish_card_soon(self) -> None:
+        start_s = trio.current_time()
+        for after_s in PUBLISH_CARD_AFTER_S:
+            await trio.sleep_until(start_s + after_s)
+            await self.publish_card()
+
+    async def _retry(self, node: str) -> None:
+        """Try a data port again until it answers or the node is forgotten."""
+        while (pause_s := self._unreachable.get(node)) is not None:
+            await trio.sleep(pause_s)
+            if node not in self._unreachable:
+                return
+            self._unreachable[node] = min(pause_s * 2, RETRY_S[1])
+            self._introducing.add(node)
+            await self._exchange_cards(node, None)
+
+    def _save_revocations(self) -> None:
+        try:
+            self._credentials.revocations.save()
+        except StateFileError as error:
+            log.error("revocations_not_saved", error=error)
+
+
+def _load_cards(path: Path | None) -> list[bytes]:
+    """Read the cards of the last life; a damaged file counts as empty."""
+    if path is None:
+        return []
+    try:
+        data = read_bounded(path, max_bytes=CARDS_FILE_MAX_BYTES)
+        return [] if data is None else msgspec.msgpack.decode(data, type=list[bytes])
+    except (StateFileError, msgspec.MsgspecError) as error:
+        log.warning("cards_damaged", error=error)
+        return []

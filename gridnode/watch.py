@@ -1,0 +1,169 @@
+"""Runs the failure detector: probes go out, answers come back, the core hears who is suspect, back or gone.
+
+The rules are transport.liveness's; this module carries them out over the data plane and gossips its words.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from gridnode.driver import Driver
+from gridnode.logs import EventLog, short
+from gridnode.translate import state_from_wire
+from scheduler.events import AdvertReceived, PeerLost, PeerRefuted, PeerSuspected
+from transport.base import HEALTH_TOPIC, ControlPlane, DataPlane
+from transport.liveness import Liveness
+from transport.liveness_events import (
+    Action,
+    Changed,
+    Event,
+    LeaveRequested,
+    LivenessStatistics,
+    NoticeReceived,
+    PeerDoubted,
+    PeersChanged,
+    PeerSeen,
+    ProbeAnswered,
+    ProbeBroken,
+    PublishHealth,
+    SendPing,
+    Status,
+    TimerFired,
+)
+from transport.wire import HealthNotice, PeerUnreachableError, Ping, Pong, TransportError, encode
+
+log = EventLog("watch")
+
+REFRESH_S = 1.0
+"""How often the list of peers to probe is brought up to date."""
+
+
+class Undertaker(Protocol):
+    """Told of the dead and the risen, besides the core."""
+
+    def peer_lost(self, node: str) -> None:
+        """Close what is open to a node that is dead or has left."""
+        ...
+
+    def peer_returned(self, node: str) -> None:
+        """Know that a node is back."""
+        ...
+
+
+class Watch:
+    """Drives one failure detector."""
+
+    def __init__(
+        self,
+        liveness: Liveness,
+        *,
+        control: ControlPlane,
+        data: DataPlane,
+        driver: Driver,
+        undertaker: Undertaker,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._liveness = liveness
+        self._control = control
+        self._data = data
+        self._driver = driver
+        self._undertaker = undertaker
+        self._clock = clock
+        self._inbox: deque[Event] = deque()
+        self._wake = trio.Event()
+
+    def statistics(self) -> LivenessStatistics:
+        """Return the detector's counters."""
+        return self._liveness.statistics()
+
+    def status(self, node: str) -> Status | None:
+        """Return a node's standing."""
+        return self._liveness.status(node)
+
+    def seen(self, node: str, epoch: int, *, direct: bool) -> None:
+        """Take note of a message made by a node."""
+        self._post(PeerSeen(node=node, epoch=epoch, direct=direct))
+
+    def doubt(self, node: str) -> None:
+        """Have a node probed now: something about it looks wrong."""
+        self._post(PeerDoubted(node))
+
+    def heard(self, origin: str, notice: HealthNotice) -> None:
+        """Take another node's word."""
+        self._post(NoticeReceived(origin=origin, notice=notice))
+
+    async def leave(self) -> None:
+        """Tell the grid that this node goes."""
+        for action in self._liveness.handle(LeaveRequested(), now_s=self._clock()):
+            if isinstance(action, PublishHealth):
+                await self._control.publish(HEALTH_TOPIC, encode(action.notice))
+
+    def _post(self, event: Event) -> None:
+        self._inbox.append(event)
+        self._wake.set()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled."""
+        refresh_s = self._clock()
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                self._wake = trio.Event()
+                if refresh_s <= self._clock():
+                    refresh_s = self._clock() + REFRESH_S
+                    nodes = {neighbour.node for neighbour in self._control.neighbours()} | {*self._data.open_peers()}
+                    self._inbox.append(PeersChanged(tuple(sorted(nodes))))
+                while self._inbox:
+                    self._handle(self._inbox.popleft(), nursery)
+                with trio.move_on_at(min(self._liveness.next_deadline_s(), refresh_s)):
+                    await self._wake.wait()
+                if self._liveness.next_deadline_s() <= self._clock():
+                    self._handle(TimerFired(), nursery)
+
+    def _handle(self, event: Event, nursery: trio.Nursery) -> None:
+        for action in self._liveness.handle(event, now_s=self._clock()):
+            self._carry_out(action, nursery)
+
+    def _carry_out(self, action: Action, nursery: trio.Nursery) -> None:
+        match action:
+            case SendPing():
+                nursery.start_soon(self._ping, action)
+            case PublishHealth():
+                nursery.start_soon(self._control.publish, HEALTH_TOPIC, encode(action.notice))
+            case Changed():
+                self._changed(action)
+
+    def _changed(self, action: Changed) -> None:
+        log.info("peer_changed", peer=short(action.node), status=action.status.value, reason=action.reason)
+        match action.status:
+            case Status.SUSPECT:
+                self._driver.post(PeerSuspected(peer=action.node))
+            case Status.ALIVE:
+                self._driver.post(PeerRefuted(peer=action.node))
+                self._undertaker.peer_returned(action.node)
+            case Status.DEAD | Status.LEFT:
+                self._driver.post(PeerLost(peer=action.node))
+                self._undertaker.peer_lost(action.node)
+
+    async def _ping(self, action: SendPing) -> None:
+        """Send one probe and post what became of it; silence needs no event."""
+        through = action.via or action.target
+        subject = action.target if action.via else None
+        try:
+            with trio.move_on_after(action.timeout_s):
+                async with self._data.exchange(through) as exchange:
+                    await exchange.send(Ping(nonce=action.probe, subject=subject))
+                    answer, _ = await exchange.receive()
+                    exchange.finish()
+                if isinstance(answer, Pong) and answer.nonce == action.probe:
+                    if answer.state.node == through:
+                        self._driver.post(AdvertReceived(state=state_from_wire(answer.state)))
+                    self._post(
+                        ProbeAnswered(probe=action.probe, target=action.target, via=action.via, reached=answer.reached)
+                    )
+        except PeerUnreachableError:
+            self._post(ProbeBroken(probe=action.probe, target=action.target, via=action.via))
+        except TransportError as error:
+            log.warning("probe_refused", peer=short(through), error=error)
