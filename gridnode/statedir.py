@@ -70,8 +70,17 @@ class StateDirectory:
 
     @property
     def inbox(self) -> Path:
-        """Where the owner's tool leaves a publication for the daemon."""
+        """Where the owner's tool leaves a publication for the daemon, written last and atomically."""
         return self.path / "publication.bin"
+
+    @property
+    def incoming(self) -> Path:
+        """Folder where the owner's tool leaves the shards of a publication, each a file named by its SHA-256.
+
+        The daemon moves them into its store when it takes the publication from the inbox. The tool must not write the
+        store itself: one process owns it.
+        """
+        return self.path / "incoming"
 
     @property
     def invites(self) -> Path:

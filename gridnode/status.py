@@ -69,7 +69,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """This node."""
+    """How the node asked is."""
 
     node: str
     name: str
