@@ -19,6 +19,7 @@ from transport.certificates import (
     PARSE_ERRORS,
     ROLES,
     GridName,
+    PeerCertificate,
     grid_name,
     load_authorities,
 )
@@ -315,3 +316,28 @@ class Issuer:
             .sign(self._key, None)
         )
         return _pem(leaf, self._certificate)
+
+    def renew(self, csr: bytes, certificate: PeerCertificate, *, now_s: float) -> bytes:
+        """Make a new leaf for a node that proved by TLS to hold the old one; it keeps its roles.
+
+        Parameters
+        ----------
+        csr : bytes
+            The node's request, as DER.
+        certificate : PeerCertificate
+            What the node showed, already judged.
+        now_s : float
+            Grid time, in seconds since 1970.
+
+        Raises
+        ------
+        RemoteProtocolError
+            The request is malformed or for another node's key.
+        LocalProtocolError
+            As `issue`.
+        """
+        key = read_csr(csr)
+        node = peer_id(key.public_bytes_raw())
+        if node != certificate.node:
+            raise RemoteProtocolError(f"{certificate.node} asked for a certificate of another key, {node}")
+        return self.issue(key, certificate.roles, now_s=now_s)
