@@ -99,7 +99,8 @@ class ActiveSet:
         holders = [peer for peer in self._members.values() if model in peer.capabilities]
         if len(holders) < self._config.placement.sample and len(self._view.listed) > len(self._members):
             holders += self._more_holders(model)
-        weights = [self._weight(peer, model, now_s) for peer in holders]
+        period_s = self._view.expected_period_s()
+        weights = [self._weight(peer, model, now_s, period_s) for peer in holders]
         least_s = min([_least_s(peer, model) for peer in holders], default=math.inf)
         pool = Pool(holders, list(accumulate(weights)), least_s=least_s, built_s=now_s, version=self._view.version)
         if len(self._pools) >= self._config.peers.table_entries:
@@ -133,16 +134,23 @@ class ActiveSet:
             return found
         if len(peers) > count:
             draw = self._rng.random
+            # What Peer.may_take says is spelled out here: it is asked for more often than anything else.
             for _ in range(_TRIES_PER_DRAW * count):
                 index = bisect_right(cumulative, draw() * total)
                 # Rounding may carry the product up to the total itself.
                 peer = peers[index if index < len(peers) else -1]
-                if peer not in found and peer.node_id not in avoid and may_take(peer, now_s):
+                if (
+                    peer.is_open
+                    and peer.blocked_until_s <= now_s
+                    and len(peer.shipments) < peer.window.size
+                    and peer not in found
+                    and peer.node_id not in avoid
+                ):
                     found.append(peer)
                     if len(found) == count:
                         return found
         for peer in peers:
-            if peer not in found and peer.node_id not in avoid and may_take(peer, now_s):
+            if peer not in found and peer.node_id not in avoid and peer.may_take(now_s):
                 found.append(peer)
                 if len(found) == count:
                     break
@@ -199,15 +207,15 @@ class ActiveSet:
         limit = self._config.peers.active
         return holders if len(holders) <= limit else self._rng.sample(holders, limit)
 
-    def _weight(self, peer: Peer, model: ModelDigest, now_s: float) -> float:
+    def _weight(self, peer: Peer, model: ModelDigest, now_s: float, period_s: float) -> float:
         state = peer.state
         service = peer.service(model)
         if state is None or service is None:
             return 0.0
         service_s = service.value_s * state.slow_down * peer.trust.factor(now_s)
-        if not peer.is_warm(model):
+        if model not in peer.warm_models:
             service_s += peer.capabilities[model][1].load_s
-        periods = (now_s - peer.heard_s) / self._view.expected_period_s()
+        periods = (now_s - peer.heard_s) / period_s
         limit = self._config.peers.fresh_periods
         freshness = 1.0 if periods <= limit else max(_FRESHNESS_FLOOR, limit / periods)
         return freshness * state.slots / max(service_s, 1e-6)
@@ -218,8 +226,3 @@ def _least_s(peer: Peer, model: ModelDigest) -> float:
     if state is None or service is None:
         return math.inf
     return peer.link.rtt_s + service.value_s * state.slow_down
-
-
-def may_take(peer: Peer, now_s: float) -> bool:
-    """Return whether a peer may get one more job now: alive, not cooling, and its window open."""
-    return peer.is_placeable(now_s) and len(peer.shipments) < peer.window.size

@@ -33,7 +33,8 @@ class Advertiser:
         self.epoch = epoch
         self._sequence = 0
         self._bucket = TokenBucket(self._config.burst, ledger.now_s)
-        self._token_at_s = ledger.now_s
+        self.token_at_s = ledger.now_s
+        """When the next record may be sent."""
         self._told_backlog_s = 0.0
         self._told_idle = True
         self.alarm = Alarm("advertise")
@@ -44,13 +45,14 @@ class Advertiser:
         """Make a record of now."""
         ledger, workbench = self._ledger, self._workbench
         self._sequence += 1
+        free_s, backlog_s = workbench.load_s()
         return PeerState(
             node_id=ledger.node_id,
             epoch=self.epoch,
             sequence=self._sequence,
-            backlog_s=workbench.backlog_s(),
+            backlog_s=backlog_s,
             slots=ledger.config.queue.slots,
-            running_until_s=workbench.running_s()[0],
+            running_until_s=free_s,
             slow_down=workbench.slow_down,
             warm=workbench.models.warm_bits,
             memory_free_bytes=workbench.memory_free_bytes,
@@ -70,12 +72,10 @@ class Advertiser:
     def fire(self) -> None:
         """Send the periodic record, or wait for a token."""
         if not self._gossip("period"):
-            self._ledger.timers.set(self.alarm, self._token_at_s)
+            self._ledger.timers.set(self.alarm, self.token_at_s)
 
     def tell_change(self) -> None:
-        """Send a record when the load has changed much since the last one; called after every event."""
-        if self._ledger.now_s < self._token_at_s:
-            return
+        """Send a record when the load has changed much since the last one; called when there is a token."""
         is_idle = self._workbench.is_idle
         if is_idle != self._told_idle:
             self._gossip("idle" if is_idle else "busy")
@@ -100,7 +100,7 @@ class Advertiser:
             self._send(reason)
         lack = 1.0 - self._bucket.tokens
         # A little late rather than early: rounding must not wake us before the token is there.
-        self._token_at_s = ledger.now_s + max(0.0, lack / rate_hz) * (1.0 + 1e-9)
+        self.token_at_s = ledger.now_s + max(0.0, lack / rate_hz) * (1.0 + 1e-9)
         return is_sent
 
     def _send(self, reason: str) -> None:

@@ -93,7 +93,7 @@ class PeersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fresh_periods: float = 3.0
     """Age of a record, in expected periods, up to which it counts fully; older peers are drawn less often. Age never
     says that a peer is dead."""
-    pool_refresh_s: float = 0.5
+    pool_refresh_s: float = 1.0
     """Longest time the drawing weights may lag behind the estimates, in seconds."""
 
     def __post_init__(self) -> None:

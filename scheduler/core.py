@@ -137,6 +137,7 @@ class Core:
         )
         self._exchange = Alarm("exchange")
         ledger.timers.set(self._exchange, self._active.next_exchange_s)
+        self._slots = config.queue.slots
         self._handlers = self._make_handlers()
 
     def handle(self, event: Event, *, now_s: float) -> list[Action]:
@@ -165,10 +166,12 @@ class Core:
         actions: list[Action] = []
         ledger.actions = actions
         self._handlers[type(event)](event)
-        if len(ledger.queue) and len(ledger.runs) < ledger.config.queue.slots:
+        if ledger.queue.length and len(ledger.runs) < self._slots:
             self._execution.feed()
-        self._advertiser.tell_change()
-        self._stealing.seek()
+        if now_s >= self._advertiser.token_at_s:
+            self._advertiser.tell_change()
+        if now_s >= self._stealing.next_s:
+            self._stealing.seek()
         if ledger.is_draining:
             self._intake.tell_drained()
         return actions
@@ -214,7 +217,7 @@ class Core:
             adverts_sent=counters["adverts_sent"],
             steals_asked=counters["steals_asked"],
             invariant_violations=counters["invariant_violations"],
-            queue_length=len(ledger.queue),
+            queue_length=ledger.queue.length,
             backlog_s=self._workbench.backlog_s(),
             jobs_running=sum(len(run.records) for run in ledger.runs.values()),
             jobs_away=len(ledger.shipments),

@@ -142,16 +142,18 @@ class Trust:
     or by half in `trust_half_life_s` without any, so that a peer that was only unlucky is asked again.
     """
 
-    __slots__ = ("_at_s", "_config", "_factor")
+    __slots__ = ("_at_s", "_config", "_factor", "is_full")
 
     def __init__(self, config: EstimateConfig) -> None:
         self._config = config
+        self.is_full = True
+        """Whether the factor is 1."""
         self._factor = 1.0
         self._at_s = 0.0
 
     def factor(self, now_s: float) -> float:
         """Return the factor to multiply the peer's estimates with, >= 1."""
-        if self._factor == 1.0:
+        if self.is_full:
             return 1.0
         age_s = now_s - self._at_s
         return 1.0 + (self._factor - 1.0) * math.pow(0.5, age_s / self._config.trust_half_life_s)
@@ -161,7 +163,7 @@ class Trust:
         config = self._config
         late_s = actual_s - config.trust_allowance_s
         if late_s <= config.trust_tolerance * promised_s:
-            if self._factor != 1.0:
+            if not self.is_full:
                 self._set(1.0 + 0.7 * (self.factor(now_s) - 1.0), now_s)
             return
         if not config.trust:
@@ -171,7 +173,8 @@ class Trust:
         self._set(factor + (0.5 if ratio > factor else 0.3) * (ratio - factor), now_s)
 
     def _set(self, factor: float, now_s: float) -> None:
-        self._factor = factor if factor > 1.05 else 1.0
+        self.is_full = factor <= 1.05
+        self._factor = 1.0 if self.is_full else factor
         self._at_s = now_s
 
 

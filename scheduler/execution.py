@@ -59,17 +59,17 @@ class Execution:
             return
         ledger.counters["jobs_executed"] += len(run.records)
         self._learn(run, event.service_s)
-        live = [record for record in run.records if record.stage is Stage.RUNNING and record.run is run]
+        live = [record for record in run.records if record.stage == Stage.RUNNING and record.run is run]
         for record in live:
             record.run = None
-        if len(ledger.queue):
+        if ledger.queue.length:
             self.feed()
         if not live:
             return
         # Made after the next job started, so that it tells of the node as the answer leaves it.
         state = self._advertiser.state()
         for record in live:
-            if record.stage is not Stage.DONE:
+            if record.stage != Stage.DONE:
                 ledger.reply(record, command=run.command, state=state, reason="done here")
 
     def on_failed(self, event: ServiceFailed) -> None:
@@ -79,7 +79,7 @@ class Execution:
         if run is None:
             ledger.counters["late_answers"] += 1
             return
-        live = [record for record in run.records if record.stage is Stage.RUNNING and record.run is run]
+        live = [record for record in run.records if record.stage == Stage.RUNNING and record.run is run]
         for record in live:
             record.run = None
             record.stage = Stage.UNPLACED
@@ -137,7 +137,7 @@ class Execution:
             self._settle(model)
         for model in [each for each in ledger.parked if each not in models.loading]:
             self._settle(model)
-        for model in sorted({entry.model for entry in ledger.queue.from_front(len(ledger.queue))}):
+        for model in sorted({entry.model for entry in ledger.queue.from_front(ledger.queue.length)}):
             if model not in models:
                 self._requeue(model)
         if old != (models.table_digest, models.warm_bits):
@@ -155,7 +155,7 @@ class Execution:
     def _requeue(self, model: str) -> None:
         """Place again the jobs whose planned model went away under them."""
         ledger = self._ledger
-        for entry in ledger.queue.from_front(len(ledger.queue)):
+        for entry in ledger.queue.from_front(ledger.queue.length):
             if entry.model == model:
                 record = ledger.jobs[entry.handle]
                 ledger.withdraw(record)

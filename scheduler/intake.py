@@ -87,7 +87,7 @@ class Intake:
             self._placement.place(record, reason="arrived")
         else:
             self._consider(record, was_promised=reservation is not None)
-        if record.stage is not Stage.DONE:
+        if record.stage != Stage.DONE:
             self._set_watch(record)
 
     def _objection(self, record: JobRecord) -> Reason | None:
@@ -213,7 +213,7 @@ class Intake:
         if finish_s > self._placement.budget_s(job, event.peer) and ledger.config.placement.shedding:
             return Reason.DEADLINE, finish_s
         limit_s = self._reconsider_above_s(event.sender_estimate_s)
-        if not self._workbench.has_room(job) or (limit_s is not None and finish_s > limit_s):
+        if not self._workbench.look(job)[1] or (limit_s is not None and finish_s > limit_s):
             return Reason.QUEUE_FULL, finish_s
         return None, None
 

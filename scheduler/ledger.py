@@ -114,16 +114,16 @@ class Ledger:
         if run is not None:
             record.run = None
             # The worker holds its slot until it has answered; it is stopped when nobody waits for it any more.
-            if run.command in self.runs and all(each.stage is Stage.DONE for each in run.records):
+            if run.command in self.runs and all(each.stage == Stage.DONE for each in run.records):
                 self.actions.append(Cancel(command=run.command, reason="nobody waits for it"))
         return True
 
     def withdraw(self, record: JobRecord) -> None:
         """Take a job out of the local queue, or from among those that wait for their model."""
-        if record.stage is Stage.WAITING:
+        if record.stage == Stage.WAITING:
             self.queue.remove(record.handle)
             self.forget_frame(record)
-        elif record.stage is Stage.PARKED:
+        elif record.stage == Stage.PARKED:
             waiting = self.parked.get(record.model, [])
             waiting[:] = [each for each in waiting if each is not record]
             if not waiting:

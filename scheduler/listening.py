@@ -54,13 +54,14 @@ class Listening:
             digest = ledger.view.wants_table(peer, now_s=now_s)
             if digest is not None:
                 ledger.actions.append(PullTable(peer=peer.node_id, digest=digest, reason="its state names a new table"))
-        self._policy.hear(peer, now_s=now_s)
+        if self._policy.is_learning:
+            self._policy.hear(peer, now_s=now_s)
 
     def answered(self, peer: Peer) -> None:
         """Note that a peer answered about a job: it is not silent."""
         if peer.quarantine_s:
             peer.quarantine_s = 0.0
-            peer.quarantine_until_s = 0.0
+            peer.blocked_until_s = 0.0
 
     def learn_link(self, peer: Peer, sample: LinkSample | None) -> None:
         """Take in a measured exchange."""
@@ -79,7 +80,7 @@ class Listening:
         """Quarantine a peer."""
         watch = self._ledger.config.watch
         # Several jobs that fall silent in one quarantine are one silence.
-        if peer.quarantine_until_s > self._ledger.now_s:
+        if peer.quarantine_s and peer.blocked_until_s > self._ledger.now_s:
             return
         peer.quarantine_s = min(2.0 * peer.quarantine_s or watch.quarantine_s, watch.quarantine_limit_s)
-        peer.quarantine_until_s = self._ledger.now_s + peer.quarantine_s
+        peer.blocked_until_s = self._ledger.now_s + peer.quarantine_s

@@ -126,7 +126,7 @@ class Outcomes:
         ledger, record, peer = self._ledger, shipment.record, shipment.peer
         self._listening.answered(peer)
         ledger.refusals[why.value] += 1
-        peer.cooling_until_s = ledger.now_s + ledger.config.placement.cooling_s
+        peer.blocked_until_s = max(peer.blocked_until_s, ledger.now_s + ledger.config.placement.cooling_s)
         self._avoid(record, peer.node_id)
         if self._execution.is_in_hand(record):
             return
@@ -174,14 +174,15 @@ class Outcomes:
                 service.learn(service_s / max(peer.state.slow_down, 1.0), ledger.config.estimate)
         peer.window.learn(waiting_s=waiting_s, actual_s=actual_s, promised_s=shipment.promised_s)
         peer.trust.learn(promised_s=shipment.promised_s, actual_s=actual_s, now_s=ledger.now_s)
-        self._policy.observe(peer, actual_s=actual_s, waiting_s=waiting_s, service_s=service_s, now_s=ledger.now_s)
+        if self._policy.is_learning:
+            self._policy.observe(peer, actual_s=actual_s, waiting_s=waiting_s, service_s=service_s, now_s=ledger.now_s)
 
     def on_send_failed(self, event: SendFailed) -> None:
         """Place a job again whose connection died."""
         shipment = self._ledger.close_shipment(event.command)
         if shipment is None:
             return
-        if event.connected and shipment.carriage is not Carriage.OFFER:
+        if event.connected and shipment.carriage != Carriage.OFFER:
             self._lost(shipment, reason="connection lost")
         else:
             self._unreached(shipment, reason="peer not reached")
@@ -225,7 +226,7 @@ class Outcomes:
             shipment = ledger.close_shipment(command)
             if shipment is None:
                 continue
-            if shipment.carriage is Carriage.OFFER:
+            if shipment.carriage == Carriage.OFFER:
                 self._unreached(shipment, reason="peer lost")
             else:
                 self._lost(shipment, reason="peer lost")

@@ -7,11 +7,12 @@ behind it theirs (Clockwork, arXiv:2006.02464; the pilot's goodput at load 1.3 i
 """
 
 import random
+from typing import NamedTuple
 
 import msgspec
 
 from scheduler.actions import Offer, Send
-from scheduler.active import ActiveSet, may_take
+from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
 from scheduler.config import CoreConfig
 from scheduler.ledger import Ledger
@@ -22,17 +23,14 @@ from scheduler.view import Peer
 from scheduler.workbench import Workbench
 
 
-class Quote:
+class Quote(NamedTuple):
     """A prediction for one job at one peer, in its parts, all in seconds."""
 
-    __slots__ = ("promised_s", "service_s", "transfer_s")
-
-    def __init__(self, *, transfer_s: float, promised_s: float, service_s: float) -> None:
-        self.transfer_s = transfer_s
-        """Until the payload is there."""
-        self.promised_s = promised_s
-        """Until the answer is back, if the peer's records are right."""
-        self.service_s = service_s
+    transfer_s: float
+    """Until the payload is there."""
+    promised_s: float
+    """Until the answer is back, if the peer's records are right."""
+    service_s: float
 
 
 class Placement:
@@ -65,21 +63,19 @@ class Placement:
         self.node_id: NodeId = ledger.node_id
         self.now_s = ledger.now_s
         self.may_move = True
+        self._counts_inflight = ledger.config.placement.inflight_correction
         self._may_stay = True
-        self._was_full = False
+        self._wait_s = 0.0
+        self._has_room = True
         self._avoid: tuple[NodeId, ...] = ()
 
     # The board.
 
     def here_s(self, job: Job, model: ModelDigest) -> float | None:
         """Predict the seconds until done here; None when it cannot or must not run here."""
-        if not self._may_stay:
+        if not self._may_stay or not self._has_room:
             return None
-        finish_s = self._workbench.finish_s(job, model)
-        if finish_s is not None and not self._workbench.has_room(job):
-            self._was_full = True
-            return None
-        return finish_s
+        return self._workbench.finish_s(model, self._wait_s)
 
     def backlog_s(self) -> float:
         """Return the own backlog per slot, in seconds."""
@@ -98,27 +94,34 @@ class Placement:
         """Return all eligible peers of the active set that have a model."""
         now_s, avoid = self.now_s, self._avoid
         return [
-            peer
-            for peer in self._active.pool(model, now_s).peers
-            if peer.node_id not in avoid and may_take(peer, now_s)
+            peer for peer in self._active.pool(model, now_s).peers if peer.node_id not in avoid and peer.may_take(now_s)
         ]
 
     def finish_s(self, peer: Peer, job: Job, model: ModelDigest) -> float:
         """Predict the seconds until a peer's answer is back."""
+        link = peer.link
+        net_s = link.rtt_s + (job.input_bytes + job.output_bytes) / link.goodput_bytes_s
+        uplink_s = self._ledger.uplink.free_at_s - self.now_s
+        if uplink_s > 0.0:
+            net_s += uplink_s
+        work_s = self._work_s(peer, model)
+        if peer.trust.is_full:
+            return net_s + work_s
+        return net_s + work_s * peer.trust.factor(self.now_s)
+
+    def _work_s(self, peer: Peer, model: ModelDigest) -> float:
+        """Predict wait, loading and service at a peer, as its records make it look."""
         state, service = peer.state, peer.services.get(model) or peer.service(model)
         assert state is not None, "a peer without a record is not eligible"
         assert service is not None, "a peer without the model is not eligible"
-        link = peer.link
-        net_s = link.rtt_s + (job.input_bytes + job.output_bytes) / link.goodput_bytes_s
-        net_s += self._ledger.uplink.delay_s(self.now_s)
         work_s = service.value_s * state.slow_down
         if state.running_until_s > 0.0 or state.slots == 1:
             work_s += state.backlog_s
-        if peer.uncovered_s > 0.0 and self.config.placement.inflight_correction:
+        if peer.uncovered_s > 0.0 and self._counts_inflight:
             work_s += peer.uncovered_s / state.slots
-        if not peer.is_warm(model):
+        if model not in peer.warm_models:
             work_s += peer.capabilities[model][1].load_s
-        return net_s + work_s * peer.trust.factor(self.now_s)
+        return work_s
 
     def can_beat(self, model: ModelDigest, finish_s: float) -> bool:
         """Return whether any peer, were it idle, could be done before that."""
@@ -131,8 +134,7 @@ class Placement:
         link = peer.link
         transfer_s = self._ledger.uplink.delay_s(self.now_s) + job.input_bytes / link.goodput_bytes_s + link.rtt_s / 2
         net_s = transfer_s + job.output_bytes / link.goodput_bytes_s + link.rtt_s / 2
-        work_s = (self.finish_s(peer, job, model) - net_s) / peer.trust.factor(self.now_s)
-        return Quote(transfer_s=transfer_s, promised_s=net_s + work_s, service_s=service_s)
+        return Quote(transfer_s, net_s + self._work_s(peer, model), service_s)
 
     # Decisions.
 
@@ -190,11 +192,12 @@ class Placement:
         """
         self.now_s = self._ledger.now_s
         self._may_stay = True
-        self._was_full = False
+        self._wait_s, self._has_room = self._workbench.look(record.job)
+        # A stolen job was asked for: the queue's bound has been thought of.
+        self._has_room |= record.stolen
         budget_s = self.budget_s(record.job, record.origin)
         for model in record.job.models:
-            # A stolen job was asked for: the queue's bound has been thought of.
-            finish_s = (self._workbench.finish_s if record.stolen else self.here_s)(record.job, model)
+            finish_s = self.here_s(record.job, model)
             if finish_s is None or (limit_s is not None and finish_s > limit_s):
                 continue
             if finish_s <= budget_s or not self.config.placement.shedding:
@@ -214,8 +217,9 @@ class Placement:
     def best_here_s(self, job: Job) -> tuple[ModelDigest, float] | None:
         """Return the rung that finishes first here and when, in seconds; None when none can be had."""
         found: tuple[ModelDigest, float] | None = None
+        wait_s, _ = self._workbench.look(job)
         for model in job.models:
-            finish_s = self._workbench.finish_s(job, model)
+            finish_s = self._workbench.finish_s(model, wait_s)
             if finish_s is not None and (found is None or finish_s < found[1]):
                 found = (model, finish_s)
         return found
@@ -226,7 +230,7 @@ class Placement:
         self.now_s = ledger.now_s
         self.may_move = may_move and job.hops < self.config.placement.hop_limit and not record.stolen
         self._may_stay = may_stay
-        self._was_full = False
+        self._wait_s, self._has_room = self._workbench.look(job)
         self._avoid = job.visited + record.avoid if record.avoid else job.visited
         limit_s = self.budget_s(job, record.origin)
         if record.origin is None and not record.attempt and not record.refusals:
@@ -265,7 +269,7 @@ class Placement:
             why, estimate_s = Reason.DEADLINE, best.finish_s
         elif record.last_reason is not None:
             why = record.last_reason
-        elif self._was_full or self._is_offered(record.job):
+        elif not self._has_room or self._is_offered(record.job):
             why = Reason.QUEUE_FULL
         else:
             why = Reason.UNKNOWN_MODEL
@@ -318,7 +322,7 @@ class Placement:
             )
         )
 
-    def ship(self, record: JobRecord, peer: Peer, model: ModelDigest, *, carriage: Carriage) -> Shipment:
+    def ship(self, record: JobRecord, peer: Peer, model: ModelDigest, *, carriage: int) -> Shipment:
         """Enter a command at a peer into the books and set its watch; the action is the caller's."""
         ledger = self._ledger
         self.now_s = now_s = ledger.now_s

@@ -97,6 +97,8 @@ class Policy(Protocol):
     name: str
     promises_gain: bool
     """Whether it never moves a job without a predicted gain over staying: then the core holds it to that."""
+    is_learning: bool
+    """Whether it wants `observe` and `hear` called."""
 
     def choose(self, job: Job, model: ModelDigest, board: Board) -> Choice | None:
         """Choose a node for a job and a model; None when no node that may have it can run it."""

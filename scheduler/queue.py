@@ -76,25 +76,23 @@ class LocalQueue:
     2
     """
 
-    __slots__ = ("_blocks", "_by_handle", "_models", "_sequence", "_total_s")
+    __slots__ = ("_blocks", "_by_handle", "_models", "_sequence", "length", "total_s")
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
         self._by_handle: dict[int, Waiting] = {}
         self._models: dict[ModelDigest, int] = {}
         self._sequence = 0
-        self._total_s = 0.0
+        self.length = 0
+        """Jobs waiting."""
+        self.total_s = 0.0
+        """Sum of their predicted service times, in seconds."""
 
     def __len__(self) -> int:
-        return len(self._by_handle)
+        return self.length
 
     def __contains__(self, handle: int) -> bool:
         return handle in self._by_handle
-
-    @property
-    def total_s(self) -> float:
-        """Sum of the predicted service times of all waiting jobs, in seconds."""
-        return self._total_s
 
     def count(self, model: ModelDigest) -> int:
         """Return how many waiting jobs are planned for a model."""
@@ -118,11 +116,12 @@ class LocalQueue:
         key = (entry.priority, entry.deadline_s, self._sequence)
         entry.key = key
         self._by_handle[entry.handle] = entry
+        self.length += 1
         self._models[entry.model] = self._models.get(entry.model, 0) + 1
         blocks = self._blocks
         if not blocks:
             blocks.append(_Block([key], [entry.service_s], [entry]))
-            self._total_s = entry.service_s
+            self.total_s = entry.service_s
             return
         at = self._find_block(key)
         block = blocks[at]
@@ -192,7 +191,7 @@ class LocalQueue:
             return 0.0
         key = (priority, deadline_s, self._sequence + 1)
         if key > blocks[-1].keys[-1]:
-            return self._total_s
+            return self.total_s
         return self._before_s(key)
 
     def ahead_of_s(self, entry: Waiting) -> float:
@@ -242,6 +241,7 @@ class LocalQueue:
         block = self._blocks[at]
         entry = block.entries.pop(place)
         del block.keys[place], block.works[place], self._by_handle[entry.handle]
+        self.length -= 1
         left = self._models[entry.model] - 1
         if left:
             self._models[entry.model] = left
@@ -256,7 +256,7 @@ class LocalQueue:
         """Sum anew instead of adding and subtracting, so that rounding errors cannot grow."""
         block.sum_s = sum(block.works)
         blocks = self._blocks
-        self._total_s = blocks[0].sum_s if len(blocks) == 1 else sum([each.sum_s for each in blocks])
+        self.total_s = blocks[0].sum_s if len(blocks) == 1 else sum([each.sum_s for each in blocks])
 
 
 class Streams:

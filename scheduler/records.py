@@ -1,6 +1,5 @@
 """What the core keeps of jobs and commands, and what it tells of itself. Plain records; no decisions here."""
 
-import enum
 import math
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,8 @@ if TYPE_CHECKING:
     from scheduler.view import Peer
 
 
-class Stage(enum.IntEnum):
-    """Where a job of this node is."""
+class Stage:
+    """Where a job of this node is. Plain numbers: enumerations cost more than what is done with them here."""
 
     WAITING = 0
     """In the local queue."""
@@ -71,7 +70,7 @@ class JobRecord:
         self.sender_estimate_s = sender_estimate_s
         self.arrived_s = now_s
         self.attempt = job.attempt
-        self.stage = Stage.UNPLACED
+        self.stage: int = Stage.UNPLACED
         self.model: ModelDigest = job.models[0] if job.models else ""
         """Rung planned for it here."""
         self.avoid: tuple[NodeId, ...] = ()
@@ -92,7 +91,7 @@ class JobRecord:
         """When the origin, a peer, is to hear of it next."""
 
 
-class Carriage(enum.IntEnum):
+class Carriage:
     """How a job went to a peer."""
 
     SEND = 0
@@ -126,7 +125,7 @@ class Shipment:
         command: int,
         record: JobRecord,
         peer: "Peer",
-        carriage: Carriage,
+        carriage: int,
         model: ModelDigest,
         service_s: float,
         transfer_s: float,

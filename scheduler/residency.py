@@ -45,23 +45,22 @@ class Residency:
         self.loading: dict[ModelDigest, Load] = {}
         self.warm_bits = 0
         """Bit i is set when entry i of the table is loaded."""
-        self._used: dict[ModelDigest, None] = {}
-        """Loaded models, the one unused for longest first."""
+        self.used: dict[ModelDigest, None] = {}
+        """Loaded models that stay, the one unused for longest first."""
         self._leaving: set[ModelDigest] = set()
 
     def __contains__(self, model: ModelDigest) -> bool:
         """Return whether a model is loaded and stays."""
-        return model in self._used
+        return model in self.used
 
     def loaded(self) -> tuple[ModelDigest, ...]:
         """Return the loaded models, sorted."""
-        return tuple(sorted(self._used))
+        return tuple(sorted(self.used))
 
     def use(self, model: ModelDigest) -> None:
         """Note that a model is used now."""
-        if len(self._used) > 1:
-            del self._used[model]
-            self._used[model] = None
+        del self.used[model]
+        self.used[model] = None
 
     def change(
         self, *, digest: bytes, capabilities: tuple[Capability, ...], loaded: frozenset[ModelDigest]
@@ -78,19 +77,19 @@ class Residency:
                 self.services[model] = ServiceEstimate(capability.mean_s)
         self._leaving = {model for model in self._leaving if model in loaded}
         ready = [each for each in sorted(loaded) if each in self.capabilities and each not in self._leaving]
-        kept = [each for each in self._used if each in ready]
-        settled = [each for each in ready if each not in self._used]
-        self._used = dict.fromkeys(kept + settled)
-        for model in [each for each in self.loading if each in self._used or each not in self.capabilities]:
+        kept = [each for each in self.used if each in ready]
+        settled = [each for each in ready if each not in self.used]
+        self.used = dict.fromkeys(kept + settled)
+        for model in [each for each in self.loading if each in self.used or each not in self.capabilities]:
             self.drop_load(model)
-            if model not in self._used:
+            if model not in self.used:
                 settled.append(model)
         self._count_bits()
         return settled
 
     def load_s(self, model: ModelDigest, now_s: float) -> float | None:
         """Predict the time until a model is ready, in seconds; None when it cannot be had here."""
-        if model in self._used:
+        if model in self.used:
             return 0.0
         capability = self.capabilities.get(model)
         if capability is None or model in self._leaving:
@@ -110,7 +109,7 @@ class Residency:
             return False
         ledger = self._ledger
         for victim in victims:
-            del self._used[victim]
+            del self.used[victim]
             self._leaving.add(victim)
             ledger.actions.append(EvictModel(model=victim, reason=f"room for {model[:8]}, unused for longest"))
         self._count_bits()
@@ -129,11 +128,11 @@ class Residency:
     def _victims(self, capability: Capability) -> list[ModelDigest] | None:
         """Choose what has to leave for a model; None when it cannot be made to fit."""
         budget = self._ledger.config.queue.model_memory_bytes
-        taken = sum(self.capabilities[each].memory_bytes for each in self._used)
+        taken = sum(self.capabilities[each].memory_bytes for each in self.used)
         taken += sum(self.capabilities[each].memory_bytes for each in self.loading)
         excess = taken + capability.memory_bytes - budget
         victims: list[ModelDigest] = []
-        for model in self._used:
+        for model in self.used:
             if excess <= 0:
                 break
             if not self._is_in_use(model):
@@ -142,4 +141,4 @@ class Residency:
         return victims if excess <= 0 else None
 
     def _count_bits(self) -> None:
-        self.warm_bits = sum(1 << index for index, model in enumerate(self.capabilities) if model in self._used)
+        self.warm_bits = sum(1 << index for index, model in enumerate(self.capabilities) if model in self.used)

@@ -6,6 +6,8 @@ limit and the visited set. What is granted stays in the victim's books until the
 to a peer.
 """
 
+import math
+
 from scheduler.actions import GrantLease, Steal
 from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
@@ -65,18 +67,17 @@ class Stealing:
         self.alarm = Alarm("steal")
         """Rings when the next attempt may be made, or when the open one has had no answer."""
         self._backoff_s = self._config.backoff_s
-        self._next_s = ledger.now_s
+        self.next_s = ledger.now_s if self._config.enabled else math.inf
+        """When this node may ask again; infinity while a question is open."""
         self._command: int | None = None
         self._victim: Peer | None = None
 
     # The thief.
 
     def seek(self) -> None:
-        """Ask for work if this node is idle and may; called after every event."""
+        """Ask for work if this node is idle; called after every event from `next_s` on."""
         ledger = self._ledger
-        if ledger.now_s < self._next_s or self._command is not None or not self._config.enabled:
-            return
-        if ledger.is_draining or not self._workbench.is_idle:
+        if not self._workbench.is_idle or ledger.is_draining:
             return
         models = self._workbench.models.loaded()
         victim = self._choose_victim(models) if models else None
@@ -85,6 +86,7 @@ class Stealing:
             return
         self._command = ledger.new_command()
         self._victim = victim
+        self.next_s = math.inf
         ledger.counters["steals_asked"] += 1
         assert victim.state is not None, "a victim was chosen by its state"
         ledger.actions.append(
@@ -154,9 +156,9 @@ class Stealing:
 
     def _back_off(self) -> None:
         ledger = self._ledger
-        self._next_s = ledger.now_s + self._backoff_s * ledger.rng.uniform(0.9, 1.1)
+        self.next_s = ledger.now_s + self._backoff_s * ledger.rng.uniform(0.9, 1.1)
         self._backoff_s = min(2.0 * self._backoff_s, self._config.backoff_limit_s)
-        ledger.timers.set(self.alarm, self._next_s)
+        ledger.timers.set(self.alarm, self.next_s)
 
     def _forget_question(self) -> None:
         self._command = None

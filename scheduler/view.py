@@ -56,9 +56,10 @@ class Peer:
     """One other node, as seen from here."""
 
     __slots__ = (
+        "blocked_until_s",
         "capabilities",
-        "cooling_until_s",
         "heard_s",
+        "is_open",
         "is_reachable",
         "link",
         "liveness",
@@ -68,7 +69,6 @@ class Peer:
         "pull_after_s",
         "pull_wait_s",
         "quarantine_s",
-        "quarantine_until_s",
         "services",
         "shipments",
         "speed",
@@ -76,6 +76,7 @@ class Peer:
         "table_digest",
         "trust",
         "uncovered_s",
+        "warm_models",
         "window",
     )
 
@@ -92,12 +93,14 @@ class Peer:
         self.link = LinkEstimate(config.estimate)
         self.window = Window(config.window)
         self.trust = Trust(config.estimate)
-        self.cooling_until_s = 0.0
-        """Refused a job of ours lately."""
-        self.quarantine_until_s = 0.0
-        """Was silent about a job of ours."""
+        self.warm_models: frozenset[ModelDigest] = frozenset()
+        """Models that its last record says are loaded."""
+        self.is_open = False
+        """Whether it takes jobs at all: alive, reachable, not draining, not short of power, and its state known."""
+        self.blocked_until_s = 0.0
+        """Until when it gets no jobs: it refused one of ours, or was silent about one."""
         self.quarantine_s = 0.0
-        """Length of the last quarantine; 0 after an answer."""
+        """Length of the last quarantine for silence; 0 after an answer."""
         self.shipments: dict[int, Shipment] = {}
         """Our open commands there."""
         self.on_the_way: deque[Shipment] = deque()
@@ -113,22 +116,24 @@ class Peer:
 
     def is_placeable(self, now_s: float) -> bool:
         """Return whether a new job may go there at all, whatever its model."""
+        return self.is_open and self.blocked_until_s <= now_s
+
+    def may_take(self, now_s: float) -> bool:
+        """Return whether it may get one more job now: placeable, and its window open."""
+        return self.is_open and self.blocked_until_s <= now_s and len(self.shipments) < self.window.size
+
+    def judge(self) -> None:
+        """Work out anew what follows from its state, its table and the words of others."""
         state = self.state
-        return (
-            self.cooling_until_s <= now_s
-            and self.quarantine_until_s <= now_s
+        self.is_open = (
+            state is not None
             and self.liveness is Liveness.ALIVE
             and self.is_reachable
-            and state is not None
             and not state.draining
             and state.power_class < _BATTERY_LOW
         )
-
-    def is_warm(self, model: ModelDigest) -> bool:
-        """Return whether the peer's last record says that the model is loaded."""
-        entry = self.capabilities.get(model)
-        state = self.state
-        return entry is not None and state is not None and bool(state.warm >> entry[0] & 1)
+        warm = 0 if state is None else state.warm
+        self.warm_models = frozenset([model for model, (index, _) in self.capabilities.items() if warm >> index & 1])
 
     def service(self, model: ModelDigest) -> ServiceEstimate | None:
         """Return the estimate of one model's service time there; None where it has not got the model."""
@@ -229,16 +234,19 @@ class View:
                 return False
             self._gone.pop(state.node_id, None)
         old = peer.state
-        if old is None:
-            self.version += 1
-        elif not is_newer(state, old):
+        if old is not None and not is_newer(state, old):
             return False
-        elif old.draining != state.draining or old.power_class != state.power_class or old.warm != state.warm:
-            self.version += 1
         peer.state = state
         peer.heard_s = now_s
         if state.table_digest != peer.table_digest:
             self._look_up(peer, state.table_digest)
+        elif (
+            old is None
+            or old.warm != state.warm
+            or old.draining != state.draining
+            or old.power_class != state.power_class
+        ):
+            self._judge(peer)
         return True
 
     def wants_table(self, peer: Peer, *, now_s: float) -> bytes | None:
@@ -293,31 +301,36 @@ class View:
         peer = self.peers.get(node_id)
         if peer is not None and peer.liveness is not liveness:
             peer.liveness = liveness
-            self.version += 1
+            self._judge(peer)
 
     def set_reachable(self, node_id: NodeId, *, reachable: bool) -> None:
         """Note whether a peer's data port answers."""
         peer = self.touch(node_id)
         if peer is not None and peer.is_reachable != reachable:
             peer.is_reachable = reachable
-            self.version += 1
+            self._judge(peer)
 
     def expected_period_s(self) -> float:
         """Return the mean time between two records of one peer, in seconds: gossip has a budget per listener."""
         advert = self._config.advert
         return max(advert.period_s, (len(self.listed) + 1) / advert.heard_hz)
 
+    def _judge(self, peer: Peer) -> None:
+        self.version += 1
+        peer.judge()
+
     def _look_up(self, peer: Peer, digest: bytes) -> None:
         """Give a peer the table of its digest, or none: bits of `warm` mean nothing with an old table."""
-        self.version += 1
         capabilities = self._tables.get(digest)
         self.rated -= peer.speed > 0
         if capabilities is None:
             peer.capabilities = {}
             peer.speed = 0.0
+            self._judge(peer)
             return
         peer.table_digest = digest
         peer.capabilities = capabilities
+        self._judge(peer)
         peer.pull_wait_s = peer.pull_after_s = 0.0
         best_s = min((entry.mean_s for _, entry in capabilities.values()), default=0.0)
         slots = peer.state.slots if peer.state is not None else 1

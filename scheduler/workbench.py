@@ -52,7 +52,7 @@ class Workbench:
     def is_idle(self) -> bool:
         """Whether nothing runs, waits or is about to come."""
         ledger = self._ledger
-        return not ledger.runs and not len(ledger.queue) and not ledger.parked and not ledger.reservations
+        return not (ledger.runs or ledger.queue.length or ledger.parked or ledger.reservations)
 
     def service_s(self, model: ModelDigest) -> float:
         """Predict one job's service time here, in seconds."""
@@ -75,47 +75,50 @@ class Workbench:
                 least_s = rest_s
         return (least_s if len(runs) >= self._config.slots else 0.0), sum_s
 
-    def backlog_s(self) -> float:
-        """Sum the service time still to be done for accepted work, per slot, in seconds."""
+    def load_s(self) -> tuple[float, float]:
+        """Return the time until a slot is free, and the backlog per slot, both in seconds."""
         ledger = self._ledger
-        work_s = ledger.queue.total_s + ledger.reserved_s + self.running_s()[1]
+        free_s, work_s = self.running_s()
+        work_s += ledger.queue.total_s + ledger.reserved_s
         if ledger.parked:
             for model, records in ledger.parked.items():
                 if model in self.models.services:
                     work_s += len(records) * self.service_s(model)
-        return work_s / self._config.slots
+        return free_s, work_s / self._config.slots
 
-    def wait_s(self, job: Job) -> float:
-        """Predict how long a newcomer would wait for a slot, in seconds."""
+    def backlog_s(self) -> float:
+        """Return the service time still to be done for accepted work, per slot, in seconds."""
+        return self.load_s()[1]
+
+    def look(self, job: Job) -> tuple[float, bool]:
+        """Predict how long a newcomer would wait for a slot, in seconds, and say whether the bound admits it."""
+        if self.is_idle:
+            return 0.0, True
         ledger = self._ledger
-        if not ledger.runs and not len(ledger.queue) and not ledger.reservations:
-            return 0.0
+        free_s, backlog_s = self.load_s()
         ahead_s = ledger.queue.ahead_s(priority=job.priority, deadline_s=job.deadline_s) + ledger.reserved_s
-        return self.running_s()[0] + ahead_s / self._config.slots
+        return free_s + ahead_s / self._config.slots, backlog_s <= self._config.bound_s
 
-    def finish_s(self, job: Job, model: ModelDigest) -> float | None:
-        """Predict the time until a newcomer would be done here, in seconds; None when the model cannot be had."""
+    def finish_s(self, model: ModelDigest, wait_s: float) -> float | None:
+        """Predict the time until a newcomer with that wait would be done here; None when the model cannot be had."""
+        if model in self.models.used:
+            return wait_s + self.models.services[model].value_s * self.slow_down
         load_s = self.models.load_s(model, self._ledger.now_s)
         if load_s is None:
             return None
-        wait_s = self.wait_s(job)
         return (wait_s if wait_s > load_s else load_s) + self.service_s(model)
-
-    def has_room(self, job: Job) -> bool:
-        """Return whether the queue's bound admits a newcomer."""
-        return self.wait_s(job) <= self._config.bound_s and self.backlog_s() <= self._config.bound_s
 
     def put(self, record: JobRecord, model: ModelDigest) -> None:
         """Take a job in: at once into a free slot, into the queue, or beside it until its model is loaded."""
         ledger = self._ledger
         record.model = model
-        if model not in self.models:
+        if model not in self.models.used:
             record.stage = Stage.PARKED
             self.models.request(model)
             ledger.parked.setdefault(model, []).append(record)
             self._note_frame(record)
             return
-        if len(ledger.runs) < self._config.slots and not len(ledger.queue):
+        if len(ledger.runs) < self._config.slots and not ledger.queue.length:
             self._run([record], model)
             return
         job = record.job
@@ -149,7 +152,7 @@ class Workbench:
         ledger = self._ledger
         queue = ledger.queue
         dropped: list[Dropped] = []
-        while len(ledger.runs) < self._config.slots and len(queue):
+        while len(ledger.runs) < self._config.slots and queue.length:
             entry = queue.pop_first()
             record = ledger.jobs[entry.handle]
             ledger.forget_frame(record)
@@ -221,7 +224,8 @@ class Workbench:
             record.model = model
             record.run = run
         ledger.runs[command] = run
-        self.models.use(model)
+        if len(self.models.used) > 1:
+            self.models.use(model)
         if len(records) == 1:
             handles: tuple[int, ...] = (records[0].handle,)
             deadline_s = records[0].job.deadline_s

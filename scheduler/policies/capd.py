@@ -18,6 +18,7 @@ class CapacityDraw:
 
     name = "capd"
     promises_gain = True
+    is_learning = False
 
     def choose(self, job: Job, model: ModelDigest, board: Board) -> Choice | None:
         """Choose as the module says."""

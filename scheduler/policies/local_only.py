@@ -10,6 +10,7 @@ class LocalOnly:
 
     name = "local_only"
     promises_gain = True
+    is_learning = False
 
     def choose(self, job: Job, model: ModelDigest, board: Board) -> Choice | None:
         """Choose this node."""

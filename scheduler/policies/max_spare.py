@@ -45,6 +45,7 @@ class MaxSpare:
 
     name = "max_spare"
     promises_gain = False
+    is_learning = False
 
     def choose(self, job: Job, model: ModelDigest, board: Board) -> Choice | None:
         """Choose as the module says."""

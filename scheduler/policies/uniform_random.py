@@ -14,6 +14,7 @@ class UniformRandom:
 
     name = "random"
     promises_gain = False
+    is_learning = False
 
     def choose(self, job: Job, model: ModelDigest, board: Board) -> Choice | None:
         """Choose with equal chances."""
