@@ -96,8 +96,6 @@ class RuntimeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Names of the published models this node runs; * for all that fit."""
     disk_bytes: Annotated[int, Meta(ge=1 << 20)] = 4 << 30
     """Disk for model files."""
-    profile_runs: Annotated[int, Meta(ge=1, le=1000)] = 8
-    """Runs that measure a model's service time before it is advertised."""
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

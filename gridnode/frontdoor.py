@@ -74,7 +74,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
 class ModelDirectory(Protocol):
     """Knows the published models by name."""
 
-    def resolve(self, name: str, *, rungs: bool) -> Resolved:
+    def resolve(self, name: str, *, rungs: bool, pictures: bool) -> Resolved:
         """Return what a name stands for; raises UnknownModelError."""
         ...
 
@@ -284,8 +284,9 @@ class Connection:
             raise ProtocolError("a key that is already open")
         door = self._door
         try:
-            resolved = door.models.resolve(message.model, rungs=message.rungs)
-            check_request(resolved.manifest, decode_request(message.body), len(payload))
+            body = decode_request(message.body)
+            resolved = door.models.resolve(message.model, rungs=message.rungs, pictures=body.kind != "tensors")
+            check_request(resolved.manifest, body, len(payload))
         except UnknownModelError as error:
             self._refuse(message.key, Reason.UNKNOWN_MODEL.value, str(error))
             return

@@ -1,0 +1,433 @@
+"""The models on this node: fetched, checked, measured, loaded, and told to the core.
+
+A published model passes through: missing, fetching (chunks from peers, verified), checking (static check, load,
+golden inputs, service time), then ready, or cold when its memory is needed for others. Only what passed the golden
+check is ever advertised. Measurements are kept on disk, for the same model on the same set-up, so that a restart
+costs a golden run and not a measurement.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+import trio
+
+from gridnode.driver import Driver
+from gridnode.errors import UnknownModelError
+from gridnode.frontdoor import Resolved
+from gridnode.logs import EventLog
+from gridnode.signedstate import SignedState
+from gridnode.statedir import StateDirectory
+from gridnode.translate import table_digest
+from models.executor import Executor, ExecutorStatistics, ModelRefusedError, WorkerLostError
+from models.manifest import Manifest, ModelError, Shard
+from models.profile import Profile, check_golden, profile
+from models.store import ChunkStore
+from scheduler.events import ModelChanged
+from scheduler.types import Capability
+from transport.files import StateFileError, read_bounded, write_atomically
+
+log = EventLog("models")
+
+PROFILES_MAX_BYTES: Final = 1 << 20
+PREPARATIONS_MAX: Final = 4
+"""Models fetched at once; loading and measuring is one at a time, so that measurements are of a quiet machine."""
+RETRY_S: Final = (2.0, 60.0)
+"""First and longest pause before a model that could not be fetched is tried again."""
+
+
+class ShardFetcher(Protocol):
+    """Gets shards from peers."""
+
+    async def fetch(self, shards: Sequence[Shard], *, on_progress: Callable[[int], None]) -> None:
+        """Return when all chunks of the shards are in the store; tells the bytes of each chunk that came.
+
+        Raises
+        ------
+        ModelError
+            The disk is full, or no peer has them for now.
+        """
+        ...
+
+
+class KeptProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """A measurement on disk."""
+
+    digest: str
+    setup: str
+    """What else the service time depends on: processor share, threads, runtime version."""
+    profile: Profile
+
+
+class ModelEntry:
+    """One published model on this node."""
+
+    def __init__(self, digest: str, manifest: Manifest) -> None:
+        self.digest = digest
+        self.manifest = manifest
+        self.state = "missing"
+        self.problem = ""
+        self.fetched_bytes = 0
+        self.path: Path | None = None
+        self.profile: Profile | None = None
+        self.scope: trio.CancelScope | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size_bytes for shard in self.manifest.shards)
+
+
+class ModelHouse:
+    """Keeps the models of this node as the signed state wants them.
+
+    Parameters
+    ----------
+    wanted : sequence of str
+        Names this node runs; ``*`` for all of the deployment.
+    setup : str
+        What measurements depend on beside the model.
+    on_checked : callable
+        Told after each change of what this node can run.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: StateDirectory,
+        store: ChunkStore,
+        signed: SignedState,
+        fetcher: ShardFetcher,
+        executor: Executor,
+        driver: Driver,
+        wanted: Sequence[str],
+        setup: str,
+    ) -> None:
+        self._state = state
+        self._store = store
+        self._signed = signed
+        self._fetcher = fetcher
+        self._executor = executor
+        self._driver = driver
+        self._wanted = tuple(wanted)
+        self._setup = setup
+        self._names: dict[str, str] = {}
+        """Name to digest, of all published models."""
+        self._manifests: dict[str, Manifest] = {}
+        self._entries: dict[str, ModelEntry] = {}
+        """Models this node runs, by digest."""
+        self._profiles = _load_profiles(state.profiles)
+        self._nursery: trio.Nursery | None = None
+        self._wake = trio.Event()
+        self._measuring = trio.Lock()
+        self._preparing = trio.CapacityLimiter(PREPARATIONS_MAX)
+        self._settled = trio.Event()
+
+    # ------------------------------------------------------------ what others ask
+
+    def resolve(self, name: str, *, rungs: bool, pictures: bool) -> Resolved:
+        """Return what a name, or name@digest, stands for; raises UnknownModelError.
+
+        A rung may answer where it takes the same inputs, or where the request is a picture and both take pictures.
+        """
+        plain, _, digest = name.partition("@")
+        current = self._names.get(plain)
+        if current is None or (digest and not current.startswith(digest)):
+            known = ", ".join(sorted(self._names)) or "none yet"
+            raise UnknownModelError(f"no model {name!r} is published in this grid; published are: {known}")
+        manifest = self._manifests[current]
+        digests = [current]
+        if rungs and not digest:
+            for rung in manifest.rungs:
+                found = self._names.get(rung)
+                if found is not None and _may_stand_in(manifest, self._manifests[found], pictures=pictures):
+                    digests.append(found)
+        return Resolved(manifest=manifest, digests=tuple(dict.fromkeys(digests)))
+
+    def name_of(self, digest: str) -> str:
+        """Return the name of a model, or the head of its digest."""
+        manifest = self._manifests.get(digest)
+        return manifest.name if manifest is not None else digest[:12]
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """Return the models this node runs, sorted by name."""
+        return tuple(sorted(self._entries.values(), key=lambda entry: entry.manifest.name))
+
+    def published(self) -> dict[str, Manifest]:
+        """Return all published models by name."""
+        return {name: self._manifests[digest] for name, digest in sorted(self._names.items())}
+
+    def workers(self) -> tuple[ExecutorStatistics, ...]:
+        """Return a snapshot of the workers."""
+        return self._executor.statistics()
+
+    def capabilities(self) -> tuple[Capability, ...]:
+        """Return what was measured here, sorted by model."""
+        return tuple(
+            Capability(
+                model=digest,
+                mean_s=entry.profile.mean_s,
+                p95_s=entry.profile.p95_s,
+                memory_bytes=entry.profile.memory_bytes,
+                load_s=entry.profile.load_s,
+                providers=entry.profile.providers,
+            )
+            for digest, entry in sorted(self._entries.items())
+            if entry.profile is not None and entry.state in ("ready", "cold")
+        )
+
+    def signed_file(self, path: str) -> bytes | None:
+        """Return a file of the signed state. Blocks."""
+        return self._signed.signed_file(path)
+
+    def chunk(self, cid: str) -> bytes | None:
+        """Return a chunk. Blocks."""
+        return self._store.get(cid)
+
+    def holdings(self, sha256: str) -> bytes:
+        """Return the bitmap of a shard's chunks."""
+        return self._store.holdings(sha256)
+
+    def publish(self, publication: bytes) -> bool:
+        """Take what an owner signed. Blocks; call in a thread."""
+        return self._signed.publish(publication)
+
+    # ------------------------------------------------------------ what the core asks
+
+    def load(self, model: str) -> None:
+        """Start to load a model."""
+        entry = self._entries.get(model)
+        if entry is not None and self._nursery is not None:
+            self._nursery.start_soon(self._reload, entry)
+        else:
+            self._tell_core()
+
+    def evict(self, model: str) -> None:
+        """Start to unload a model."""
+        entry = self._entries.get(model)
+        if entry is not None and self._nursery is not None:
+            entry.state = "cold"
+            self._nursery.start_soon(self._unload, entry)
+
+    # ------------------------------------------------------------ life
+
+    def look(self) -> None:
+        """Compare soon what there is with what the signed state wants."""
+        self._wake.set()
+
+    async def wait_settled(self) -> None:
+        """Wait until every wanted model is ready, refused, or waits for a peer that has it."""
+        await self._settled.wait()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await trio.to_thread.run_sync(self._take_incoming)
+            await self._reconcile()
+            task_status.started()
+            nursery.start_soon(self._follow_changes)
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                await trio.to_thread.run_sync(self._take_incoming)
+                await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        """Bring the set of models in line with the signed state."""
+        names, manifests, deployed = await trio.to_thread.run_sync(self._read_signed)
+        self._names, self._manifests = names, manifests
+        wanted = {names[name] for name in names if (name in deployed and "*" in self._wanted) or name in self._wanted}
+        assert self._nursery is not None
+        for digest in sorted(self._entries.keys() - wanted):
+            entry = self._entries.pop(digest)
+            log.info("model_dropped", model=entry.manifest.name, digest=digest[:12])
+            if entry.scope is not None:
+                entry.scope.cancel()
+            self._nursery.start_soon(self._drop, entry)
+        for digest in sorted(wanted - self._entries.keys()):
+            entry = self._entries[digest] = ModelEntry(digest, manifests[digest])
+            self._nursery.start_soon(self._prepare, entry)
+        self._tell_core()
+        self._look_settled()
+
+    def _read_signed(self) -> tuple[dict[str, str], dict[str, Manifest], frozenset[str]]:
+        """Read names, manifests and the deployment. Blocks."""
+        names: dict[str, str] = {}
+        manifests: dict[str, Manifest] = {}
+        for name, digest in self._signed.client.models().items():
+            try:
+                manifests[digest] = self._manifests.get(digest) or self._signed.client.manifest(name)
+                names[name] = digest
+            except ModelError as error:
+                log.debug("manifest_missing", model=name, error=error)
+        try:
+            deployed = frozenset(self._signed.client.deployment().models)
+        except ModelError as error:
+            log.warning("deployment_missing", error=error)
+            deployed = frozenset()
+        return names, manifests, deployed
+
+    def _take_incoming(self) -> None:
+        """Take a publication that the owner's tool left here, and its shards. Blocks."""
+        inbox = self._state.inbox
+        if inbox.exists():
+            publication = inbox.read_bytes()
+            taken = self._signed.publish(publication) or trio.from_thread.run(self._signed.hand_in, publication)
+            log.info("publication_handed_in", taken=taken)
+            if taken:
+                inbox.unlink(missing_ok=True)
+        incoming = self._state.incoming
+        if not incoming.is_dir():
+            return
+        _, manifests, _ = self._read_signed()
+        for shard in (shard for manifest in manifests.values() for shard in manifest.shards):
+            source = incoming / shard.sha256
+            if source.exists():
+                try:
+                    self._store.put_file(shard, source)
+                    source.unlink()
+                except ModelError as error:
+                    log.warning("shard_refused", shard=shard.name, error=error)
+
+    # ------------------------------------------------------------ one model
+
+    async def _prepare(self, entry: ModelEntry) -> None:
+        """Take a model from missing to ready, trying again while only peers are lacking."""
+        pause_s = RETRY_S[0]
+        with trio.CancelScope() as entry.scope:
+            while True:
+                try:
+                    async with self._preparing:
+                        await self._fetch(entry)
+                        await self._check(entry)
+                    return
+                except ModelRefusedError as error:
+                    self._set(entry, "refused", str(error))
+                    log.error("model_refused", model=entry.manifest.name, error=error)
+                    return
+                except ModelError as error:
+                    self._set(entry, "missing", str(error))
+                    log.warning("model_not_ready", model=entry.manifest.name, error=error, retry_s=pause_s)
+                with trio.move_on_after(pause_s):
+                    await self._wake.wait()
+                pause_s = min(pause_s * 2, RETRY_S[1])
+
+    async def _fetch(self, entry: ModelEntry) -> None:
+        self._set(entry, "fetching")
+        shards = entry.manifest.shards
+        for shard in shards:
+            self._store.pin(shard)
+        entry.fetched_bytes = 0
+
+        def progressed(size_bytes: int) -> None:
+            entry.fetched_bytes += size_bytes
+
+        await self._fetcher.fetch(shards, on_progress=progressed)
+        entry.path = await trio.to_thread.run_sync(self._store.assemble, entry.manifest.shard(entry.manifest.graph))
+        entry.fetched_bytes = entry.size_bytes
+
+    async def _check(self, entry: ModelEntry) -> None:
+        """Load a model, compare its golden outputs, measure it if that was not done before."""
+        self._set(entry, "checking")
+        manifest = entry.manifest
+        async with self._measuring:
+            assert entry.path is not None
+            await self._executor.load(entry.digest, manifest, entry.path)
+            golden = await trio.to_thread.run_sync(self._read_golden, manifest)
+            kept = self._profiles.get((entry.digest, self._setup))
+            if kept is None:
+                kept = await profile(self._executor, entry.digest, manifest, golden)
+                self._profiles[entry.digest, self._setup] = kept
+                await trio.to_thread.run_sync(self._save_profiles)
+            elif golden is not None:
+                await check_golden(self._executor, entry.digest, manifest, golden)
+        entry.profile = kept
+        log.info("model_ready", model=manifest.name, digest=entry.digest[:12], mean_s=kept.mean_s)
+        self._set(entry, "ready")
+
+    def _read_golden(self, manifest: Manifest) -> bytes | None:
+        if manifest.golden is None:
+            return None
+        return self._store.assemble(manifest.shard(manifest.golden.shard)).read_bytes()
+
+    async def _reload(self, entry: ModelEntry) -> None:
+        """Load a model that was checked before and evicted since."""
+        if entry.path is not None and entry.profile is not None:
+            try:
+                await self._executor.load(entry.digest, entry.manifest, entry.path)
+                entry.state = "ready"
+            except (ModelRefusedError, WorkerLostError) as error:
+                log.warning("model_not_loaded", model=entry.manifest.name, error=error)
+        self._tell_core()
+
+    async def _unload(self, entry: ModelEntry) -> None:
+        await self._executor.unload(entry.digest)
+        self._tell_core()
+
+    async def _drop(self, entry: ModelEntry) -> None:
+        """Forget a model that is not wanted any more; its files go when room is needed."""
+        await self._executor.unload(entry.digest)
+        for shard in entry.manifest.shards:
+            self._store.unpin(shard.sha256)
+        self._tell_core()
+
+    async def _follow_changes(self) -> None:
+        """Hear of workers that died and came back."""
+        async for change in self._executor.changes():
+            entry = self._entries.get(change.digest)
+            if entry is None:
+                continue
+            if change.given_up:
+                log.error("model_given_up", model=entry.manifest.name, reason=change.reason)
+                self._set(entry, "refused", change.reason)
+            elif not change.usable:
+                log.warning("worker_restarting", model=entry.manifest.name, reason=change.reason)
+            self._tell_core()
+
+    def _set(self, entry: ModelEntry, state: str, problem: str = "") -> None:
+        entry.state, entry.problem = state, problem
+        self._tell_core()
+        self._look_settled()
+
+    def _look_settled(self) -> None:
+        if all(entry.state in ("ready", "cold", "refused") or entry.problem for entry in self._entries.values()):
+            self._settled.set()
+
+    def _tell_core(self) -> None:
+        capabilities = self.capabilities()
+        checked = {capability.model for capability in capabilities}
+        loaded = frozenset(
+            digest for digest in self._executor.loaded() if digest in checked and self._entries[digest].state == "ready"
+        )
+        self._driver.post(
+            ModelChanged(table_digest=table_digest(capabilities), capabilities=capabilities, loaded=loaded)
+        )
+
+    def _save_profiles(self) -> None:
+        kept = [
+            KeptProfile(digest=digest, setup=setup, profile=measured)
+            for (digest, setup), measured in sorted(self._profiles.items())
+        ]
+        try:
+            write_atomically(self._state.profiles, msgspec.json.format(msgspec.json.encode(kept)))
+        except StateFileError as error:
+            log.warning("profiles_not_saved", error=error)
+
+
+def _may_stand_in(manifest: Manifest, rung: Manifest, *, pictures: bool) -> bool:
+    if pictures:
+        return rung.preprocessing is not None
+    return rung.inputs == manifest.inputs
+
+
+def _load_profiles(path: Path) -> dict[tuple[str, str], Profile]:
+    """Read kept measurements; a damaged file costs measuring anew."""
+    try:
+        data = read_bounded(path, max_bytes=PROFILES_MAX_BYTES)
+        kept = [] if data is None else msgspec.json.decode(data, type=list[KeptProfile])
+    except (StateFileError, msgspec.MsgspecError) as error:
+        log.warning("profiles_damaged", error=error)
+        return {}
+    return {(entry.digest, entry.setup): entry.profile for entry in kept}
