@@ -7,7 +7,7 @@ clock. An entry that failed goes to the end of the list and pauses, twice as lon
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from gridnode.errors import DaemonUnreachableError, GridError, ProtocolError
+from gridnode.errors import DaemonUnreachableError, DrainingError, GridError, ProtocolError
 
 ENTRIES_MAX: Final = 16
 """Sockets a client remembers, given and told: a device has one daemon, a test bench a handful."""
@@ -17,6 +17,7 @@ BACKOFF_MAX_S: Final = 2.0
 """Longest pause between two tries of one entry; a failed connect to a Unix socket costs microseconds."""
 REST_S: Final = 1.0
 """Pause of a draining entry: it takes no work until it was restarted."""
+_DRAINING: Final = "is shutting down"
 
 
 class _Entry:
@@ -90,7 +91,7 @@ class Entries:
         """Note that an entry takes no more work."""
         entry = self._entries.get(path)
         if entry is not None:
-            entry.trouble = "is shutting down"
+            entry.trouble = _DRAINING
             self._pause(entry, until_s=now_s + REST_S)
 
     def note_success(self, path: str) -> None:
@@ -111,12 +112,19 @@ class Entries:
         """Whether each entry failed since it last worked."""
         return all(entry.failures for entry in self._entries.values())
 
+    @property
+    def any_draining(self) -> bool:
+        """Whether an entry was last seen draining."""
+        return any(entry.trouble is _DRAINING for entry in self._entries.values())
+
     def error(self) -> GridError:
         """Return the error that tells a user what each entry did and what he can do."""
         troubles = [entry.trouble for entry in self._entries.values() if entry.trouble is not None]
         if troubles and all(isinstance(trouble, ProtocolError) for trouble in troubles):
             return ProtocolError(str(troubles[0]))
         told = "; ".join(f"{entry.path} {entry.trouble or 'was not tried'}" for entry in self._entries.values())
+        if self.any_draining:
+            return DrainingError(f"no daemon takes work: {told}; submit later", entries=self.paths)
         return DaemonUnreachableError(
             f"no daemon answers: {told}. Start one with `gridnode run`, or name its socket in GRIDNODE_SOCKET"
         )

@@ -64,7 +64,6 @@ class Job:
     __slots__ = (
         "deadline_s",
         "done",
-        "drained",
         "ended",
         "ended_s",
         "error",
@@ -87,7 +86,6 @@ class Job:
         self.submissions = 0
         self.losses = 0
         self.troubled_s: float | None = opened_s
-        self.drained: JobError | None = None
         self.ended = False
         self.ended_s = 0.0
         self.done: JobDone | None = None

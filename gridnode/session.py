@@ -35,7 +35,6 @@ from gridnode.control import (
 from gridnode.entries import Entries
 from gridnode.errors import (
     DaemonUnreachableError,
-    DrainingError,
     GridError,
     JobCancelledError,
     JobDeadlineError,
@@ -172,7 +171,7 @@ class Session:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """All links, the one in use last."""
+        """All links."""
         return tuple(self._links)
 
     @property
@@ -441,7 +440,6 @@ class Session:
         if link.state is LinkState.READY:
             self._leave(link, now_s)
         job.link = None
-        job.drained = message
         job.troubled_s = now_s if job.troubled_s is None else job.troubled_s
         self._unplaced.append(job)
 
@@ -483,11 +481,7 @@ class Session:
 
     def _overdue(self, job: Job) -> GridError:
         """Tell why a job was not answered in time."""
-        if job.link is None and job.drained is not None:
-            entries = self.entries.paths
-            text = f"every daemon is shutting down ({', '.join(entries)}), last: {job.drained.message}; submit later"
-            return DrainingError(text, entries=entries)
-        if job.link is None and not self.is_reaching:
+        if job.link is None and (self.entries.any_draining or not self.is_reaching):
             return self.entries.error()
         budget_s = 0.0 if job.deadline_s is None else job.deadline_s - job.opened_s
         where = "none was reached" if job.link is None else f"{job.link.path} has the job"

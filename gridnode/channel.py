@@ -1,0 +1,197 @@
+"""Frames over a Unix socket that never blocks: what can be sent or received now is, the rest waits for its turn.
+
+Owns one socket, the bytes not yet sent and the frame half received. Knows nothing of jobs. Who waits until the
+socket is ready again, a thread in poll or a task in an event loop, is the caller's affair; hence both clients share
+this module. Payloads are received straight into a buffer of their own.
+"""
+
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from gridnode.control import (
+    ANSWER_MAX_BYTES,
+    HEADER_MAX_BYTES,
+    PREFIX_BYTES,
+    Buffer,
+    ServerMessage,
+    decode_prefix,
+    decode_server,
+)
+from gridnode.errors import DaemonUnreachableError
+
+READ_BYTES: Final = 64 * 1024
+"""Read buffer: several small answers come in one system call."""
+SEND_BUFFER_BYTES: Final = 1024 * 1024
+"""Asked of the kernel, which may grant less: a whole JPEG frame should leave in one call."""
+SEND_PARTS_MAX: Final = 64
+"""Pieces handed over in one sendmsg; the kernel takes 1024."""
+READS_MAX: Final = 64
+"""Reads in a row before others get their turn, 4 MiB of small frames."""
+
+
+class FrameAssembler:
+    """Puts bytes together to frames: receive into ``target()``, then take frames from ``filled(count)``."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(READ_BYTES)
+        self._start = 0
+        self._end = 0
+        self._message: ServerMessage | None = None
+        self._payload = bytearray()
+        self._payload_end = 0
+
+    @property
+    def is_inside_frame(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return self._message is not None or self._start < self._end
+
+    def target(self) -> memoryview:
+        """Return where the next bytes go; never empty."""
+        if self._message is not None:
+            return memoryview(self._payload)[self._payload_end :]
+        if self._end == len(self._buffer):
+            self._make_room()
+        return memoryview(self._buffer)[self._end :]
+
+    def filled(self, count: int) -> Iterator[tuple[ServerMessage, Buffer]]:
+        """Take note of ``count`` bytes in the target and yield the frames they complete; raises ProtocolError."""
+        if self._message is not None:
+            self._payload_end += count
+        else:
+            self._end += count
+        while (frame := self._next_frame()) is not None:
+            yield frame
+
+    def _next_frame(self) -> tuple[ServerMessage, Buffer] | None:
+        """Take one frame off what is there."""
+        if self._message is None and not self._begin_frame():
+            return None
+        if self._payload_end < len(self._payload):
+            return None
+        message, payload = self._message, self._payload
+        assert message is not None, "a frame begins with its header"
+        self._message, self._payload, self._payload_end = None, bytearray(), 0
+        return message, payload
+
+    def _begin_frame(self) -> bool:
+        """Decode the header if it is all there, and lay the payload's buffer out."""
+        have = self._end - self._start
+        if have < PREFIX_BYTES:
+            return False
+        view = memoryview(self._buffer)[self._start : self._end]
+        header_bytes, payload_bytes = decode_prefix(view[:PREFIX_BYTES], header_max_bytes=ANSWER_MAX_BYTES)
+        if have < PREFIX_BYTES + header_bytes:
+            return False
+        self._message = decode_server(view[PREFIX_BYTES : PREFIX_BYTES + header_bytes])
+        head = view[PREFIX_BYTES + header_bytes :][:payload_bytes]
+        self._payload = bytearray(payload_bytes)
+        self._payload[: len(head)] = head
+        self._payload_end = len(head)
+        self._start += PREFIX_BYTES + header_bytes + len(head)
+        if self._start == self._end:
+            self._start = self._end = 0
+        return True
+
+    def _make_room(self) -> None:
+        """Move what is there to the front of a buffer large enough for the header that has begun."""
+        rest = self._buffer[self._start : self._end]
+        wanted = READ_BYTES
+        if len(rest) >= PREFIX_BYTES:
+            wanted += decode_prefix(rest[:PREFIX_BYTES], header_max_bytes=ANSWER_MAX_BYTES)[0]
+        self._buffer = bytearray(max(wanted, READ_BYTES + HEADER_MAX_BYTES))
+        self._buffer[: len(rest)] = rest
+        self._start, self._end = 0, len(rest)
+
+
+class Channel:
+    """One connection to a daemon.
+
+    Parameters
+    ----------
+    path : str
+        Of the daemon's Unix socket.
+
+    Raises
+    ------
+    OSError
+        The socket cannot be connected to.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._assembler = FrameAssembler()
+        self._outgoing: deque[memoryview] = deque()
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            self.socket.setblocking(False)
+            self.socket.connect(path)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    @property
+    def has_outgoing(self) -> bool:
+        """Whether bytes wait for the socket to take them."""
+        return bool(self._outgoing)
+
+    def send(self, head: bytes, parts: Sequence[Buffer] = ()) -> None:
+        """Queue one frame for flush; the parts are not copied."""
+        self._outgoing.append(memoryview(head))
+        self._outgoing.extend(view for part in parts if (view := memoryview(part)).nbytes)
+
+    def flush(self) -> None:
+        """Send what the socket takes now; raises DaemonUnreachableError when the connection is gone."""
+        while self._outgoing:
+            pieces = [self._outgoing[index] for index in range(min(len(self._outgoing), SEND_PARTS_MAX))]
+            try:
+                sent = self.socket.sendmsg(pieces, (), socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise DaemonUnreachableError(f"broke off while a request was sent: {error.strerror}") from error
+            self._forget(sent)
+
+    def receive(self) -> Iterator[tuple[ServerMessage, Buffer]]:
+        """Yield the frames that are there now.
+
+        Raises
+        ------
+        DaemonUnreachableError
+            The connection ended or broke.
+        ProtocolError
+            The daemon sent nonsense; nothing after it can be read.
+        """
+        for _ in range(READS_MAX):
+            target = self._assembler.target()
+            room = len(target)
+            try:
+                count = self.socket.recv_into(target)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise DaemonUnreachableError(f"broke off: {error.strerror}") from error
+            finally:
+                target.release()
+            if not count:
+                inside = " inside a message" if self._assembler.is_inside_frame else ""
+                raise DaemonUnreachableError(f"closed the connection{inside}")
+            yield from self._assembler.filled(count)
+            if count < room:
+                return
+
+    def close(self) -> None:
+        """Close the socket; what was not sent is dropped."""
+        self._outgoing.clear()
+        self.socket.close()
+
+    def _forget(self, sent: int) -> None:
+        """Drop the bytes that were sent."""
+        while sent:
+            piece = self._outgoing[0]
+            if sent < len(piece):
+                self._outgoing[0] = piece[sent:]
+                return
+            sent -= len(piece)
+            self._outgoing.popleft()

@@ -1,0 +1,130 @@
+"""The sync stream: a thread reads the source, the consumer's thread takes the outcomes. Owns that thread's life."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from gridnode.client import Grid, Options, item_of, make_request
+from gridnode.errors import GridError
+from gridnode.window import StreamItem, Window
+
+if TYPE_CHECKING:
+    from gridnode.inputs import Input
+
+
+class _Feed:
+    """The source's side of a stream.
+
+    All fields of the window are read and changed under the grid's lock; inputs are encoded and sent outside of it.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        frames: "Iterable[Input]",
+        window: "Window[Input]",
+        *,
+        model: str,
+        options: Options,
+        deadline_s: float | None,
+    ) -> None:
+        self._grid = grid
+        self._frames = frames
+        self._model = model
+        self._options = options
+        self._deadline_s = deadline_s
+        self.window = window
+        self.is_stopped = False
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Read the source to its end, or until the consumer stops."""
+        try:
+            for image in self._frames:
+                if not self._take(image):
+                    break
+        except BaseException as error:
+            # The source is the user's code: whatever it raises belongs to the consumer, in his thread.
+            self.failure = error
+        finally:
+            with self._grid._changed:
+                self.window.source_ended = True
+                self._notify()
+
+    def _take(self, image: "Input") -> bool:
+        """Put one frame into the window; returns False when the stream is over."""
+        self._grid._wait(lambda: self.is_over or self.window.can_arrive, timeout_s=None)
+        with self._grid._changed:
+            if self.is_over:
+                return False
+            self.window.arrive(image)
+            self._notify()
+        if not self.window.can_send:
+            self._grid._wait(lambda: self.is_over or self.window.can_send, timeout_s=0)
+        self.send()
+        if self.window.mode == "all":
+            self._grid._wait(lambda: self.is_over or self.window.can_arrive or self.window.can_send, timeout_s=None)
+            self.send()
+        return not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no frame is wanted any more."""
+        return self.is_stopped or self._grid._is_closed
+
+    def send(self) -> None:
+        """Send the waiting frame if there is room for it."""
+        with self._grid._changed:
+            flight = self.window.take_to_send()
+        if flight is None:
+            return
+        try:
+            request = make_request(self._model, flight.image, self._options, frame=flight.frame)
+            flight.job = self._grid._submit(request, self._deadline_s)
+        except (GridError, TypeError) as error:
+            flight.error = error
+        with self._grid._changed:
+            self._notify()
+
+    def stop(self) -> None:
+        """Take no more frames and cancel those in the grid."""
+        with self._grid._changed:
+            self.is_stopped = True
+            jobs = self.window.open_jobs()
+            self._notify()
+        for job in jobs:
+            self._grid._cancel(job)
+
+    def _notify(self) -> None:
+        """Let every waiting thread look again; the lock is held."""
+        self._grid._wake_leader()
+        self._grid._changed.notify_all()
+
+
+def run_stream(
+    grid: Grid,
+    frames: "Iterable[Input]",
+    window: "Window[Input]",
+    *,
+    model: str,
+    options: Options,
+    deadline_s: float | None,
+) -> Iterator[StreamItem]:
+    """Yield the outcomes of a stream; see Grid.stream."""
+    feed = _Feed(grid, frames, window, model=model, options=options, deadline_s=deadline_s)
+    # A daemon thread: one that hangs in a camera must not keep the program from ending.
+    threading.Thread(target=feed.run, name="gridnode-stream", daemon=True).start()
+    try:
+        while True:
+            grid._wait(lambda: window.has_outcome or window.can_send or window.is_finished, timeout_s=None)
+            feed.send()
+            with grid._changed:
+                if window.is_finished:
+                    break
+                outcome = window.take_outcome() if window.has_outcome else None
+            if outcome is not None:
+                yield item_of(outcome)
+    finally:
+        feed.stop()
+    if feed.failure is not None:
+        raise feed.failure

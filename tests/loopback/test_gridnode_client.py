@@ -1,0 +1,812 @@
+"""Both clients against a small daemon that speaks the control protocol over a real Unix socket."""
+
+import contextlib
+import itertools
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import anyio
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from gridnode.client import AsyncGrid, Grid, default_sockets
+from gridnode.control import (
+    Answer,
+    CancelJob,
+    ClientHello,
+    DetectionRecord,
+    Goodbye,
+    JobDone,
+    JobError,
+    Query,
+    RequestBody,
+    ResultBody,
+    ServerHello,
+    Submit,
+    TensorHeader,
+    decode_client,
+    decode_prefix,
+    encode_frame,
+)
+from gridnode.errors import (
+    DaemonUnreachableError,
+    DrainingError,
+    GridError,
+    InvalidInputError,
+    JobCancelledError,
+    JobDeadlineError,
+    JobFailedError,
+    JobRejectedError,
+    ProtocolError,
+    UnknownModelError,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+FRAME = np.zeros((36, 64, 3), np.uint8)
+
+
+class Peer:
+    """One client's connection at the daemon."""
+
+    def __init__(self, sock):
+        self.socket = sock
+        self.lock = threading.Lock()
+
+    def say(self, message, payload=b""):
+        with self.lock, contextlib.suppress(OSError):
+            self.socket.sendall(encode_frame(message, len(payload)) + bytes(payload))
+
+    def say_raw(self, data):
+        with contextlib.suppress(OSError):
+            self.socket.sendall(data)
+
+    def hang_up(self):
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+def done(key, *, payload=b"", body=None, node="n1"):
+    body = body or ResultBody(
+        detections=(DetectionRecord(class_index=0, class_name="vehicle", score=0.9, box=(1, 2, 30, 20)),),
+        image_width=64,
+        image_height=36,
+    )
+    return JobDone(
+        key=key,
+        model="street",
+        model_digest="d" * 64,
+        node="id-" + node,
+        node_name=node,
+        hops=1,
+        waiting_s=0.001,
+        service_s=0.002,
+        transfer_s=0.003,
+        total_s=0.006,
+        body=msgspec.msgpack.encode(body),
+    )
+
+
+def answer(peer, message, payload):
+    peer.say(done(message.key))
+
+
+class Daemon:
+    """Accepts clients and hands their messages to ``on_submit``; all else it does by itself."""
+
+    def __init__(self, path, on_submit=answer, *, hello=None, entries=()):
+        self.path = str(path)
+        self.on_submit = on_submit
+        self.hello = hello or ServerHello(version=1, node="id", name="n1", grid="g", entries=entries)
+        self.submits = []
+        self.cancels = []
+        self.peers = []
+        self.changed = threading.Condition()
+        self._threads = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.path)
+        self._listener.listen(16)
+        self._spawn(self._accept)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        Path(self.path).unlink(missing_ok=True)
+        for peer in self.peers:
+            peer.hang_up()
+        for thread in self._threads:
+            thread.join(10)
+
+    def wait(self, condition):
+        with self.changed:
+            assert self.changed.wait_for(condition, 10)
+
+    def _spawn(self, target, *args):
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self):
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            peer = Peer(sock)
+            self.peers.append(peer)
+            self._spawn(self._serve, peer)
+
+    def _serve(self, peer):
+        with peer.socket, peer.socket.makefile("rb") as file, contextlib.suppress(OSError):
+            while len(prefix := file.read(8)) == 8:
+                header, payload = decode_prefix(prefix)
+                self._handle(peer, decode_client(file.read(header)), file.read(payload))
+
+    def _handle(self, peer, message, payload):
+        match message:
+            case ClientHello():
+                peer.say(self.hello)
+            case Submit():
+                with self.changed:
+                    self.submits.append((message, payload))
+                    self.changed.notify_all()
+                self.on_submit(peer, message, payload)
+            case CancelJob():
+                with self.changed:
+                    self.cancels.append(message.key)
+                    self.changed.notify_all()
+                peer.say(JobError(key=message.key, reason="cancelled", message="cancelled"))
+            case Query(what="explain", argument=argument):
+                peer.say(Answer(number=message.number, document=msgspec.json.encode({"key": argument})))
+            case Query(what="revoke"):
+                peer.say(Answer(number=message.number, error="you are no revoker"))
+            case Query():
+                peer.say(Answer(number=message.number, document=msgspec.json.encode({"asked": message.what})))
+
+
+def refuse(reason, **fields):
+    return lambda peer, message, payload: peer.say(JobError(key=message.key, reason=reason, message="no", **fields))
+
+
+def silent(peer, message, payload):
+    pass
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.sock"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def run(request):
+    return lambda main: anyio.run(main, backend=request.param)
+
+
+# ---------------------------------------------------------------- one call
+
+
+def test_infer_gives_a_typed_result(path):
+    with Daemon(path) as daemon, Grid(path, tenant="cam") as grid:
+        result = grid.infer("street", FRAME, deadline_s=5, priority=0, rungs=False, score_threshold=0.5)
+        submit, payload = daemon.submits[0]
+    assert result.detections[0].class_name == "vehicle"
+    assert result.detections[0].box.x1 == 30
+    assert (result.node, result.node_id, result.hops, result.image_size) == ("n1", "id-n1", 1, (64, 36))
+    assert result.timings.queue_s == 0.001
+    assert result.timings.client_s > 0
+    assert result.tensors == {}
+    assert (submit.model, submit.priority, submit.rungs, submit.tenant) == ("street", 0, False, "cam")
+    assert 4 < submit.budget_s <= 5
+    assert payload == FRAME.tobytes()
+    body = msgspec.msgpack.decode(submit.body, type=RequestBody)
+    assert (body.kind, body.width, body.height, body.score_threshold) == ("array", 64, 36, 0.5)
+
+
+def test_tensors_travel_both_ways(path):
+    def double(peer, message, payload):
+        values = np.frombuffer(payload, "<f4") * 2
+        headers = (TensorHeader(name="out", dtype="float32", shape=(500, 1000)),)
+        peer.say(done(message.key, body=ResultBody(tensors=headers)), values.tobytes())
+
+    values = np.arange(500_000, dtype=np.float32).reshape(500, 1000)
+    with Daemon(path, double), Grid(path) as grid:
+        result = grid.infer("street", {"in": values}, raw_outputs=True)
+    assert np.array_equal(result.tensors["out"], values * 2)
+
+
+def test_queries_are_answered(path):
+    with Daemon(path), Grid(path) as grid:
+        assert grid.status() == {"asked": "status"}
+        assert grid.peers() == {"asked": "peers"}
+        assert grid.models() == {"asked": "models"}
+        assert grid.explain(b"\x01" * 24) == {"key": "01" * 24}
+        with pytest.raises(GridError, match="no revoker"):
+            grid.ask("revoke", "x")
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        ("deadline", JobDeadlineError),
+        ("expired", JobDeadlineError),
+        ("queue_full", JobRejectedError),
+        ("no_room", JobRejectedError),
+        ("superseded", JobRejectedError),
+        ("unknown_model", UnknownModelError),
+        ("cancelled", JobCancelledError),
+        ("bad_input", InvalidInputError),
+        ("poison", JobFailedError),
+        ("model_failed", JobFailedError),
+        ("lost", JobFailedError),
+        ("some_new_reason", JobFailedError),
+    ],
+)
+def test_each_reason_has_its_error(path, reason, error):
+    with Daemon(path, refuse(reason, estimate_s=0.7)), Grid(path) as grid:
+        with pytest.raises(error) as caught:
+            grid.infer("street", FRAME)
+        assert type(caught.value) is error
+        if isinstance(caught.value, JobRejectedError):
+            assert (caught.value.reason, caught.value.estimate_s) == (reason, 0.7)
+
+
+def test_a_result_that_does_not_fit_its_payload_is_a_protocol_error(path):
+    def lie(peer, message, payload):
+        headers = (TensorHeader(name="out", dtype="float32", shape=(10,)),)
+        peer.say(done(message.key, body=ResultBody(tensors=headers)), b"1234")
+
+    with Daemon(path, lie), Grid(path) as grid, pytest.raises(ProtocolError, match="40 bytes"):
+        grid.infer("street", FRAME)
+
+
+# ---------------------------------------------------------------- deadlines, cancel, handles
+
+
+def test_a_spent_deadline_is_refused_before_anything_is_sent(path):
+    with Daemon(path) as daemon, Grid(path) as grid:
+        for spent in (0, -1, float("nan")):
+            with pytest.raises(JobDeadlineError):
+                grid.infer("street", FRAME, deadline_s=spent)
+        assert daemon.submits == []
+
+
+def test_the_client_keeps_the_deadline_when_the_daemon_does_not(path):
+    with Daemon(path, silent), Grid(path) as grid, pytest.raises(JobDeadlineError, match="has the job"):
+        grid.infer("street", FRAME, deadline_s=0.05)
+
+
+def test_a_handle_can_be_waited_for_asked_and_cancelled(path):
+    release = threading.Event()
+
+    def hold(peer, message, payload):
+        if message.model == "held":
+            assert release.wait(10)
+        if message.model != "never":
+            peer.say(done(message.key))
+
+    with Daemon(path, hold) as daemon, Grid(path) as grid:
+        held = grid.submit("held", FRAME)
+        assert not held.done()
+        with pytest.raises(TimeoutError, match="goes on"):
+            held.result(timeout_s=0.02)
+        release.set()
+        assert held.result(timeout_s=10).key == held.key
+        assert held.done()
+        assert not held.cancel()
+        never = grid.submit("never", FRAME)
+        assert never.cancel()
+        with pytest.raises(JobCancelledError):
+            never.result()
+        daemon.wait(lambda: daemon.cancels == [never.key])
+        assert grid.infer("street", FRAME).node == "n1"
+        assert grid.late_answers == 0
+
+
+def test_a_late_answer_is_dropped_and_counted(path):
+    late = []
+
+    def hold(peer, message, payload):
+        late.append(message.key)
+        if len(late) == 2:
+            for key in late:
+                peer.say(done(key))
+
+    with Daemon(path, hold), Grid(path) as grid:
+        with pytest.raises(JobDeadlineError):
+            grid.infer("street", FRAME, deadline_s=0.02)
+        assert grid.infer("street", FRAME).key.endswith(b"\x02")
+        assert grid.late_answers == 1
+
+
+def test_many_threads_share_one_connection(path):
+    with Daemon(path) as daemon, Grid(path) as grid:
+        keys = []
+
+        def work():
+            for _ in range(20):
+                keys.append(grid.infer("street", FRAME, deadline_s=20).key)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(keys) == len(set(keys)) == 160
+        assert len(daemon.peers) == 1
+
+
+def test_large_payloads_flow_both_ways_at_once(path):
+    def echo(peer, message, payload):
+        headers = (TensorHeader(name="out", dtype="uint8", shape=(len(payload),)),)
+        peer.say(done(message.key, body=ResultBody(tensors=headers)), payload)
+
+    frame = np.random.default_rng(1).integers(0, 255, (1000, 1000, 3), np.uint8)
+    with Daemon(path, echo), Grid(path) as grid:
+        handles = [grid.submit("street", frame) for _ in range(8)]
+        assert all(np.array_equal(handle.result().tensors["out"], frame.ravel()) for handle in handles)
+
+
+def test_close_ends_open_jobs(path):
+    with Daemon(path, silent):
+        grid = Grid(path)
+        handle = grid.submit("street", FRAME)
+        ends = []
+
+        def wait():
+            try:
+                handle.result()
+            except JobCancelledError as error:
+                ends.append(error)
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        grid.close()
+        waiter.join(10)
+        grid.close()
+        assert "closed" in str(ends[0])
+        with pytest.raises(GridError, match="closed"):
+            grid.infer("street", FRAME)
+
+
+# ---------------------------------------------------------------- lost and draining daemons
+
+
+def test_no_daemon_at_all_is_told_at_once_with_the_sockets_and_the_remedy(tmp_path):
+    sockets = [tmp_path / "x.sock", tmp_path / "y.sock"]
+    with Grid(sockets) as grid:
+        for _ in range(2):
+            with pytest.raises(DaemonUnreachableError) as caught:
+                grid.infer("street", FRAME)
+            assert all(str(path) in str(caught.value) for path in sockets)
+            assert "gridnode run" in str(caught.value)
+            assert "GRIDNODE_SOCKET" in str(caught.value)
+        with pytest.raises(DaemonUnreachableError):
+            grid.status()
+
+
+def test_a_daemon_that_starts_later_is_found(path):
+    with Grid(path) as grid:
+        with pytest.raises(DaemonUnreachableError):
+            grid.infer("street", FRAME)
+        with Daemon(path):
+            assert grid.infer("street", FRAME).node == "n1"
+
+
+def test_a_lost_daemon_costs_no_job(tmp_path):
+    first, second = tmp_path / "a.sock", tmp_path / "b.sock"
+    with Daemon(second) as other, Daemon(first, silent, entries=(str(second),)) as daemon, Grid(first) as grid:
+        handles = [grid.submit("street", FRAME, deadline_s=20) for _ in range(5)]
+        daemon.wait(lambda: len(daemon.submits) == 5)
+        daemon.stop()
+        assert [handle.result().key for handle in handles] == [handle.key for handle in handles]
+        assert [m.key for m, _ in other.submits] == [handle.key for handle in handles]
+        assert all(message.budget_s < 20 for message, _ in other.submits)
+        assert all(payload == FRAME.tobytes() for _, payload in other.submits)
+        assert grid.resubmissions == 5
+
+
+def test_a_restarted_daemon_gets_the_open_jobs_again(path):
+    with Grid(path) as grid:
+        with Daemon(path, silent) as daemon:
+            handle = grid.submit("street", FRAME)
+            daemon.wait(lambda: daemon.submits)
+        with Daemon(path):
+            assert handle.result().key == handle.key
+
+
+def test_a_job_ends_when_its_daemon_does_not_come_back(path):
+    with Grid(path, patience_s=0.1) as grid:
+        with Daemon(path):
+            grid.infer("street", FRAME)
+        with pytest.raises(DaemonUnreachableError, match="cannot be connected to"):
+            grid.infer("street", FRAME, deadline_s=0.1)
+        with pytest.raises(DaemonUnreachableError):
+            grid.infer("street", FRAME)
+
+
+def test_a_job_given_back_by_a_draining_daemon_goes_to_another(tmp_path):
+    first, second = tmp_path / "a.sock", tmp_path / "b.sock"
+    give_back = refuse("draining", entries=(str(second),))
+    with Daemon(second) as other, Daemon(first, give_back), Grid(first) as grid:
+        result = grid.infer("street", FRAME)
+        assert grid.infer("street", FRAME).node == "n1"
+        assert other.submits[0][0].key == result.key
+        assert len(other.submits) == 2
+
+
+def test_goodbye_moves_new_jobs_on_and_lets_open_ones_finish(tmp_path):
+    first, second = tmp_path / "a.sock", tmp_path / "b.sock"
+    held = []
+
+    def hold(peer, message, payload):
+        held.append((peer, message))
+        peer.say(Goodbye(reason="draining", entries=(str(second),)))
+
+    with Daemon(second) as other, Daemon(first, hold) as daemon, Grid(first) as grid:
+        handle = grid.submit("street", FRAME)
+        daemon.wait(lambda: held)
+        assert not handle.done()
+        assert grid.infer("street", FRAME).key == other.submits[0][0].key
+        held[0][0].say(done(handle.key, node="old"))
+        assert handle.result().node == "old"
+        assert len(other.submits) == 1
+        assert grid.resubmissions == 0
+
+
+def test_draining_everywhere_is_told_when_patience_ends(path):
+    with Daemon(path, refuse("draining")), Grid(path, patience_s=0.1) as grid:
+        with pytest.raises(DrainingError, match="submit later"):
+            grid.infer("street", FRAME)
+        with pytest.raises(DrainingError):
+            grid.infer("street", FRAME, deadline_s=0.1)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff" * 64,
+        b"\0\0\0\x05\0\0\0\0hello",
+        encode_frame(Goodbye(reason="you broke the protocol")),
+        encode_frame(done(b"\x07" * 24)),
+    ],
+)
+def test_garbage_costs_a_connection_and_no_job(path, garbage):
+    spoilt = itertools.count()
+
+    def spoil(peer, message, payload):
+        if next(spoilt) == 0:
+            peer.say_raw(garbage)
+        else:
+            peer.say(done(message.key))
+
+    with Daemon(path, spoil) as daemon, Grid(path) as grid:
+        assert grid.infer("street", FRAME).node == "n1"
+        assert len(daemon.peers) == 2
+
+
+def test_a_job_that_takes_its_daemon_down_each_time_ends_as_lost(path):
+    with Daemon(path, lambda peer, message, payload: peer.hang_up()), Grid(path) as grid:
+        with pytest.raises(JobFailedError) as caught:
+            grid.infer("street", FRAME)
+        assert caught.value.reason == "lost"
+
+
+def test_another_version_is_named(path):
+    hello = ServerHello(version=2, node="id", name="n1", grid="g")
+    with Daemon(path, hello=hello), Grid(path) as grid, pytest.raises(ProtocolError, match="version 2"):
+        grid.infer("street", FRAME)
+
+
+# ---------------------------------------------------------------- streams
+
+
+@pytest.mark.parametrize("mode", ["newest", "all"])
+def test_a_stream_gives_each_frame_one_outcome_in_order(path, mode):
+    with Daemon(path) as daemon, Grid(path) as grid:
+        items = list(grid.stream([FRAME] * 30, model="street", mode=mode, in_flight=3))
+        assert [item.frame for item in items] == list(range(30))
+        assert all((item.result is not None) + (item.error is not None) + item.skipped == 1 for item in items)
+        assert len(daemon.submits) == sum(not item.skipped for item in items)
+        assert items[-1].result is not None
+        if mode == "all":
+            assert not any(item.skipped for item in items)
+        assert len({message.stream for message, _ in daemon.submits}) == 1
+
+
+def test_newest_skips_while_the_window_is_full(path):
+    release = threading.Event()
+
+    def hold(peer, message, payload):
+        assert release.wait(10)
+        peer.say(done(message.key))
+
+    def source():
+        for number in range(10):
+            yield FRAME
+            if number == 0:
+                daemon.wait(lambda: daemon.submits)
+        release.set()
+
+    with Daemon(path, hold) as daemon, Grid(path) as grid:
+        items = list(grid.stream(source(), model="street", mode="newest", in_flight=1))
+    assert [item.frame for item in items if item.result] == [0, 9]
+    assert [item.frame for item in items if item.skipped] == list(range(1, 9))
+
+
+def test_a_stream_keeps_errors_with_their_frame(path):
+    def picky(peer, message, payload):
+        peer.say(
+            JobError(key=message.key, reason="queue_full", message="") if message.frame == 1 else done(message.key)
+        )
+
+    frames = [FRAME, FRAME, np.zeros((2, 2), np.float32), 7, FRAME]
+    with Daemon(path, picky), Grid(path) as grid:
+        items = list(grid.stream(frames, model="street", mode="all"))
+    kinds = [type(item.error) for item in items]
+    assert kinds == [type(None), JobRejectedError, InvalidInputError, TypeError, type(None)]
+
+
+def test_an_error_of_the_source_comes_after_its_frames(path):
+    def source():
+        yield FRAME
+        raise RuntimeError("camera unplugged")
+
+    with Daemon(path), Grid(path) as grid:
+        stream = grid.stream(source(), model="street", mode="all")
+        assert next(stream).result is not None
+        with pytest.raises(RuntimeError, match="unplugged"):
+            next(stream)
+
+
+def test_leaving_a_stream_cancels_what_is_in_the_grid(path):
+    def first_only(peer, message, payload):
+        if message.frame == 0:
+            peer.say(done(message.key))
+
+    with Daemon(path, first_only) as daemon, Grid(path) as grid:
+        stream = grid.stream(itertools.repeat(FRAME), model="street", mode="all", in_flight=2)
+        assert next(stream).frame == 0
+        daemon.wait(lambda: len(daemon.submits) == 3)
+        stream.close()
+        daemon.wait(lambda: len(daemon.cancels) >= 2)
+
+
+def test_wrong_stream_arguments_are_refused_at_once(path):
+    with Grid(path) as grid:
+        with pytest.raises(ValueError, match="newest"):
+            grid.stream([], model="street", mode="latest")
+        with pytest.raises(ValueError, match="in_flight"):
+            grid.stream([], model="street", in_flight=0)
+
+
+# ---------------------------------------------------------------- async
+
+
+def test_async_infer_and_queries(path, run):
+    async def main():
+        async with AsyncGrid(path) as grid:
+            result = await grid.infer("street", FRAME, deadline_s=5)
+            assert result.detections[0].class_name == "vehicle"
+            assert await grid.status() == {"asked": "status"}
+            assert await grid.explain(result.key) == {"key": result.key.hex()}
+            with pytest.raises(JobDeadlineError):
+                await grid.infer("street", FRAME, deadline_s=0)
+            handle = await grid.submit("street", FRAME)
+            assert (await handle.result()).key == handle.key
+            assert handle.done()
+            assert not handle.cancel()
+
+    with Daemon(path):
+        run(main)
+
+
+def test_async_errors_leave_the_block_unwrapped(path, run):
+    async def main():
+        async with AsyncGrid(path) as grid:
+            await grid.infer("street", FRAME)
+
+    with Daemon(path, refuse("unknown_model")), pytest.raises(UnknownModelError):
+        run(main)
+    with pytest.raises(DaemonUnreachableError):
+        run(main)
+
+
+def test_async_cancellation_reaches_the_daemon_and_spares_the_connection(path, run):
+    frame = np.zeros((1500, 1500, 3), np.uint8)
+
+    def hold(peer, message, payload):
+        if message.model == "street":
+            peer.say(done(message.key))
+
+    async def main():
+        async with AsyncGrid(path) as grid:
+            for _ in range(3):
+                with anyio.move_on_after(0.02) as scope:
+                    await grid.infer("never", frame)
+                assert scope.cancelled_caught
+            assert (await grid.infer("street", frame)).node == "n1"
+            with anyio.fail_after(10):
+                await anyio.to_thread.run_sync(daemon.wait, lambda: len(daemon.cancels) == 3)
+            handle = await grid.submit("never", FRAME)
+            with pytest.raises(TimeoutError):
+                await handle.result(timeout_s=0.01)
+            assert handle.cancel()
+            with pytest.raises(JobCancelledError):
+                await handle.result()
+
+    with Daemon(path, hold) as daemon:
+        run(main)
+        assert len(daemon.peers) == 1
+        assert all(len(payload) in (frame.nbytes, FRAME.nbytes) for _, payload in daemon.submits)
+
+
+def test_async_calls_run_side_by_side(path, run):
+    frame = np.zeros((600, 600, 3), np.uint8)
+
+    async def main():
+        keys = []
+
+        async def work():
+            keys.append((await grid.infer("street", frame, deadline_s=20)).key)
+
+        async with AsyncGrid(path) as grid:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(work)
+            assert len(set(keys)) == 20
+
+    with Daemon(path):
+        run(main)
+
+
+def test_async_deadline_is_kept_when_the_daemon_does_not(path, run):
+    async def main():
+        async with AsyncGrid(path) as grid:
+            with pytest.raises(JobDeadlineError, match="has the job"):
+                await grid.infer("street", FRAME, deadline_s=0.05)
+
+    with Daemon(path, silent):
+        run(main)
+
+
+def test_async_lost_daemon_costs_no_job(tmp_path, run):
+    first, second = tmp_path / "a.sock", tmp_path / "b.sock"
+
+    async def main():
+        async with AsyncGrid([first, second]) as grid:
+            handles = [await grid.submit("street", FRAME, deadline_s=20) for _ in range(5)]
+            await anyio.to_thread.run_sync(daemon.wait, lambda: len(daemon.submits) == 5)
+            await anyio.to_thread.run_sync(daemon.stop)
+            assert [(await handle.result()).key for handle in handles] == [handle.key for handle in handles]
+            assert grid.resubmissions == 5
+
+    with Daemon(second), Daemon(first, silent) as daemon:
+        run(main)
+
+
+def test_async_draining_moves_on(tmp_path, run):
+    first, second = tmp_path / "a.sock", tmp_path / "b.sock"
+
+    async def main():
+        async with AsyncGrid(first) as grid:
+            assert (await grid.infer("street", FRAME)).node == "n1"
+
+    with Daemon(second) as other, Daemon(first, refuse("draining", entries=(str(second),))):
+        run(main)
+        assert len(other.submits) == 1
+
+
+@pytest.mark.parametrize("mode", ["newest", "all"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_async_stream_gives_each_frame_one_outcome_in_order(path, run, mode, is_async):
+    async def source():
+        for _ in range(30):
+            yield FRAME
+            await anyio.lowlevel.checkpoint()
+
+    async def main():
+        async with AsyncGrid(path) as grid:
+            frames = source() if is_async else [FRAME] * 30
+            items = [item async for item in grid.stream(frames, model="street", mode=mode, in_flight=3)]
+        assert [item.frame for item in items] == list(range(30))
+        assert all((item.result is not None) + (item.error is not None) + item.skipped == 1 for item in items)
+        assert items[-1].result is not None
+        if mode == "all":
+            assert not any(item.skipped for item in items)
+
+    with Daemon(path):
+        run(main)
+
+
+def test_async_stream_can_be_left_early(path, run):
+    def first_only(peer, message, payload):
+        if message.frame == 0:
+            peer.say(done(message.key))
+
+    async def source():
+        while True:
+            yield FRAME
+            await anyio.lowlevel.checkpoint()
+
+    async def main():
+        async with AsyncGrid(path) as grid:
+            async with grid.stream(source(), model="street", mode="all", in_flight=2) as stream:
+                async for item in stream:
+                    assert item.frame == 0
+                    break
+                await anyio.to_thread.run_sync(daemon.wait, lambda: len(daemon.submits) == 3)
+            await anyio.to_thread.run_sync(daemon.wait, lambda: len(daemon.cancels) >= 2)
+            assert await grid.status()
+
+    with Daemon(path, first_only) as daemon:
+        run(main)
+
+
+def test_async_stream_hands_over_the_sources_error(path, run):
+    async def source():
+        yield FRAME
+        raise RuntimeError("camera unplugged")
+
+    async def main():
+        async with AsyncGrid(path) as grid:
+            stream = grid.stream(source(), model="street", mode="all")
+            assert (await anext(stream)).result is not None
+            with pytest.raises(RuntimeError, match="unplugged"):
+                await anext(stream)
+
+    with Daemon(path):
+        run(main)
+
+
+def test_async_grid_must_be_entered(run):
+    async def main():
+        with pytest.raises(GridError, match="async with"):
+            await AsyncGrid("/nowhere").infer("street", FRAME)
+
+    run(main)
+
+
+# ---------------------------------------------------------------- as a program sees it
+
+
+def test_default_sockets_follow_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRIDNODE_SOCKET", "/a.sock:/b.sock")
+    assert default_sockets() == ("/a.sock", "/b.sock")
+    monkeypatch.delenv("GRIDNODE_SOCKET")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert str(tmp_path / "gridnode.sock") in default_sockets()
+    (tmp_path / "gridnode.sock").touch()
+    assert str(tmp_path / "gridnode.sock") in default_sockets()
+
+
+def test_the_client_works_beside_a_programs_own_modules_and_loads_nothing_heavy(path, tmp_path):
+    for name in ("models", "scheduler", "transport", "simulator"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module was imported')\n")
+    picture = tmp_path / "frame.jpg"
+    Image.fromarray(FRAME).save(picture)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.append({str(ROOT)!r})\n"
+        "from gridnode.client import Grid\n"
+        f"with Grid({str(path)!r}) as grid:\n"
+        "    print(len(grid.infer('street', 'frame.jpg').detections))\n"
+        "heavy = {'numpy', 'PIL', 'trio', 'asyncio', 'anyio', 'ssl'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "from gridnode.client import AsyncGrid\n"
+        "assert AsyncGrid\n"
+    )
+    with Daemon(path):
+        finished = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert finished.stdout == "1\n", finished.stderr
