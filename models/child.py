@@ -18,6 +18,7 @@ _KEPT_VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PY
 
 _SETTINGS: Final = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy's thread pool would bar the namespaces, and is of no use here
+    "ORT_DISABLE_TELEMETRY": "1",  # read at import, unlike onnxruntime's function of that name
     "OMP_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",  # each further arena reserves 64 MiB of addresses
 }

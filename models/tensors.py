@@ -260,7 +260,11 @@ def views(headers: Sequence[TensorHeader], payload: Buffer) -> dict[str, Array]:
             raise BadInputError(f"tensor {header.name!r} is given twice; give each name once")
         flat = np.frombuffer(view[start : start + size_bytes(header)], dtype=np.uint8)
         typed = flat != 0 if header.dtype == "bool" else flat.view(numpy_dtype(header.dtype))
-        tensors[header.name] = typed.reshape(header.shape)
+        try:
+            tensors[header.name] = typed.reshape(header.shape)
+        except ValueError as error:
+            # Nothing to read, and yet more than numpy can count: a size of 0 beside enormous ones.
+            raise BadInputError(f"tensor {header.name!r} has the impossible shape {header.shape}; fix it") from error
     return tensors
 
 

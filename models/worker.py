@@ -29,10 +29,10 @@ from models.sharedmemory import SharedMemory
 if TYPE_CHECKING:
     from models.session import RunOptions, Session
 
-LIBRARY_PATHS: Final = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/proc", "/sys/devices/system", "/dev/urandom")
+LIBRARY_PATHS: Final = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/proc", "/sys", "/dev/urandom")
 """What the libraries read while they are loaded, beside Python's own folders."""
 
-DRIVER_PATHS: Final = ("/dev", "/sys", "/opt", "/etc", "/run", "/var")
+DRIVER_PATHS: Final = ("/dev", "/opt", "/etc", "/run", "/var")
 """What drivers of accelerators read as well."""
 
 
