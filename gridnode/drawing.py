@@ -56,9 +56,9 @@ def annotate(picture: "Picture", result: Result) -> "Image":
     ModuleNotFoundError
         Pillow is not installed.
     """
+    image = open_picture(picture).convert("RGB")
     from PIL import Image, ImageDraw
 
-    image = open_picture(picture).convert("RGB")
     unit = max(1, round(min(image.size) / 240))
     font = _font(max(10, round(image.height * _TEXT_HEIGHT)))
     scale = _scale(image, result)
