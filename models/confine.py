@@ -283,7 +283,8 @@ def _limit_files() -> None:
 
 def _limit_memory(memory_bytes: int) -> None:
     """Bound private memory (RLIMIT_DATA), and addresses (RLIMIT_AS) with as much again for mere reservations."""
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    # Bytes, because a codec would be a module to load, and modules may be out of reach by now.
+    fields = Path("/proc/self/statm").read_bytes().split()
     page = resource.getpagesize()
     data = int(fields[5]) * page + memory_bytes
     addresses = int(fields[0]) * page + 2 * memory_bytes
