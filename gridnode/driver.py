@@ -49,6 +49,8 @@ class Driver:
         self._clock = clock
         self._inbox: deque[tuple[Event, object]] = deque()
         self._wake = trio.Event()
+        self._round = trio.Event()
+        """Set after each round, for ping()."""
         self._now_s = 0.0
         self._hands: Hands | None = None
         self.handled = 0
@@ -60,12 +62,21 @@ class Driver:
         self._inbox.append((event, attachment))
         self._wake.set()
 
+    async def ping(self) -> None:
+        """Return when the core has taken all events that are in the inbox now: a sign of life."""
+        mark = self.handled + len(self._inbox)
+        while self.handled < mark:
+            self._round = trio.Event() if self._round.is_set() else self._round
+            await self._round.wait()
+        await trio.lowlevel.checkpoint()
+
     async def run(self, hands: Hands) -> None:
         """Drive the core until cancelled."""
         self._hands = hands
         while True:
             self._wake = trio.Event()
             self._take_all()
+            self._round.set()
             deadline_s = self._core.next_deadline_s()
             if deadline_s is None:
                 await self._wake.wait()

@@ -143,6 +143,11 @@ class FrontDoor:
         for connection in self._connections:
             connection.say(Goodbye(reason="draining", entries=self.config.entries))
 
+    async def wait_flushed(self) -> None:
+        """Wait until every answer has left; the caller limits the time."""
+        for connection in tuple(self._connections):
+            await connection.wait_flushed()
+
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; the socket file is gone afterwards."""
         listener = await self._listen()
@@ -217,7 +222,13 @@ class Connection:
         self._handles: dict[bytes, int] = {}
         self._outbox: deque[tuple[ServerMessage, Buffer]] = deque()
         self._wake = trio.Event()
+        self._flushed = trio.Event()
+        self._flushed.set()
         self._nursery: trio.Nursery | None = None
+
+    async def wait_flushed(self) -> None:
+        """Wait until every answer said so far has left, or the connection has ended."""
+        await self._flushed.wait()
 
     async def run(self) -> None:
         """Serve the program until it leaves; raises OSError or EOFError when the connection breaks."""
@@ -233,6 +244,7 @@ class Connection:
                     await self._flush()
                 nursery.cancel_scope.cancel()
         finally:
+            self._flushed.set()
             for handle in self._handles.values():
                 self._door.driver.post(CancelRequested(handle=handle))
 
@@ -374,6 +386,8 @@ class Connection:
             self._socket.close()
             return
         self._outbox.append((message, payload))
+        if self._flushed.is_set():
+            self._flushed = trio.Event()
         self._wake.set()
 
     async def _write(self) -> None:
@@ -386,6 +400,7 @@ class Connection:
         while self._outbox:
             message, payload = self._outbox.popleft()
             await send_parts(self._socket, (encode_frame(message, len(payload)), payload))
+        self._flushed.set()
 
 
 class ClientResponder:

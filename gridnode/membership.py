@@ -31,7 +31,7 @@ from transport.base import (
     GossipMessage,
 )
 from transport.cards import Address, CardBook, NodeCard, make_card
-from transport.certificates import CertificateRefusedError
+from transport.certificates import ADMIT, SERVE, CertificateRefusedError
 from transport.files import StateFileError, read_bounded, write_atomically
 from transport.wire import (
     CARDS_PER_MESSAGE_MAX,
@@ -157,6 +157,23 @@ class Membership:
     def members(self) -> tuple[NodeCard, ...]:
         """Return the cards of all known nodes, sorted by node."""
         return tuple(self._book)
+
+    def has_role(self, node: str, role: str) -> bool:
+        """Say whether a node's certificate carries a role."""
+        card = self._book.get(node)
+        return card is not None and role in card.certificate.roles
+
+    def reachable_peers(self) -> tuple[str, ...]:
+        """Return the nodes whose data port is believed to answer, sorted."""
+        return tuple(card.node for card in self._book if card.node not in self._unreachable)
+
+    def admit_peers(self) -> tuple[str, ...]:
+        """Return those of them with role admit, sorted."""
+        return tuple(node for node in self.reachable_peers() if self.has_role(node, ADMIT))
+
+    def cards_for_newcomers(self) -> tuple[bytes, ...]:
+        """Return cards for a node that joins, this node's own first."""
+        return (self._own_card, *(card.encoded for card in self._book))
 
     def is_reachable(self, node: str) -> bool:
         """Say whether the node's data port answered when it was last tried."""
@@ -380,7 +397,7 @@ class Membership:
             self._mesh.learned(card.node, tuple(BookAddress(a.host, a.port) for a in card.control[:4]))
         if self._watch is not None:
             self._watch.seen(card.node, card.epoch, direct=False)
-        self._driver.post(PeerReachable(peer=card.node, reachable=True))
+        self._driver.post(PeerReachable(peer=card.node, reachable=SERVE in card.certificate.roles))
         if len(self._book) <= INTRODUCE_ALL_MAX:
             self._introduce(card.node)
         return True
@@ -416,7 +433,7 @@ class Membership:
         finally:
             self._introducing.discard(node)
         if reached:
-            if self._unreachable.pop(node, None) is not None:
+            if self._unreachable.pop(node, None) is not None and self.has_role(node, SERVE):
                 self._driver.post(PeerReachable(peer=node, reachable=True))
         else:
             self.unreachable(node)

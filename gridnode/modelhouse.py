@@ -154,9 +154,9 @@ class ModelHouse:
         """Return the models this node runs, sorted by name."""
         return tuple(sorted(self._entries.values(), key=lambda entry: entry.manifest.name))
 
-    def published(self) -> dict[str, Manifest]:
-        """Return all published models by name."""
-        return {name: self._manifests[digest] for name, digest in sorted(self._names.items())}
+    def published(self) -> dict[str, tuple[str, Manifest]]:
+        """Return digest and manifest of all published models by name."""
+        return {name: (digest, self._manifests[digest]) for name, digest in sorted(self._names.items())}
 
     def workers(self) -> tuple[ExecutorStatistics, ...]:
         """Return a snapshot of the workers."""

@@ -101,6 +101,8 @@ class Outbound:
         The nursery of accepted jobs: errands live in it.
     own_state : callable
         Returns this node's state now; it goes with every job.
+    on_unreachable : callable
+        Told the PeerID of a peer that no connection could be made to.
     on_misbehaviour : callable
         Told the PeerID of a peer that broke the protocol, and what it did.
     """
@@ -114,6 +116,7 @@ class Outbound:
         driver: Driver,
         nursery: trio.Nursery,
         own_state: Callable[[], PeerState],
+        on_unreachable: Callable[[str], None],
         on_misbehaviour: Callable[[str, str], None],
     ) -> None:
         self._node = node
@@ -122,6 +125,7 @@ class Outbound:
         self._driver = driver
         self._nursery = nursery
         self._own_state = own_state
+        self._on_unreachable = on_unreachable
         self._on_misbehaviour = on_misbehaviour
         self._errands: dict[int, Errand] = {}
         self._commands: dict[tuple[str, bytes], int] = {}
@@ -190,6 +194,8 @@ class Outbound:
                     exchange.finish()
         except PeerUnreachableError as error:
             log.debug("send_failed", peer=short(action.peer), connected=connected, error=error)
+            if not connected:
+                self._on_unreachable(action.peer)
         except (RemoteProtocolError, FrameTooLargeError) as error:
             self._on_misbehaviour(action.peer, str(error))
         finally:
@@ -326,6 +332,8 @@ class Outbound:
                     exchange.finish()
         except PeerUnreachableError as error:
             log.debug("steal_failed", peer=short(action.victim), error=error)
+            if not connected:
+                self._on_unreachable(action.victim)
         except (RemoteProtocolError, FrameTooLargeError) as error:
             self._on_misbehaviour(action.victim, str(error))
         finally:

@@ -62,6 +62,7 @@ from scheduler.placement import Placement
 from scheduler.policy import Policy, make_policy
 from scheduler.records import Decision, JobRecord, Reservation, Shipment, Statistics
 from scheduler.residency import Load
+from scheduler.snapshot import PeerSnapshot, snapshot_peers
 from scheduler.stealing import Stealing
 from scheduler.timers import Alarm
 from scheduler.types import NodeId, PeerState, Reason
@@ -193,6 +194,10 @@ class Core:
     def decisions(self) -> list[Decision]:
         """Return the recent placements, oldest first, with what each was compared with."""
         return list(self._ledger.decisions)
+
+    def peers(self) -> tuple[PeerSnapshot, ...]:
+        """Return what is known of the other nodes, sorted by node."""
+        return snapshot_peers(self._ledger.view)
 
     def statistics(self) -> Statistics:
         """Return all counters and gauges as of the last event."""

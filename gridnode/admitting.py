@@ -1,0 +1,203 @@
+"""What a node with role admit does for others, and what every node does for its own certificate.
+
+Admit nodes make invites, run the join door and renew certificates. Every node renews its own at 2/3 of its life: from
+its own intermediate, from an admit peer, or, when it was away too long, at a join door.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from gridnode.addresses import own_addresses
+from gridnode.config import NetworkConfig
+from gridnode.credentials import Credentials
+from gridnode.errors import GridError, StateDirectoryError
+from gridnode.logs import EventLog, short
+from gridnode.signedstate import PeerSource
+from transport.base import DataPlane
+from transport.cards import Address, NodeCard
+from transport.certificates import ADMIT, ROLES
+from transport.door import Door, DoorConfig
+from transport.doorwire import CARDS_MAX, Bundle
+from transport.files import StateFileError
+from transport.identity import raw_public_of
+from transport.issuing import make_csr, read_csr
+from transport.tokens import Invites, TokenError
+from transport.wire import RemoteProtocolError, Signed, SignRequest, TransportError
+
+log = EventLog("admit")
+
+ROOT_FILE: Final = "1.root.json"
+"""Name, in a bundle of the join door, of the root that the grid's id is the hash of."""
+RENEWAL_LOOK_S: Final = 600.0
+"""How often the certificate's age is looked at; a tenth of an hour against a life of 30 days."""
+RENEWAL_RETRY_S: Final = 60.0
+RENEWAL_TIMEOUT_S: Final = 10.0
+
+
+class AdmissionError(GridError):
+    """The node cannot admit others, or the request for an invite makes no sense."""
+
+
+class Admitting:
+    """Invites, door and renewal of one node.
+
+    Parameters
+    ----------
+    root : callable
+        Returns the grid's first root, for new nodes. Quick.
+    cards : callable
+        Returns node cards for new nodes, this node's first.
+    on_renewed : callable
+        Told when this node has a new certificate.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        network: NetworkConfig,
+        invites_path: Path,
+        data: DataPlane,
+        peers: PeerSource,
+        rng: random.Random,
+        root: Callable[[], bytes],
+        cards: Callable[[], Sequence[bytes]],
+        on_renewed: Callable[[], None],
+    ) -> None:
+        self._credentials = credentials
+        self._network = network
+        self._data = data
+        self._peers = peers
+        self._rng = rng
+        self._on_renewed = on_renewed
+        self._door: Door | None = None
+        self._door_port = 0
+        self._invites: Invites | None = None
+        if credentials.is_admit and credentials.issuer is not None:
+            self._invites = Invites.load(invites_path)
+            self._door = Door(
+                credentials.key,
+                credentials.chain_pem,
+                trust=credentials.trust,
+                issuer=credentials.issuer,
+                invites=self._invites,
+                bundle=lambda: Bundle(files={ROOT_FILE: root()}, cards=tuple(cards())[:CARDS_MAX]),
+                config=DoorConfig(host=network.door.host, port=network.door.port),
+                on_joined=lambda node, name: log.info("node_joined", peer=short(node), name=name),
+            )
+
+    def invite(self, *, roles: Sequence[str], life_s: float) -> str:
+        """Make a join token and open the door. Blocks on fsync.
+
+        Raises
+        ------
+        AdmissionError
+            This node has no role admit, or the roles or the life make no sense.
+        """
+        if self._invites is None or self._door is None or not self._door_port:
+            raise AdmissionError("this node cannot invite: it has no role 'admit'; ask on the node that made the grid")
+        unknown = set(roles) - set(ROLES)
+        if unknown or not roles:
+            raise AdmissionError(f"unknown roles {', '.join(sorted(unknown)) or '(none)'}; known: {', '.join(ROLES)}")
+        hosts = own_addresses(self._network.advertise, bound=self._network.door.host)
+        try:
+            token = self._invites.create(
+                grid_id=self._credentials.grid_id,
+                ca_pem=self._credentials.ca_pem,
+                issuer=self._credentials.node,
+                addresses=[Address(host, self._door_port) for host in hosts],
+                roles=tuple(roles),
+                now_s=self._credentials.grid_time.now_s(),
+                life_s=life_s,
+            )
+        except (TokenError, StateFileError, ValueError) as error:
+            raise AdmissionError(f"no invite was made: {error}") from error
+        self._door.refresh()
+        return token.text
+
+    async def wait_door_open(self) -> None:
+        """Wait until the door answers; only after an invite was made."""
+        if self._door is not None:
+            await self._door.wait_open()
+
+    def renew(self, csr: bytes, *, peer: NodeCard) -> bytes:
+        """Sign a peer's certificate anew, with the roles it has; about 1 ms of CPU.
+
+        Raises
+        ------
+        TransportError
+            This node cannot, or the request is not for the peer's own key.
+        """
+        issuer = self._credentials.issuer
+        if issuer is None or not self._credentials.is_admit:
+            raise RemoteProtocolError("this node cannot sign certificates: it has no role 'admit'")
+        key = read_csr(csr)
+        if key.public_bytes_raw() != raw_public_of(peer.node):
+            raise RemoteProtocolError("a certificate request for another key than the asker's")
+        return issuer.issue(key, peer.certificate.roles, now_s=self._credentials.grid_time.now_s())
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._door is not None:
+                _, self._door_port = await nursery.start(self._door.serve)
+            nursery.start_soon(self._keep_certificate)
+            task_status.started()
+
+    async def _keep_certificate(self) -> None:
+        while True:
+            due = self._credentials.grid_time.now_s() >= self._credentials.renewal_due_s()
+            if not due or await self._renew_own():
+                await trio.sleep(RENEWAL_LOOK_S * self._rng.uniform(0.5, 1.0))
+            else:
+                log.warning("certificate_not_renewed", expires_s=self._credentials.certificate.not_after_s)
+                await trio.sleep(RENEWAL_RETRY_S * self._rng.uniform(0.5, 1.0))
+
+    async def _renew_own(self) -> bool:
+        chain = await self._sign_own()
+        if chain is None:
+            return False
+        try:
+            await trio.to_thread.run_sync(self._credentials.replace_chain, chain)
+        except StateDirectoryError as error:
+            log.error("certificate_refused", error=error)
+            return False
+        log.info("certificate_renewed", expires_s=self._credentials.certificate.not_after_s)
+        if self._door is not None:
+            self._door.renew(chain)
+        self._on_renewed()
+        return True
+
+    async def _sign_own(self) -> bytes | None:
+        """Get a new chain from our own intermediate or from the first admit peer that gives one."""
+        credentials = self._credentials
+        if credentials.issuer is not None and credentials.is_admit:
+            try:
+                roles = credentials.certificate.roles
+                now_s = credentials.grid_time.now_s()
+                return credentials.issuer.issue(credentials.key.private.public_key(), roles, now_s=now_s)
+            except TransportError as error:
+                log.error("intermediate_unusable", error=error)
+        request = SignRequest(csr=make_csr(credentials.key))
+        for node in self._peers.admit_peers():
+            try:
+                with trio.move_on_after(RENEWAL_TIMEOUT_S):
+                    async with self._data.exchange(node) as exchange:
+                        await exchange.send(request)
+                        answer, _ = await exchange.receive()
+                        exchange.finish()
+                    if isinstance(answer, Signed) and answer.chain is not None:
+                        return answer.chain
+                    log.warning("renewal_refused", peer=short(node), reason=getattr(answer, "reason", ""))
+            except TransportError as error:
+                log.debug("renewal_failed", peer=short(node), error=error)
+        return None
+
+
+def may_admit(card: NodeCard) -> bool:
+    """Say whether a node has role admit."""
+    return ADMIT in card.certificate.roles
