@@ -66,7 +66,9 @@ class ActiveSet:
         self.next_exchange_s = now_s + config.peers.replace_every_s
 
     def __len__(self) -> int:
-        return len(self._members)
+        """Count the members that are still known. A gauge: unlike `members` it draws nobody new."""
+        peers = self._view.peers
+        return sum(1 for node_id, peer in self._members.items() if peers.get(node_id) is peer)
 
     def members(self) -> list[Peer]:
         """Return the members, in the order in which they came."""

@@ -150,6 +150,7 @@ class Execution:
 
     def _settle(self, model: str) -> None:
         for record in self._workbench.settle(model):
+            record.last_reason = Reason.LOST
             self.place_again(record, reason=f"model {model[:8]} cannot be had here", may_stay=False)
 
     def _requeue(self, model: str) -> None:

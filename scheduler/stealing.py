@@ -173,7 +173,7 @@ class Stealing:
         peer = ledger.view.get(event.peer)
         grants: list[tuple[int, int]] = []
         jobs: list[Job] = []
-        if peer is not None and peer.state is not None and not ledger.is_draining and self._config.enabled:
+        if peer is not None and peer.state is not None and not ledger.is_draining:
             for record, model in self._choose_grants(peer, event.models, event.room):
                 ledger.withdraw(record)
                 shipment = self._placement.ship(record, peer, model, carriage=Carriage.LEASE)
