@@ -122,7 +122,10 @@ class SecureStream:
         count = 0
         try:
             while count < len(view):  # one call gives one record of 16 KiB at most
-                count += cast(int, self.ssl_object.read(len(view) - count, view[count:]))
+                got = cast(int, self.ssl_object.read(len(view) - count, view[count:]))
+                if not got:  # the peer's close_notify reads as nothing, again and again
+                    return count or None
+                count += got
         except ssl.SSLWantReadError:
             pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
