@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import msgspec
 
+from scheduler import explanation
 from scheduler.actions import Offer, Send
 from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
 from scheduler.config import CoreConfig
 from scheduler.ledger import Ledger
 from scheduler.policy import Choice, Policy
-from scheduler.records import Candidate, Carriage, Decision, JobRecord, Shipment, Stage
+from scheduler.records import Carriage, JobRecord, Shipment, Stage
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 from scheduler.view import Peer
 from scheduler.workbench import Workbench
@@ -168,7 +169,12 @@ class Placement:
             first, here_s = choice.looked[0]
             if first is None and choice.finish_s >= here_s:
                 self._ledger.violate("moved without gain")
-        text = self._explain(record, choice, model, reason) if self.config.explain else reason
+        text = reason
+        if self.config.explain:
+            self._ledger.decisions.append(
+                explanation.tell_choice(record, choice, model, reason, now_s=self.now_s, here=self.node_id)
+            )
+            text = f"{reason}: {explanation.compare(choice)}"
         if choice.peer is None:
             self._workbench.put(record, model)
         else:
@@ -277,7 +283,9 @@ class Placement:
             why = Reason.EXPIRED
         self.end(record, why=why, estimate_s=estimate_s, reason=f"{reason}: no node can take it in time")
         if self.config.explain:
-            self._remember(record, None, None, best.looked if best else [], why.value)
+            self._ledger.decisions.append(
+                explanation.tell_refusal(record, best, why, now_s=self.now_s, here=self.node_id)
+            )
 
     def end(self, record: JobRecord, *, why: Reason, estimate_s: float | None, reason: str) -> None:
         """End a job without a result: back to the peer it came from while it is unharmed, else with an error."""
@@ -369,60 +377,6 @@ class Placement:
         if peer.node_id in job.visited or peer.node_id in record.avoid:
             self._ledger.violate("visited twice")
 
-    # Explanation.
-
-    def _explain(self, record: JobRecord, choice: Choice, model: ModelDigest, reason: str) -> str:
-        self._remember(record, choice, model, choice.looked, reason)
-        chosen = "here" if choice.peer is None else choice.peer.node_id[-8:]
-        rest = ", ".join(
-            [
-                f"{'here' if peer is None else peer.node_id[-8:]} {finish_s:.3f}"
-                for peer, finish_s in choice.looked
-                if peer is not choice.peer
-            ]
-        )
-        return f"{reason}: {chosen} {choice.finish_s:.3f} s" + (f" against {rest}" if rest else "")
-
-    def _remember(
-        self,
-        record: JobRecord,
-        choice: Choice | None,
-        model: ModelDigest | None,
-        looked: list[tuple[Peer | None, float]],
-        reason: str,
-    ) -> None:
-        chosen = None if choice is None else (self.node_id if choice.peer is None else choice.peer.node_id)
-        least_s = 0.0 if choice is None else choice.finish_s
-        candidates = tuple(
-            [
-                Candidate(
-                    self.node_id if peer is None else peer.node_id,
-                    finish_s,
-                    _verdict(finish_s, least_s, is_chosen=choice is not None and peer is choice.peer),
-                )
-                for peer, finish_s in looked
-            ]
-        )
-        self._ledger.decisions.append(
-            Decision(
-                at_s=self._ledger.now_s,
-                key=record.job.key,
-                handle=record.handle,
-                model=model,
-                chosen=chosen,
-                candidates=candidates,
-                reason=reason,
-            )
-        )
-
 
 _TERMINAL = frozenset({Reason.EXPIRED, Reason.CANCELLED, Reason.SUPERSEDED, Reason.POISON, Reason.MODEL_FAILED})
 """Ends that no other node could avert, so that a peer's job is not given back but ended."""
-
-
-def _verdict(finish_s: float, least_s: float, *, is_chosen: bool) -> str:
-    if is_chosen:
-        return "chosen"
-    if least_s == 0.0:
-        return "too late"
-    return "later" if finish_s >= least_s else "gain too small"

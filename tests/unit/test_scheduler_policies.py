@@ -1,0 +1,186 @@
+import random
+
+import pytest
+
+from scheduler import policy as policy_module
+from scheduler.config import CoreConfig, PlacementConfig
+from scheduler.core import Core
+from scheduler.policies.capd import CapacityDraw
+from scheduler.policies.local_only import LocalOnly
+from scheduler.policies.max_spare import MaxSpare, spare_jobs
+from scheduler.policies.uniform_random import UniformRandom
+from scheduler.policy import make_policy, names, register
+from scheduler.types import Job, PeerState, SchedulerError
+
+JOB = Job(key=b"k", entry="a", input_bytes=1, arrival_s=0.0, deadline_s=9.0, models=("m",))
+
+
+class FakeService:
+    def __init__(self, value_s):
+        self.value_s = value_s
+
+
+class FakePeer:
+    """What the policies look at in a peer."""
+
+    def __init__(self, name, *, service_s=0.1, backlog_s=0.0, finish_s=None):
+        self.node_id = name
+        self.state = PeerState(
+            node_id=name,
+            epoch=1,
+            sequence=1,
+            backlog_s=backlog_s,
+            slots=1,
+            running_until_s=0.0,
+            slow_down=1.0,
+            warm=1,
+            memory_free_bytes=0,
+            draining=False,
+            power_class=0,
+            table_digest=b"",
+        )
+        self.finish_s = service_s + backlog_s if finish_s is None else finish_s
+        self._service = FakeService(service_s)
+
+    def service(self, model):
+        return self._service
+
+
+class FakeBoard:
+    """A board with given predictions; draws are the first peers."""
+
+    now_s = 0.0
+    node_id = "a"
+
+    def __init__(self, peers, *, here_s=0.5, own_s=0.5, own_backlog_s=0.0, may_move=True):
+        self.peers = peers
+        self.config = CoreConfig()
+        self.rng = random.Random(1)
+        self.may_move = may_move
+        self._here_s = here_s
+        self._own_s = own_s
+        self._backlog_s = own_backlog_s
+        self.drawn = 0
+
+    def here_s(self, job, model):
+        return self._here_s
+
+    def backlog_s(self):
+        return self._backlog_s
+
+    def service_s(self, model):
+        return self._own_s
+
+    def draw(self, model, count):
+        self.drawn += 1
+        return self.peers[:count]
+
+    def eligible(self, model):
+        return self.peers
+
+    def finish_s(self, peer, job, model):
+        return peer.finish_s
+
+    def can_beat(self, model, finish_s):
+        return any(peer.finish_s < finish_s for peer in self.peers)
+
+
+def test_capd_takes_the_least_of_its_draw():
+    """Two or three random choices (Mitzenmacher 2000): the best of all is not looked for."""
+    peers = [FakePeer("b", finish_s=0.3), FakePeer("c", finish_s=0.2), FakePeer("d", finish_s=0.25)]
+    board = FakeBoard([*peers, FakePeer("e", finish_s=0.01)])
+    choice = CapacityDraw().choose(JOB, "m", board)
+    assert choice.peer.node_id == "c"
+    assert [None if peer is None else peer.node_id for peer, _ in choice.looked] == [None, "b", "c", "d"]
+
+
+def test_capd_stays_without_a_gain_and_does_not_even_draw_when_none_can_be():
+    board = FakeBoard([FakePeer("b", finish_s=0.46)])
+    assert CapacityDraw().choose(JOB, "m", board).peer is None
+    assert board.drawn == 0
+
+
+def test_capd_goes_anywhere_when_it_cannot_stay():
+    board = FakeBoard([FakePeer("b", finish_s=9.0)], here_s=None)
+    assert CapacityDraw().choose(JOB, "m", board).peer.node_id == "b"
+    assert CapacityDraw().choose(JOB, "m", FakeBoard([], here_s=None)) is None
+
+
+@pytest.mark.parametrize("policy", [CapacityDraw(), MaxSpare(), UniformRandom(), LocalOnly()])
+def test_a_job_that_may_not_move_stays(policy):
+    board = FakeBoard([FakePeer("b", finish_s=0.0)], may_move=False, own_backlog_s=5.0)
+    assert policy.choose(JOB, "m", board).peer is None
+    nowhere = FakeBoard([FakePeer("b")], may_move=False, here_s=None)
+    assert policy.choose(JOB, "m", nowhere) is None
+
+
+def test_spare_capacity_is_what_a_second_holds_without_the_queue():
+    assert spare_jobs(service_s=0.1, backlog_s=0.0, slots=1) == pytest.approx(10.0)
+    assert spare_jobs(service_s=0.1, backlog_s=1.2, slots=1) == pytest.approx(-2.0)
+
+
+def test_max_spare_keeps_a_job_while_a_job_fits_into_the_second():
+    board = FakeBoard([FakePeer("b", service_s=0.001)], own_s=0.5, own_backlog_s=0.4)
+    assert MaxSpare().choose(JOB, "m", board).peer is None
+
+
+def test_max_spare_forwards_to_the_highest_spare():
+    peers = [FakePeer("b", service_s=0.01, backlog_s=0.9), FakePeer("c", service_s=0.05)]
+    board = FakeBoard(peers, own_s=0.5, own_backlog_s=0.8)
+    assert MaxSpare().choose(JOB, "m", board).peer.node_id == "c"
+
+
+def test_max_spare_keeps_a_job_when_all_are_fuller():
+    board = FakeBoard([FakePeer("b", service_s=0.01, backlog_s=3.0)], own_s=0.5, own_backlog_s=0.8)
+    assert MaxSpare().choose(JOB, "m", board).peer is None
+
+
+def test_random_draws_this_node_and_all_peers_alike():
+    board = FakeBoard([FakePeer("b"), FakePeer("c")])
+    counts = {"a": 0, "b": 0, "c": 0}
+    for _ in range(3000):
+        peer = UniformRandom().choose(JOB, "m", board).peer
+        counts["a" if peer is None else peer.node_id] += 1
+    assert all(900 < count < 1100 for count in counts.values())
+
+
+def test_local_only_stays():
+    assert LocalOnly().choose(JOB, "m", FakeBoard([FakePeer("b", finish_s=0.0)])).peer is None
+
+
+def test_shipped_policies_carry_their_names():
+    for name in names():
+        assert make_policy(name).name == name
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(SchedulerError, match="no policy is named 'capdd'; there are capd, local_only"):
+        make_policy("capdd")
+
+
+def test_policies_of_others_are_registered_by_name(monkeypatch):
+    monkeypatch.setattr(policy_module, "_registered", {})
+    with pytest.raises(ValueError, match="exists already"):
+        register("capd", LocalOnly)
+    register("mine", LocalOnly)
+    config = CoreConfig(placement=PlacementConfig(policy="mine"))
+    Core(config, node_id="a", epoch=1, rng=random.Random(1), now_s=0.0)
+    with pytest.raises(ValueError, match="exists already"):
+        register("mine", LocalOnly)
+
+
+def test_a_policy_that_learns_is_told(monkeypatch):
+    told = []
+
+    class Learner(LocalOnly):
+        is_learning = True
+
+        def hear(self, peer, *, now_s):
+            told.append((peer.node_id, now_s))
+
+    core = Core(CoreConfig(), node_id="a", epoch=1, rng=random.Random(1), now_s=0.0, policy=Learner())
+    from scheduler.events import AdvertReceived
+
+    core.handle(AdvertReceived(state=FakePeer("b").state), now_s=1.0)
+    core.handle(AdvertReceived(state=FakePeer("b").state), now_s=2.0)
+    assert told == [("b", 1.0)]
