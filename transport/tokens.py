@@ -138,10 +138,13 @@ class Invites:
     ----------
     path : Path
         The file; see `load`.
+    invites_max : int
+        Bound on invites kept until they expire.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, invites_max: int = INVITES_MAX) -> None:
         self._path = path
+        self._invites_max = invites_max
         self._invites: dict[bytes, Invite] = {}
         self._lock = Lock()
 
@@ -199,7 +202,7 @@ class Invites:
         Raises
         ------
         TokenError
-            There are INVITES_MAX already.
+            There are too many already.
         StateFileError
             It cannot be recorded.
         """
@@ -220,8 +223,8 @@ class Invites:
         key = hashlib.sha256(secret).digest()
         with self._lock:
             self._prune(now_s)
-            if len(self._invites) >= INVITES_MAX:
-                raise TokenError(f"{INVITES_MAX} invites are kept already; wait until some have expired")
+            if len(self._invites) >= self._invites_max:
+                raise TokenError(f"{self._invites_max} invites are kept already; wait until some have expired")
             invite = Invite(secret_sha256=key, expires_at_s=token.expires_at_s, roles=tuple(sorted(set(roles))))
             self._write({**self._invites, key: invite})
         return token
