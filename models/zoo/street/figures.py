@@ -70,8 +70,12 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """Of each part, 0..255, shape (p, 3)."""
     firsts: NDArray[np.intp]
     """First point of each part, shape (p,)."""
+    counts: NDArray[np.intp]
+    """Points of each part, shape (p,)."""
     normals: Floats
     """Outward direction of each part that is seen from one side only, zero for the others, shape (p, 3)."""
+    both_sides: NDArray[np.bool_]
+    """Which parts are seen from any side, shape (p,)."""
     layers: NDArray[np.intp]
     """Parts of a higher layer are painted over those of a lower one, within a layer far before near; shape (p,)."""
     reach_m: Floats
@@ -223,7 +227,9 @@ class Builder:
             parts=tuple(self._parts),
             colours=np.array(self._colours, np.float64),
             firsts=np.array([part.first for part in self._parts]),
+            counts=np.array([part.count for part in self._parts]),
             normals=np.array(self._normals, np.float64),
+            both_sides=np.array([not any(normal) for normal in self._normals]),
             layers=np.array(self._layers),
             reach_m=np.array(self._reach),
             body=body,
@@ -283,8 +289,7 @@ def draw(
         None where no pixel of the figure lies in the frame.
     """
     world = place(figure.points, x_m, z_m, heading)
-    flat = camera.project(world)
-    scale = camera.focal_px / np.maximum(world[:, 2], NEAR_M)
+    flat, scale = camera.project(world), camera.focal_px / np.maximum(world[:, 2], NEAR_M)
     reach = (figure.reach_m * scale)[:, None]
     x0, y0 = (flat - reach).min(axis=0).tolist()
     x1, y1 = (flat + reach).max(axis=0).tolist()
@@ -296,7 +301,7 @@ def draw(
     canvas = Image.new("RGBA", ((right - left) * fine, (bottom - top) * fine), (*mix(figure.body, haze, haze_share), 0))
     pen = ImageDraw.Draw(canvas)
     places = list(map(tuple, ((flat - (left, top)) * fine).tolist()))
-    radii = (scale[figure.firsts] * fine).tolist()
+    radii = (figure.reach_m[figure.firsts] * scale[figure.firsts] * fine).tolist()
     faded = figure.colours + (np.array(haze) - figure.colours) * haze_share
     colours = list(map(tuple, faded.astype(int).tolist()))
     for number in _order(figure, world, camera, heading):
@@ -304,7 +309,7 @@ def draw(
         if not part.radius_m:
             pen.polygon(places[part.first : part.first + part.count], fill=colour)
             continue
-        radius = part.radius_m * radii[number]
+        radius = radii[number]
         x, y = places[part.first]
         if part.count == 1:
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
@@ -336,9 +341,8 @@ def _order(figure: Figure, world: Floats, camera: Camera, heading: float) -> lis
         + normals[:, 2] * (camera.height_m - corners[:, 1])
         - (sin * normals[:, 0] + cos * normals[:, 1]) * corners[:, 2]
     )
-    counts = np.diff(figure.firsts, append=len(world))
-    depth = np.add.reduceat(world[:, 2], figure.firsts) / counts
+    depth = np.add.reduceat(world[:, 2], figure.firsts) / figure.counts
     order = np.lexsort((-depth, figure.layers))
-    seen = (facing > 0) | ~normals.any(axis=1)
+    seen = (facing > 0) | figure.both_sides
     numbers: list[int] = order[seen[order]].tolist()
     return numbers

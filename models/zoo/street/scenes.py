@@ -25,6 +25,9 @@ from models.zoo.street.vehicles import vehicle
 __all__ = ["CLASS_NAMES", "Truth", "random_scenes", "render_video"]
 
 SCENES_PER_STREET = 4
+NEAREST_M, FARTHEST_M = 5.0, 42.0
+"""Depths between which objects stand, near ones more densely; at the far end a person has about 12 px of the input."""
+
 FILM_DAY_S = 60.0
 """A film goes from afternoon through dusk into the night in this time, and back again, in seconds."""
 
@@ -143,7 +146,7 @@ def _random_actors(rng: Generator, street: Street, rain: float) -> list[Actor]:
             )
 
     def depth() -> float:
-        return float(np.exp(rng.uniform(math.log(5.0), math.log(65.0))))
+        return float(np.exp(rng.uniform(math.log(NEAREST_M), math.log(FARTHEST_M))))
 
     for x in street.parking_m:
         z = float(rng.uniform(4, 12))

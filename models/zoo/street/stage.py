@@ -128,10 +128,12 @@ class Stage:
             ):
                 continue
             frame.paste(shown.image, (shown.left, shown.top), shown.image)
-            owner[shown.top : bottom, shown.left : right][shown.solid()] = number
+            solid = whole.solid()
+            columns = slice(shown.left - whole.left, right - whole.left)
+            owner[shown.top : bottom, shown.left : right][solid[:, columns]] = number
             if number:
                 covered.append((shown.left, shown.top, right, bottom))
-                drawn.append((number, actors[number - 1], shown, int(np.count_nonzero(whole.solid()))))
+                drawn.append((number, actors[number - 1], shown, int(np.count_nonzero(solid))))
         return drawn
 
     def _between_walls(self, sprite: Sprite, z_m: float) -> Sprite | None:
@@ -148,7 +150,13 @@ class Stage:
         return Sprite(image=image, left=left, top=sprite.top, box=sprite.box)
 
     def _sprite(self, actor: Actor) -> Sprite | None:
-        """Draw an actor; a parked one is drawn once."""
+        """Draw an actor; a parked one is drawn once, one behind the houses at the corners not at all."""
+        walls, camera = self.street.walls, self.street.camera
+        if walls is not None and actor.z_m >= walls[0]:
+            scale = camera.focal_px / actor.z_m
+            column, margin = camera.centre_px + (actor.x_m - camera.x_m) * scale, actor.figure.length_m * scale
+            if not walls[1] - margin < column < walls[2] + margin:
+                return None
         if actor.lights:
             return self._draw(actor.figure, actor.x_m, actor.z_m, actor.heading)
         key = id(actor.figure)

@@ -87,6 +87,8 @@ class Traffic:
 
     def at(self, time_s: float) -> list[Actor]:
         """Return everybody's place at a time, which must not go back."""
+        # The film begins after one period of the lights, when nobody is left where chance put them.
+        time_s += CYCLE_S
         while self._steps * STEP_S < time_s:
             self._steps += 1
             for queue in self._queues:
@@ -183,7 +185,7 @@ class Traffic:
 
     def _walk(self) -> None:
         """Send people along the pavements and over the zebra crossings."""
-        start, reach = -2.0, 80.0
+        start, reach = -2.0, 64.0
         for side in (-1, 1):
             for _ in range(int(self._rng.integers(4, 7))):
                 x = side * (self._street.road_half_m + float(self._rng.uniform(0.7, self._street.pavement_m - 0.3)))

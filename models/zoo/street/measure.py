@@ -1,0 +1,59 @@
+"""How good and how fast an ONNX file of the street detector is, by the same code that serves it."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from models.average_precision import AveragePrecision, Truth, mean_average_precision
+from models.detection import Detection, detect
+from models.imaging import preprocess
+from models.zoo.packages import STREET_POSTPROCESSING, STREET_PREPROCESSING
+from models.zoo.street.dataset import PIECE, Recipe, frames
+
+SCORE_MIN = 0.01
+"""Detections down to this score enter the precision-recall curve; the manifest's threshold is for people to look at."""
+
+
+def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Open a model on the CPU with that many threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def find(session: onnxruntime.InferenceSession, frame: bytes | NDArray[np.uint8]) -> list[Detection]:
+    """Return what a model sees in a frame, down to SCORE_MIN."""
+    tensor, geometry = preprocess(frame, STREET_PREPROCESSING)
+    (output,) = session.run(["output0"], {"images": tensor})
+    lenient = msgspec.structs.replace(STREET_POSTPROCESSING, score_threshold=SCORE_MIN)
+    return detect(np.asarray(output), lenient, geometry)
+
+
+def measure(session: onnxruntime.InferenceSession, recipe: Recipe) -> AveragePrecision:
+    """Measure mAP@0.5 on the frames of a recipe, drawn anew, at their full size."""
+    pieces = -(-recipe.scenes // PIECE) + recipe.films
+    found: list[list[Detection]] = []
+    truth: list[Sequence[Truth]] = []
+    for frame, real in frames(recipe, 0, pieces):
+        found.append(find(session, frame))
+        truth.append(real)
+    return mean_average_precision(found, truth)
+
+
+def time_ms(session: onnxruntime.InferenceSession, *, runs: int = 200) -> float:
+    """Return the median time of one run in milliseconds, after a warm-up."""
+    tensor = np.full((1, 3, 320, 320), 114 / 255, np.float32)
+    times = []
+    for _ in range(runs + 20):
+        start = perf_counter()
+        session.run(["output0"], {"images": tensor})
+        times.append(perf_counter() - start)
+    return statistics.median(times[20:]) * 1e3
