@@ -2,11 +2,13 @@
 
 import contextlib
 import itertools
+import os
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from time import monotonic  # noqa: TID251 - how long a real wait took
 
 import anyio
 import msgspec
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gridnode import client
 from gridnode.client import AsyncGrid, Grid, default_sockets
 from gridnode.control import (
     Answer,
@@ -45,6 +48,7 @@ from gridnode.errors import (
     ProtocolError,
     UnknownModelError,
 )
+from gridnode.session import PING_S, Session
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = np.zeros((36, 64, 3), np.uint8)
@@ -344,6 +348,58 @@ def test_many_threads_share_one_connection(path):
             thread.join()
         assert len(keys) == len(set(keys)) == 160
         assert len(daemon.peers) == 1
+
+
+def test_an_answer_that_came_while_nobody_looked_is_in_time(path, monkeypatch):
+    answered = threading.Event()
+
+    def note(peer, message, payload):
+        peer.say(done(message.key))
+        answered.set()
+
+    with Daemon(path, note), Grid(path) as grid:
+        handle = grid.submit("street", FRAME, deadline_s=1)
+        assert answered.wait(10)
+        monkeypatch.setattr(client, "monotonic", lambda: monotonic() + 100)
+        assert handle.result().key == handle.key
+
+
+def test_an_interrupt_while_reading_drops_the_connection_and_the_job(path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with Daemon(path) as daemon, Grid(path) as grid:
+        grid.infer("street", FRAME)
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, "received", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                grid.infer("street", FRAME)
+        assert not grid._session.is_open
+        assert grid.infer("street", FRAME).node == "n1"
+        assert len(daemon.peers) == 2
+
+
+@pytest.mark.parametrize("frame", [FRAME, np.zeros((2000, 2000, 3), np.uint8)])
+def test_a_leading_thread_wakes_for_what_others_need(path, frame):
+    with Daemon(path, silent) as daemon, Grid(path) as grid:
+        held = grid.submit("street", FRAME)
+        leader = threading.Thread(target=wait_for_end, args=(held,))
+        leader.start()
+        while not grid._is_led:
+            os.sched_yield()
+        began_s = monotonic()
+        with pytest.raises(JobDeadlineError):
+            grid.infer("street", frame, deadline_s=0.3)
+        assert monotonic() - began_s < PING_S - 0.1
+        assert len(daemon.submits) == 2
+        held.cancel()
+        leader.join(10)
+        assert not leader.is_alive()
+
+
+def wait_for_end(handle):
+    with contextlib.suppress(JobCancelledError):
+        handle.result()
 
 
 def test_large_payloads_flow_both_ways_at_once(path):
@@ -677,6 +733,20 @@ def test_async_deadline_is_kept_when_the_daemon_does_not(path, run):
                 await grid.infer("street", FRAME, deadline_s=0.05)
 
     with Daemon(path, silent):
+        run(main)
+
+
+def test_async_deadline_sooner_than_all_before_is_kept(path, run):
+    async def main():
+        async with AsyncGrid(path) as grid:
+            await grid.submit("street", FRAME)
+            await anyio.to_thread.run_sync(daemon.wait, lambda: daemon.submits)
+            began_s = monotonic()
+            with pytest.raises(JobDeadlineError):
+                await grid.infer("street", FRAME, deadline_s=0.05)
+            assert monotonic() - began_s < PING_S - 0.1
+
+    with Daemon(path, silent) as daemon:
         run(main)
 
 
