@@ -35,7 +35,7 @@ from models.manifest import ModelError
 
 Fetch = Callable[[str], bytes | None]
 """Asks one source (a peer, the desk) for a file by its repository path, ``metadata/...`` or ``targets/...``; None
-where the source has none or does not answer. May block; must bound what it returns (PAYLOAD of a frame)."""
+where the source has none or does not answer. May block; bounds what it returns; raises nothing but cancellation."""
 
 ROOT_MAX_BYTES: Final = 64 * 1024
 """Largest root: 2.8 kB with six keys, so this is generous."""
@@ -45,8 +45,8 @@ TARGETS_MAX_BYTES: Final = 512 * 1024
 """Largest list of targets: about 2500 of 200 B."""
 TARGET_MAX_BYTES: Final = 1 << 20
 """Largest target. A manifest is the longest kind and has the same bound."""
-MIRROR_MAX_BYTES: Final = 64 << 20
-"""Most bytes of targets that a node mirrors, and that a publication holds: it is read whole, on small boards too."""
+MIRROR_MAX_BYTES: Final = 48 << 20
+"""Most bytes of targets that a node mirrors, and of a publication: it travels as one payload of at most 64 MiB."""
 ROOTS_MAX: Final = 256
 """Roots of a grid's life: yearly renewal and a rotation a month for 20 years."""
 
@@ -131,6 +131,16 @@ class View:
         return {} if self.targets is None else dict(self.targets.targets)
 
     @property
+    def models(self) -> dict[str, str]:
+        """Digest of each published model by its name, sorted: a target's hash is its manifest's digest."""
+        found: dict[str, str] = {}
+        for path, target in sorted(self.files.items()):
+            name = path.removeprefix("models/").removesuffix(".json")
+            if path == model_path(name) and "/" not in name:
+                found[name] = digest_of(target)
+        return found
+
+    @property
     def is_complete(self) -> bool:
         """Whether every role holds and each names exactly the next: the state that a refresh ends with."""
         if self.snapshot is None or self.targets is None:
@@ -165,6 +175,11 @@ def signed_at_s(signed: Signed) -> float:
     value = signed.unrecognized_fields.get(SIGNED_AT)
     # A signer beyond the year 3000 is a broken clock; believing it would end every certificate of the grid.
     return float(value) if isinstance(value, int) and 0 <= value < 32_503_680_000 else 0.0
+
+
+def model_path(name: str) -> str:
+    """Return the target path of a model's manifest."""
+    return f"models/{name}.json"
 
 
 def check_path(path: str) -> None:

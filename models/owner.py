@@ -45,6 +45,7 @@ from models.metadata import (
     View,
     check_path,
     grid_id_of,
+    model_path,
     pull_newer,
     sign,
     utc,
@@ -63,11 +64,6 @@ _OWNER_ROLES: Final = ("root", "targets")
 
 class OwnerKeyError(TrustError):
     """Too few of the owner's keys are at hand. The local user's fault."""
-
-
-def model_path(name: str) -> str:
-    """Return the target path of a model's manifest."""
-    return f"models/{name}.json"
 
 
 class OwnerRepository:
@@ -189,7 +185,7 @@ class OwnerRepository:
 
     def models(self) -> dict[str, str]:
         """Return the digest of each published model by its name."""
-        return models_in(self._view)
+        return self._view.models
 
     def deployment(self) -> Deployment:
         """Return what the grid should run; an empty one before the first."""
@@ -404,16 +400,6 @@ class OwnerRepository:
         self._directory.commit(state)
         self._view = view
         self._directory.keep_targets(view.files.values())
-
-
-def models_in(view: View | None) -> dict[str, str]:
-    """Return the digest of each model in a state by its name, sorted."""
-    found: dict[str, str] = {}
-    for path, target in sorted(() if view is None else view.files.items()):
-        name = path.removeprefix("models/").removesuffix(".json")
-        if path == model_path(name) and "/" not in name:
-            found[name] = str(target.hashes.get("sha256", ""))
-    return found
 
 
 def _key(root: Root, keyid: str) -> Key:

@@ -11,6 +11,7 @@ may write to the folder. Knows nothing of keys, peers and time. All calls block:
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -36,6 +37,8 @@ from models.metadata import (
     verify,
 )
 
+SCRATCH_PREFIX: Final = ".refresh-"
+"""Start of the names of folders that may be removed at any start."""
 _STATES_KEPT: Final = 2
 _DIGEST_BYTES: Final = 32
 _STATE_MAX_BYTES: Final = ROOTS_MAX * ROOT_MAX_BYTES + 2 * TARGETS_MAX_BYTES
@@ -70,6 +73,8 @@ class StateDirectory:
             self._targets.mkdir(mode=0o700, exist_ok=True)
             remove_partial(path)
             remove_partial(self._targets)
+            for scratch in path.glob(f"{SCRATCH_PREFIX}*"):
+                shutil.rmtree(scratch)
         except OSError as error:
             raise StateWriteError(f"state folder {path} cannot be used: {error.strerror}") from error
 

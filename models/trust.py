@@ -23,6 +23,7 @@ import msgspec
 from tuf.api.exceptions import (
     DownloadError,
     DownloadHTTPError,
+    DownloadLengthMismatchError,
     ExpiredMetadataError,
     RepositoryError,
 )
@@ -49,11 +50,11 @@ from models.metadata import (
     WrongGridError,
     digest_of,
     grid_id_of,
+    model_path,
     utc,
     verify,
 )
-from models.owner import model_path, models_in
-from models.statefile import StateDirectory, StateWriteError
+from models.statefile import SCRATCH_PREFIX, StateDirectory, StateWriteError
 
 FaultKind = Literal["withheld", "expired", "invalid"]
 
@@ -174,7 +175,7 @@ class TrustClient:
 
     def models(self) -> dict[str, str]:
         """Return the digest of each published model by its name, sorted."""
-        return models_in(self._view)
+        return {} if self._view is None else self._view.models
 
     def manifest(self, name: str) -> Manifest:
         """Return a model's manifest. Reads a file.
@@ -381,7 +382,7 @@ def _update(state: SignedState, fetch: Fetch, now_s: float, folder: Path) -> Sig
         The disk's fault.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".refresh-") as name:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH_PREFIX) as name:
             scratch = Path(name)
             _unpack(state, scratch)
             try:
@@ -402,7 +403,8 @@ def _kind(error: Exception) -> FaultKind:
     """Say whose fault a failed refresh is."""
     if isinstance(error, ExpiredMetadataError):
         return "expired"
-    return "withheld" if isinstance(error, DownloadHTTPError) else "invalid"
+    too_long = isinstance(error, DownloadLengthMismatchError)
+    return "withheld" if isinstance(error, DownloadError) and not too_long else "invalid"
 
 
 def _unpack(state: SignedState, scratch: Path) -> None:

@@ -505,8 +505,10 @@ def test_leftovers_of_a_killed_process_are_removed(grid):
     node.refresh([grid.desk.file], NOW)
     (grid.path / "node" / ".state-000000000009.bin.abcd.partial").write_bytes(b"half")
     (grid.path / "node" / "targets" / ".abcd.abcd.partial").write_bytes(b"half")
+    (grid.path / "node" / ".refresh-abcd" / "root_history").mkdir(parents=True)
+    (grid.path / "node" / ".refresh-abcd" / "root_history" / "1.root.json").write_bytes(b"half")
     TrustClient(grid.path / "node", grid.owner.grid_id)
-    left = [path.name for path in (grid.path / "node").rglob("*.partial")]
+    left = [path.name for path in (grid.path / "node").rglob(".*")]
     assert left == []
 
 
@@ -722,3 +724,36 @@ def test_desk_does_not_adopt_signatures_that_name_targets_it_cannot_have(grid):
     timestamp = forge(grid.desk.file("metadata/timestamp.json"), Timestamp, point, grid.key)
     evil = only({"metadata/timestamp.json": timestamp, "metadata/snapshot.json": snapshot}, grid.desk.file)
     assert not grid.desk.pull(evil)
+
+
+class Cancelled(BaseException):
+    """Stands for trio's, which a fetch may raise."""
+
+
+@pytest.mark.parametrize("name", ["1.root", "2.root", "timestamp", "snapshot", "targets"])
+def test_cancelled_refresh_leaves_everything_as_it_was(grid, name):
+    node = TrustClient(grid.path / "node", grid.owner.grid_id)
+    if name != "1.root":
+        node.refresh([grid.desk.file], NOW)
+        grid.publish(now_s=NOW + 1)
+    before, files = node.versions(), sorted(os.listdir(grid.path / "node"))
+
+    def cancelled(path):
+        if path == f"metadata/{name}.json":
+            raise Cancelled
+        return grid.desk.file(path)
+
+    with pytest.raises(Cancelled):
+        node.refresh([cancelled], NOW + 2)
+    assert (node.versions(), sorted(os.listdir(grid.path / "node"))) == (before, files)
+    assert node.refresh([grid.desk.file], NOW + 2).advanced
+
+
+def test_broken_connections_count_as_withheld(grid):
+    node = grid.node()
+
+    def broken(path):
+        raise ConnectionResetError
+
+    assert node.refresh([broken, grid.desk.file], NOW).faults[0].kind == "withheld"
+    assert node.versions()[1] > 0
