@@ -276,9 +276,9 @@ def _keep_capabilities(kept: int) -> None:
 
 def _limit_files() -> None:
     """No core dumps, no bytes written to any file, few descriptors. Sockets and shared memory stay usable."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_MAX, FILES_MAX))
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_FSIZE, 0)
+    _lower(resource.RLIMIT_NOFILE, FILES_MAX)
 
 
 def _limit_memory(memory_bytes: int) -> None:
@@ -286,10 +286,19 @@ def _limit_memory(memory_bytes: int) -> None:
     # Bytes, because a codec would be a module to load, and modules may be out of reach by now.
     fields = Path("/proc/self/statm").read_bytes().split()
     page = resource.getpagesize()
-    data = int(fields[5]) * page + memory_bytes
-    addresses = int(fields[0]) * page + 2 * memory_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
-    resource.setrlimit(resource.RLIMIT_AS, (addresses, addresses))
+    _lower(resource.RLIMIT_DATA, int(fields[5]) * page + memory_bytes)
+    _lower(resource.RLIMIT_AS, int(fields[0]) * page + 2 * memory_bytes)
+
+
+def _lower(limit: int, value: int) -> None:
+    """Lower a limit for good; one that is lower already stays."""
+    _, hard = resource.getrlimit(limit)
+    wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    try:
+        resource.setrlimit(limit, (wanted, wanted))
+    except ValueError as error:
+        # How Python reports EPERM here: a sandbox around us forbids the call.
+        raise OSError(errno.EPERM, str(error)) from error
 
 
 def _leave_files(empty_folder: str) -> None:

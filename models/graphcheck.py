@@ -188,7 +188,7 @@ def _confine(graph_bytes: int) -> None:
     # The first check loads what later ones need; afterwards no file can be opened.
     with contextlib.suppress(onnx.checker.ValidationError):
         onnx.checker.check_model(onnx.ModelProto())
-    resource.setrlimit(resource.RLIMIT_CPU, (CHECK_CPU_S, CHECK_CPU_S))
+    resource.setrlimit(resource.RLIMIT_CPU, (CHECK_CPU_S, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     # The working folder becomes the root: the daemon starts us in an empty one.
     confine.seal(memory_bytes=CHECK_MEMORY_FACTOR * graph_bytes + CHECK_MEMORY_BYTES, empty_folder=str(Path.cwd()))
 

@@ -153,6 +153,7 @@ class Runtime:
     async def load(self, digest: str, manifest: Manifest, graph_path: Path) -> None:
         """Make a model ready to run; see models.executor.Executor.load."""
         model = self._models.get(digest)
+        is_first = model is None
         if model is None:
             model = await self._admit(digest, manifest, graph_path)
         try:
@@ -162,7 +163,8 @@ class Runtime:
                 raise
             raise model.fault from None
         except trio.Cancelled:
-            model.scope.cancel()
+            if is_first and not model.is_ready:
+                model.scope.cancel()
             raise
 
     async def unload(self, digest: str) -> None:
@@ -171,6 +173,7 @@ class Runtime:
         if model is None:
             return
         model.scope.cancel()
+        model.fault = None
         while not model.is_over:
             await model.moved.wait()
 

@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 from collections import deque
@@ -43,6 +44,8 @@ END_MAX_S: Final = 10.0
 """Longest wait for a killed process to be gone; only a process stuck in a driver takes longer."""
 COPY_INLINE_MAX_BYTES: Final = 4 * 1024 * 1024
 """Largest payload copied in the event loop, in about 1 ms; larger ones are copied in a thread."""
+LAST_BREATH_MAX_S: Final = 1.0
+"""Longest wait for a worker that has closed its socket to end by itself; a large one takes a while to be unmapped."""
 LOG_TAIL_MAX_S: Final = 1.0
 """Longest wait for the last words of a worker that has ended."""
 LOG_LINES_MAX: Final = 200
@@ -126,6 +129,7 @@ class WorkerProcess:
         self._patience = trio.CancelScope()
         self._service_s: deque[float] = deque(maxlen=SERVICE_TIMES_KEPT)
         self._copying = 0
+        self._is_over = False
         self._share: cpushare.CpuShare | None = None
         self.pid = self._process.pid
         self.ready: protocol.Ready | None = None
@@ -133,8 +137,8 @@ class WorkerProcess:
         self.runs = 0
         self.errors = 0
         self.terminated = 0
-        self.end_reason = ""
-        """Why the worker ended; empty while it runs."""
+        self.end_reason = "it was unloaded"
+        """Why the worker ended; means nothing while it runs."""
 
     @property
     def running(self) -> int:
@@ -158,7 +162,7 @@ class WorkerProcess:
         WorkerLostError
             The process ended while it loaded the model.
         """
-        async with trio.open_nursery() as nursery:
+        async with self._log_end, trio.open_nursery() as nursery:
             nursery.start_soon(self._copy_log)
             try:
                 fault = await self._work(on_ready)
@@ -231,7 +235,7 @@ class WorkerProcess:
 
     async def _wait_slot(self) -> int:
         """Take a free slot, in turn."""
-        if self.end_reason:
+        if self._is_over:
             raise self._lost()
         try:
             try:
@@ -276,7 +280,7 @@ class WorkerProcess:
 
     def _unmap(self) -> None:
         """Let go of the memory once the worker has ended and no thread writes to it any more."""
-        if self.end_reason and not self._copying:
+        if self._is_over and not self._copying:
             self._memory.close()
 
     def _outcome(self, run: _Run, answer: protocol.Done | protocol.Failed) -> RunOutcome | InferenceError:
@@ -290,7 +294,7 @@ class WorkerProcess:
 
     def _let_go(self, number: int, run: _Run) -> None:
         """Free the slot of a run that is over, or abandon one that is not."""
-        if run.answer is not None or self.end_reason or not run.is_sent:
+        if run.answer is not None or self._is_over or not run.is_sent:
             self._free(number, run)
             return
         try:
@@ -304,7 +308,7 @@ class WorkerProcess:
     def _free(self, number: int, run: _Run) -> None:
         """Give a slot back."""
         del self._runs[number]
-        if self.end_reason:
+        if self._is_over:
             return
         output_bytes = run.answer.payload_bytes if isinstance(run.answer, protocol.Done) else 0
         self._memory.release(run.slot, input_bytes=run.payload_bytes, output_bytes=output_bytes)
@@ -368,11 +372,19 @@ class WorkerProcess:
     async def _read_answers(self) -> None:
         """Take answers until the process ends, talks nonsense or keeps an abandoned run too long."""
         with self._patience:
-            while True:
-                answer = await self._receive()
+            while (answer := await self._receive()) is not None:
                 if not isinstance(answer, protocol.Done | protocol.Failed) or not self._take_answer(answer):
+                    self.end_reason = "it broke the protocol and was killed"
                     return
-        log.warning("worker_killed pid=%d model=%s reason=kept_run", self.pid, self._manifest.name)
+            # Its sockets close a moment before it has ended: let it tell its status by itself.
+            self.end_reason = "it closed its socket and was killed"
+            with trio.move_on_after(LAST_BREATH_MAX_S):
+                status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+                self.end_reason = (
+                    f"it ended by {signal.Signals(-status).name}" if status < 0 else "it gave up by itself"
+                )
+            return
+        self.end_reason = "it kept a run too long after the deadline and was killed"
 
     def _take_answer(self, answer: protocol.Done | protocol.Failed) -> bool:
         """Note an answer; returns whether it made sense."""
@@ -404,15 +416,12 @@ class WorkerProcess:
 
     async def _end(self) -> None:
         """Kill, wait for, and let go of everything; all runs end as lost."""
-        self.end_reason = "it was unloaded"
-        if self._process.poll() is not None:
-            self.end_reason = f"it ended with status {self._process.returncode}"
-        else:
-            self._process.kill()
+        self._is_over = True
         self._free_slots.close()
+        # Does nothing to a process that was waited for.
+        self._process.kill()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + END_MAX_S):
             await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
-            await self._log_end.aclose()
         self._requests.close()
         self._control.close()
         for number, run in list(self._runs.items()):
