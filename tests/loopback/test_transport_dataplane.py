@@ -1,0 +1,846 @@
+"""The data plane over real sockets on 127.0.0.1."""
+
+import socket
+import ssl
+import struct
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from transport import wire
+from transport.admission import Credentials
+from transport.base import DataAddress
+from transport.certificates import DAY_S, GridTrust, NothingRevoked
+from transport.connection import ByteBudget, FrameLimits
+from transport.dataplane import DataPlaneConfig, TlsDataPlane
+from transport.framing import FrameReceiver, encode_prefix
+from transport.gridtime import GridTime
+from transport.revocation import Revocations
+from transport.sandbox import GRID_ID, NOW_S, SandboxGrid
+from transport.securestream import SecureStream, take_socket
+from transport.tls import CONFIRMATION, client_context, joining_context
+from transport.wire import (
+    CardRequest,
+    Document,
+    FrameTooLargeError,
+    Hello,
+    LocalProtocolError,
+    PeerUnreachableError,
+    Ping,
+    RemoteProtocolError,
+    TrustRequest,
+)
+
+QUICK = FrameLimits(stall_s=0.3, slowest_rate=1e9)
+
+
+def plane_of(grid, node, *, revocations=None, now_s=None, on_peer_closed=lambda _peer: None, **changes):
+    trust = grid.trust(revocations=revocations, now_s=now_s)
+    credentials = Credentials(node.key, node.chain_pem, trust, epoch=1)
+    config = DataPlaneConfig(host="127.0.0.1", **changes)
+    return TlsDataPlane(credentials, config, on_peer_closed=on_peer_closed)
+
+
+async def echo(exchange, message, payload):
+    """Send back what came, until something else than a CardRequest comes."""
+    await exchange.send(message, [payload])
+    exchange.finish()
+
+
+async def eventually(fact):
+    """Wait for a fact that another task brings about."""
+    with trio.fail_after(10):
+        while not fact():
+            await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+@asynccontextmanager
+async def two_planes(handler=echo, *, client=None, server=None, grid=None):
+    grid = grid or SandboxGrid()
+    here, there = grid.make_node(), grid.make_node()
+    dialler, listener = plane_of(grid, here, **(client or {})), plane_of(grid, there, **(server or {}))
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(listener.serve, handler)
+        await nursery.start(dialler.serve, echo)
+        dialler.set_address(there.node, [DataAddress(host=host, port=port)])
+        yield dialler, listener, there.node, (host, port)
+        nursery.cancel_scope.cancel()
+
+
+async def ask(plane, peer, payload=b"", message=None):
+    async with plane.exchange(peer) as exchange:
+        await exchange.send(message or CardRequest(nodes=()), [payload])
+        answer = await exchange.receive()
+        exchange.finish()
+    return answer
+
+
+def in_trio(main):
+    def run():
+        async def within_limit():
+            with trio.fail_after(30):
+                await main()
+
+        trio.run(within_limit)
+
+    run.__name__ = main.__name__
+    return run
+
+
+# ---------------------------------------------------------------- exchanges
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_383, 16_384, 150_000, 2_700_000])
+def test_payloads_of_any_size_go_round(size):
+    async def main():
+        async with two_planes() as (plane, _, peer, _address):
+            payload = bytes(range(256)) * (size // 256 + 1)
+            message, answer = await ask(plane, peer, payload[:size])
+            assert message == CardRequest(nodes=())
+            assert answer == payload[:size]
+
+    in_trio(main)()
+
+
+@in_trio
+async def test_a_payload_in_parts_arrives_as_one():
+    async with two_planes() as (plane, _, peer, _), plane.exchange(peer) as exchange:
+        numbers = memoryview(bytearray(range(240))).cast("I", (3, 20))
+        await exchange.send(CardRequest(nodes=()), [b"head", numbers, bytearray(b"tail"), b""])
+        _, answer = await exchange.receive()
+        assert bytes(answer) == b"head" + bytes(range(240)) + b"tail"
+        assert exchange.peer == peer
+        assert exchange.certificate.node == peer
+
+
+@in_trio
+async def test_a_finished_connection_is_used_again():
+    async with two_planes() as (plane, listener, peer, _):
+        for _ in range(3):
+            await ask(plane, peer)
+        counters = plane.statistics()
+        assert (counters.dials, counters.reused, counters.outbound, counters.outbound_idle) == (1, 2, 1, 1)
+        assert (counters.frames_sent, counters.frames_received) == (4, 4)
+        assert listener.statistics().exchanges_served == 3
+        assert plane.open_peers() == (peer,)
+
+
+@in_trio
+async def test_an_unfinished_exchange_closes_its_connection():
+    async with two_planes() as (plane, listener, peer, _):
+        async with plane.exchange(peer) as exchange:
+            await exchange.send(CardRequest(nodes=()))
+        await ask(plane, peer)
+        assert plane.statistics().dials == 2
+        await eventually(lambda: listener.statistics().inbound == 1)
+
+
+@in_trio
+async def test_an_exchange_left_by_an_error_closes_its_connection():
+    async with two_planes() as (plane, _, peer, _):
+
+        async def fail():
+            async with plane.exchange(peer) as exchange:
+                exchange.finish()
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            await fail()
+        assert plane.open_peers() == ()
+
+
+@in_trio
+async def test_a_handler_that_does_not_finish_closes_the_connection():
+    async def forgetful(exchange, message, payload):
+        await exchange.send(message)
+
+    async with two_planes(forgetful) as (plane, listener, peer, _):
+        await ask(plane, peer)
+        await eventually(lambda: listener.statistics().inbound == 0)
+        await ask(plane, peer)
+        assert (plane.statistics().stale, plane.statistics().dials) == (1, 2)
+
+
+@in_trio
+async def test_exchanges_at_the_same_time_take_connections_of_their_own():
+    both = trio.Event()
+    waiting = 0
+
+    async def meet(exchange, message, payload):
+        nonlocal waiting
+        waiting += 1
+        if waiting == 2:
+            both.set()
+        await both.wait()
+        await echo(exchange, message, payload)
+
+    async with two_planes(meet) as (plane, _, peer, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, plane, peer)
+            nursery.start_soon(ask, plane, peer)
+        assert plane.statistics().outbound == 2
+
+
+@in_trio
+async def test_connections_per_peer_are_bounded_and_others_wait():
+    async with two_planes(client={"outbound_per_peer": 2}) as (plane, _, peer, _):
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(ask, plane, peer, b"x" * 200_000)
+        assert plane.statistics().dials == 2
+        assert plane.statistics().reused == 6
+
+
+@in_trio
+async def test_connections_in_all_are_bounded_and_the_longest_idle_makes_room():
+    grid = SandboxGrid()
+    nodes = [grid.make_node() for _ in range(3)]
+    plane = plane_of(grid, grid.make_node(), outbound_max=2)
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            host, port = await nursery.start(plane_of(grid, node).serve, echo)
+            plane.set_address(node.node, [DataAddress(host=host, port=port)])
+        for node in nodes:
+            await ask(plane, node.node)
+        assert plane.open_peers() == tuple(sorted(node.node for node in nodes[1:]))
+        await plane.close_peer(nodes[1].node)
+        await plane.close_peer(nodes[2].node)
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_a_conversation_of_several_frames_in_both_directions():
+    async def count_down(exchange, message, payload):
+        for number in range(message.nonce, 0, -1):
+            await exchange.send(Ping(nonce=number))
+        reply, _ = await exchange.receive()
+        assert reply == Ping(nonce=7)
+        exchange.finish()
+
+    async with two_planes(count_down) as (plane, listener, peer, _):
+        async with plane.exchange(peer) as exchange:
+            await exchange.send(Ping(nonce=3))
+            assert [(await exchange.receive())[0].nonce for _ in range(3)] == [3, 2, 1]
+            await exchange.send(Ping(nonce=7))
+            exchange.finish()
+        assert listener.statistics().faults == 0
+
+
+@in_trio
+async def test_receiving_may_be_cancelled_between_frames():
+    async with two_planes() as (plane, _, peer, _), plane.exchange(peer) as exchange:
+        with trio.move_on_after(0.02):
+            await exchange.receive()
+        await exchange.send(Ping(nonce=1))
+        assert (await exchange.receive())[0] == Ping(nonce=1)
+
+
+@in_trio
+async def test_sending_cancelled_half_way_closes_the_connection_and_nothing_else():
+    async def deaf(exchange, message, payload):
+        await trio.sleep_forever()
+
+    async with two_planes(deaf) as (plane, _, peer, _):
+        async with plane.exchange(peer) as exchange:
+            await exchange.send(Ping(nonce=1))  # the handler does not read what follows
+            with trio.move_on_after(0.2) as scope:
+                await exchange.send(Ping(nonce=2), [bytes(32_000_000)])
+            assert scope.cancelled_caught
+            with pytest.raises(PeerUnreachableError):
+                await exchange.send(Ping(nonce=3))
+            with pytest.raises(PeerUnreachableError):
+                await exchange.receive()
+        assert plane.open_peers() == ()
+
+
+@in_trio
+async def test_a_peer_that_does_not_read_is_given_up():
+    async def deaf(exchange, message, payload):
+        await trio.sleep_forever()
+
+    async with two_planes(deaf, client={"frames": QUICK}) as (plane, _, peer, _), plane.exchange(peer) as exchange:
+        await exchange.send(Ping(nonce=1))
+        with pytest.raises(PeerUnreachableError, match="did not take"):
+            await exchange.send(Ping(nonce=2), [bytes(32_000_000)])
+
+
+@in_trio
+async def test_what_is_too_large_is_our_fault_and_leaves_the_connection_alone():
+    limits = FrameLimits(payload_max_bytes=1000)
+    async with two_planes(client={"frames": limits}) as (plane, _, peer, _), plane.exchange(peer) as exchange:
+        with pytest.raises(FrameTooLargeError):
+            await exchange.send(Ping(nonce=1), [bytes(1001)])
+        with pytest.raises(LocalProtocolError):
+            await exchange.send(wire.Refused(reason="x" * 70_000))
+        await exchange.send(Ping(nonce=1), [bytes(1000)])
+        assert len((await exchange.receive())[1]) == 1000
+
+
+@in_trio
+async def test_too_large_a_payload_is_refused_before_it_is_allocated():
+    async with two_planes(server={"frames": FrameLimits(payload_max_bytes=1000)}) as (plane, listener, peer, _):
+        with pytest.raises(PeerUnreachableError):
+            await ask(plane, peer, bytes(1001))
+        await eventually(lambda: listener.statistics().faults == 1)
+        assert listener.statistics().receiving_bytes == 0
+        await ask(plane, peer, bytes(1000))
+
+
+@in_trio
+async def test_payload_buffers_are_bounded_over_all_connections():
+    limits = FrameLimits(receive_budget_bytes=300_000)
+    async with two_planes(server={"frames": limits}) as (plane, listener, peer, _):
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(ask, plane, peer, bytes(200_000))
+        assert listener.statistics().receiving_bytes == 0
+        assert listener.statistics().exchanges_served == 6
+
+
+def test_who_finds_no_room_waits_for_it():
+    async def main():
+        budget = ByteBudget(100)
+        await budget.take(500)  # alone it may exceed the bound
+        order = []
+
+        async def take(name, count):
+            await budget.take(count)
+            order.append(name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, "a", 60)
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == []
+            budget.give_back(500)
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == ["a"]
+            nursery.start_soon(take, "b", 60)
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == ["a"]
+            budget.give_back(60)
+        assert budget.used_bytes == 60
+
+    in_trio(main)()
+
+
+# ---------------------------------------------------------------- losing connections
+
+
+@in_trio
+async def test_a_stale_pooled_connection_is_replaced_before_anything_is_sent():
+    grid = SandboxGrid()
+    here, there = grid.make_node(), grid.make_node()
+    plane = plane_of(grid, here)
+    async with trio.open_nursery() as nursery:
+        for restart in range(2):
+            async with trio.open_nursery() as life:
+                host, port = await life.start(plane_of(grid, there).serve, echo)
+                plane.set_address(there.node, [DataAddress(host=host, port=port)])
+                await ask(plane, there.node)
+                life.cancel_scope.cancel()
+            assert plane.statistics().stale == restart
+        nursery.cancel_scope.cancel()
+    await plane.close_peer(there.node)
+
+
+@in_trio
+async def test_a_peer_that_goes_away_while_idle_is_noticed():
+    gone = []
+    grid = SandboxGrid()
+    there = grid.make_node()
+    plane = plane_of(grid, grid.make_node(), sweep_s=0.02, on_peer_closed=gone.append)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(plane.serve, echo)
+        async with trio.open_nursery() as life:
+            host, port = await life.start(plane_of(grid, there).serve, echo)
+            plane.set_address(there.node, [DataAddress(host=host, port=port)])
+            await ask(plane, there.node)
+            life.cancel_scope.cancel()
+        await eventually(lambda: gone == [there.node])
+        assert plane.open_peers() == ()
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_idle_connections_are_closed_after_a_while():
+    changes = {"idle_s": 0.05, "sweep_s": 0.02}
+    async with two_planes(client=changes) as (plane, listener, peer, _):
+        await ask(plane, peer)
+        await eventually(lambda: plane.open_peers() == ())
+        await eventually(lambda: listener.statistics().inbound == 0)
+
+
+@in_trio
+async def test_a_listener_closes_connections_that_stay_idle():
+    async with two_planes(server={"idle_s": 0.04, "inbound_idle_s": 0.05}) as (plane, listener, peer, _):
+        await ask(plane, peer)
+        await eventually(lambda: listener.statistics().inbound == 0)
+        await ask(plane, peer)
+
+
+def test_the_dialling_side_must_be_the_first_to_close_idle_connections():
+    with pytest.raises(ValueError, match="below inbound_idle_s"):
+        DataPlaneConfig(idle_s=90.0)
+
+
+@in_trio
+async def test_a_peer_dying_in_an_exchange_is_reported_once():
+    async def die(exchange, message, payload):
+        raise RemoteProtocolError("enough")
+
+    async with two_planes(die) as (plane, listener, peer, _):
+        with pytest.raises(PeerUnreachableError, match="closed the connection"):
+            await ask(plane, peer)
+        assert plane.open_peers() == ()
+        await eventually(lambda: listener.statistics().faults == 1)
+
+
+@in_trio
+async def test_close_peer_wakes_those_who_wait():
+    async def silent(exchange, message, payload):
+        await trio.sleep_forever()
+
+    async with two_planes(silent) as (plane, _, peer, _):
+        failures = []
+
+        async def wait_for_answer():
+            with pytest.raises(PeerUnreachableError) as caught:
+                await ask(plane, peer)
+            failures.append(caught.value)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_answer)
+            await eventually(lambda: plane.open_peers() == (peer,))
+            await plane.close_peer(peer)
+        assert len(failures) == 1
+        assert plane.open_peers() == ()
+
+
+def test_a_bug_in_a_handler_ends_the_node():
+    async def buggy(exchange, message, payload):
+        raise ZeroDivisionError
+
+    async def main():
+        async with two_planes(buggy) as (plane, _, peer, _):
+            with pytest.raises(PeerUnreachableError):
+                await ask(plane, peer)
+            await trio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        in_trio(main)()
+    assert caught.group_contains(ZeroDivisionError)
+
+
+# ---------------------------------------------------------------- dialling
+
+
+@in_trio
+async def test_without_address_a_peer_is_unreachable():
+    grid = SandboxGrid()
+    plane = plane_of(grid, grid.make_node())
+    with pytest.raises(PeerUnreachableError, match="no data address"):
+        await ask(plane, grid.make_node().node)
+    plane.set_address("x", [DataAddress(host="127.0.0.1", port=1)])
+    plane.set_address("x", [])
+    with pytest.raises(PeerUnreachableError, match="no data address"):
+        await ask(plane, "x")
+
+
+@in_trio
+async def test_dead_and_senseless_addresses_are_tried_one_after_the_other():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with two_planes() as (plane, _, peer, (host, port)):
+            dead = DataAddress(host="127.0.0.1", port=unused.getsockname()[1])
+            no_host = DataAddress(host="a" * 100 + ".", port=1)
+            plane.set_address(peer, [dead, no_host, DataAddress(host=host, port=port)])
+            await ask(plane, peer)
+            assert plane.statistics().dials_failed == 2
+            plane.set_address("stranger", [dead, no_host])
+            with pytest.raises(PeerUnreachableError, match=r"refused|no connection"):
+                await ask(plane, "stranger")
+
+
+@in_trio
+async def test_another_node_at_the_address_is_not_spoken_to():
+    async with two_planes() as (plane, listener, _, (host, port)):
+        wanted = SandboxGrid().make_node().node
+        plane.set_address(wanted, [DataAddress(host=host, port=port)])
+        with pytest.raises(PeerUnreachableError, match="out of date"):
+            await ask(plane, wanted)
+        assert listener.statistics().exchanges_served == 0
+
+
+@in_trio
+async def test_a_silent_listener_costs_the_handshake_timeout_only():
+    grid = SandboxGrid()
+    plane = plane_of(grid, grid.make_node(), handshake_timeout_s=0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        plane.set_address("x", [DataAddress(host="127.0.0.1", port=silent.getsockname()[1])])
+        with pytest.raises(PeerUnreachableError, match="no answer in time"):
+            await ask(plane, "x")
+    assert plane.statistics().outbound == 0
+
+
+@in_trio
+async def test_a_renewed_certificate_is_shown_from_then_on():
+    grid = SandboxGrid()
+    node = grid.make_node()
+    credentials = Credentials(node.key, node.chain_pem, grid.trust(), epoch=1)
+    plane = TlsDataPlane(credentials, DataPlaneConfig(host="127.0.0.1"))
+    seen = []
+
+    async def look(exchange, message, payload):
+        seen.append(exchange.certificate.not_before_s)
+        await exchange.send(message)
+
+    there = grid.make_node()
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(plane_of(grid, there).serve, look)
+        plane.set_address(there.node, [DataAddress(host=host, port=port)])
+        await ask(plane, there.node)
+        credentials.renew(grid.issue(node.key, ("serve",), at_s=NOW_S + DAY_S))
+        await plane.close_peer(there.node)
+        await ask(plane, there.node)
+        nursery.cancel_scope.cancel()
+    await plane.close_peer(there.node)
+    assert seen == [NOW_S, NOW_S + DAY_S]
+
+
+# ---------------------------------------------------------------- who may come in
+
+
+def revoking(grid, *nodes):
+    revocations = Revocations()
+    document = revocations.sign_next(GRID_ID, grid.ca_key, now_s=NOW_S, nodes=nodes)
+    revocations.accept(document, grid.trust())
+    return revocations
+
+
+@pytest.mark.parametrize("kind", ["none", "foreign", "expired", "revoked"])
+def test_without_a_good_certificate_not_a_byte_comes_back(kind):
+    grid = SandboxGrid()
+    there = grid.make_node()
+    bad = (SandboxGrid() if kind == "foreign" else grid).make_node()
+    context = client_context(bad.key, bad.chain_pem, grid.ca_pem) if kind != "none" else joining_context(grid.ca_pem)
+    now_s = NOW_S + 31 * DAY_S if kind == "expired" else NOW_S
+    listener = plane_of(grid, there, now_s=now_s, revocations=revoking(grid, bad.node) if kind == "revoked" else None)
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            host, port = await nursery.start(listener.serve, echo)
+            stream = SecureStream(take_socket(await trio.open_tcp_stream(host, port)), context, server_side=False)
+            await stream.handshake()  # a TLS 1.3 client finishes before the server has looked at its certificate
+            await stream.send([frame(Hello(versions=(1,), node=bad.node, epoch=1)), frame(Ping(nonce=1))])
+            got = bytearray()
+            with suppress(PeerUnreachableError, RemoteProtocolError):
+                await drain(stream, got)
+            stream.close()
+            assert got == b""
+            await eventually(lambda: listener.statistics().refused_handshakes == 1)
+            assert listener.statistics().admitted == listener.statistics().exchanges_served == 0
+            nursery.cancel_scope.cancel()
+
+    in_trio(main)()
+
+
+@pytest.mark.parametrize("kind", ["foreign", "expired", "revoked"])
+def test_a_listener_without_a_good_certificate_is_not_sent_a_byte(kind):
+    grid = SandboxGrid()
+    here = grid.make_node()
+    there = (SandboxGrid() if kind == "foreign" else grid).make_node()
+    now_s = NOW_S + 31 * DAY_S if kind == "expired" else NOW_S
+    chain_pem = grid.issue(here.key, ("serve",), at_s=now_s)
+    trust = grid.trust(now_s=now_s, revocations=revoking(grid, there.node) if kind == "revoked" else None)
+    plane = TlsDataPlane(Credentials(here.key, chain_pem, trust, epoch=1), DataPlaneConfig(host="127.0.0.1"))
+    exchanges = []
+
+    async def count(exchange, message, payload):
+        exchanges.append(message)
+
+    async def main():
+        listener = plane_of(grid, there)
+        async with trio.open_nursery() as nursery:
+            host, port = await nursery.start(listener.serve, count)
+            plane.set_address(there.node, [DataAddress(host=host, port=port)])
+            with pytest.raises(PeerUnreachableError):
+                await ask(plane, there.node)
+            nursery.cancel_scope.cancel()
+
+    in_trio(main)()
+    assert exchanges == []
+
+
+@in_trio
+async def test_revocation_closes_what_is_open():
+    grid = SandboxGrid()
+    revocations = Revocations()
+    here, there = grid.make_node(), grid.make_node()
+    plane, listener = plane_of(grid, here), plane_of(grid, there, revocations=revocations)
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(listener.serve, echo)
+        plane.set_address(there.node, [DataAddress(host=host, port=port)])
+        await ask(plane, there.node)
+        assert await listener.close_refused() == ()
+        document = revocations.sign_next(GRID_ID, grid.ca_key, now_s=NOW_S, nodes=[here.node])
+        revocations.accept(document, grid.trust())
+        assert await listener.close_refused() == (here.node,)
+        assert listener.open_peers() == ()
+        with pytest.raises(PeerUnreachableError):
+            await ask(plane, there.node)
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_a_certificate_that_expires_on_an_open_connection_ends_it_at_the_next_exchange():
+    grid = SandboxGrid()
+    here, there = grid.make_node(), grid.make_node()
+    clock = [NOW_S]
+    trust = GridTrust(grid.ca_pem, GRID_ID, revocations=NothingRevoked(), grid_time=GridTime(lambda: clock[0]))
+    listener = TlsDataPlane(Credentials(there.key, there.chain_pem, trust, epoch=1), DataPlaneConfig(host="127.0.0.1"))
+    plane = plane_of(grid, here)
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(listener.serve, echo)
+        plane.set_address(there.node, [DataAddress(host=host, port=port)])
+        await ask(plane, there.node)
+        clock[0] += 31 * DAY_S
+        with pytest.raises(PeerUnreachableError):
+            await ask(plane, there.node)
+        assert listener.statistics().exchanges_served == 1
+        nursery.cancel_scope.cancel()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"GET / HTTP/1.1\r\n\r\n", b"\0" * 5000, b"\x16\x03\x01\xff\xff" + b"a" * 3000, bytes(range(256)) * 40],
+    ids=["http", "zeros", "record", "bytes"],
+)
+def test_garbage_costs_one_connection(garbage):
+    async def main():
+        async with two_planes() as (plane, listener, peer, address):
+            for _ in range(20):
+                async with await trio.open_tcp_stream(*address) as stream:
+                    with suppress(trio.BrokenResourceError):
+                        await stream.send_all(garbage)
+                        alert = b"".join([piece async for piece in stream])
+                        assert len(alert) <= 7, "more than a TLS alert"
+            await eventually(lambda: listener.statistics().refused_handshakes == 20)
+            await ask(plane, peer)
+
+    in_trio(main)()
+
+
+@in_trio
+async def test_silent_strangers_are_bounded_and_time_out():
+    changes = {"handshake_timeout_s": 0.3, "pending_per_host": 4}
+    async with two_planes(server=changes) as (plane, listener, peer, address):
+        streams = [await trio.open_tcp_stream(*address) for _ in range(30)]
+        await eventually(lambda: listener.statistics().refused_crowded == 26)
+        assert listener.statistics().pending == 4
+        await eventually(lambda: listener.statistics().pending == 0)
+        await ask(plane, peer)
+        for stream in streams:
+            await stream.aclose()
+
+
+@in_trio
+async def test_inbound_connections_of_one_peer_are_bounded():
+    async with two_planes(server={"inbound_per_peer": 2}) as (plane, listener, peer, _):
+        async with plane.exchange(peer), plane.exchange(peer):
+            with pytest.raises(PeerUnreachableError):
+                await ask(plane, peer)
+        assert listener.statistics().refused_handshakes == 1
+
+
+@in_trio
+async def test_inbound_connections_in_all_are_bounded():
+    async with two_planes(server={"inbound_max": 1}) as (plane, listener, peer, _):
+        async with plane.exchange(peer):
+            with pytest.raises(PeerUnreachableError):
+                await ask(plane, peer)
+        assert listener.statistics().refused_crowded == 1
+
+
+@asynccontextmanager
+async def certified_stranger(*, greet=True, **changes):
+    """A peer with a good certificate that speaks TLS by hand."""
+    grid = SandboxGrid()
+    bad, there = grid.make_node(), grid.make_node()
+    listener = plane_of(grid, there, **changes)
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(listener.serve, echo)
+        context = client_context(bad.key, bad.chain_pem, grid.ca_pem)
+        stream = SecureStream(take_socket(await trio.open_tcp_stream(host, port)), context, server_side=False)
+        await stream.handshake()
+        if greet:
+            await stream.send([frame(Hello(versions=(1,), node=bad.node, epoch=1))])
+        yield stream, listener, bad.node
+        stream.close()
+        nursery.cancel_scope.cancel()
+
+
+def frame(message, payload=b""):
+    header = msgspec.msgpack.encode(message)
+    return encode_prefix(header, len(payload)) + header + payload
+
+
+async def drain(stream, data=None):
+    """Read to the end, into a buffer that keeps what came before an error."""
+    data = bytearray() if data is None else data
+    buffer = bytearray(4096)
+    while count := await stream.receive_into(memoryview(buffer)):
+        data += buffer[:count]
+    return bytes(data)
+
+
+@in_trio
+async def test_the_confirmation_and_hello_come_first():
+    async with certified_stranger() as (stream, _, _):
+        buffer = bytearray(4096)
+        data = bytearray()
+        receiver, frames = FrameReceiver(), []
+        while not frames:
+            count = await stream.receive_into(memoryview(buffer))
+            data += buffer[:count]
+            frames = receiver.feed(data[1:]) if len(data) > 1 else []
+        assert data[:1] == CONFIRMATION
+        assert isinstance(wire.decode_data(frames[0].header), Hello)
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        Hello(versions=(99,), node="{node}", epoch=1),
+        Hello(versions=(1,), node="somebody else", epoch=1),
+        Ping(nonce=1),
+    ],
+    ids=["version", "name", "other message"],
+)
+def test_a_wrong_greeting_ends_the_connection(hello):
+    async def main():
+        async with certified_stranger(greet=False) as (stream, listener, node):
+            named = msgspec.structs.replace(hello, node=node) if getattr(hello, "node", "") == "{node}" else hello
+            await stream.send([frame(named)])
+            await drain(stream)
+            assert listener.statistics().refused_handshakes == 1
+            assert listener.open_peers() == ()
+
+    in_trio(main)()
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        struct.pack(">II", 0, 0),
+        struct.pack(">II", 2**31, 0),
+        struct.pack(">II", 5, 2**32 - 1) + b"hello",
+        struct.pack(">II", 5, 0) + b"hello",
+        struct.pack(">II", 60_000, 0) + b"\x91" * 60_000,
+        struct.pack(">II", 60_000, 0) + (b"\x83\xa1t\xa4ping\xa5nonce\x01\xa5later" + b"\x91" * 60_000)[:60_000],
+        frame(TrustRequest(path="../../etc/passwd")),
+    ],
+    ids=["empty", "header", "payload", "no map", "nested", "nested in a field", "path"],
+)
+def test_nonsense_of_a_certified_peer_costs_its_connection(nonsense):
+    async def main():
+        async with certified_stranger() as (stream, listener, _):
+            await stream.send([nonsense])
+            await drain(stream)
+            assert listener.statistics().faults == 1
+            assert listener.statistics().exchanges_served == 0
+            assert listener.open_peers() == ()
+
+    in_trio(main)()
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 12, 200])
+def test_a_frame_that_stalls_costs_its_connection(cut):
+    async def main():
+        async with certified_stranger(frames=QUICK) as (stream, listener, _):
+            await stream.send([frame(Ping(nonce=1), bytes(1000))[:cut]])
+            await drain(stream)
+            assert listener.statistics().faults == 1
+            assert listener.statistics().receiving_bytes == 0
+
+    in_trio(main)()
+
+
+@in_trio
+async def test_a_frame_that_trickles_costs_its_connection():
+    async with certified_stranger(frames=QUICK) as (stream, listener, _):
+        data = frame(Ping(nonce=1), bytes(1000))
+
+        async def trickle():
+            for position in range(len(data)):
+                await stream.send([data[position : position + 1]])
+                await trio.sleep(0.01)  # the attack itself
+
+        with pytest.raises(PeerUnreachableError):
+            await trickle()
+        assert listener.statistics().faults == 1
+
+
+@in_trio
+async def test_a_truncated_frame_is_no_message():
+    async with certified_stranger() as (stream, listener, _):
+        await stream.send([frame(Document(found=True), bytes(1000))[:-1]])
+        stream.close()
+        await eventually(lambda: listener.open_peers() == ())
+        assert listener.statistics().exchanges_served == 0
+        assert listener.statistics().receiving_bytes == 0
+
+
+@in_trio
+async def test_a_damaged_record_ends_the_connection():
+    grid = SandboxGrid()
+    bad, there = grid.make_node(), grid.make_node()
+    listener = plane_of(grid, there)
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(listener.serve, echo)
+        plain = take_socket(await trio.open_tcp_stream(host, port))
+        stream = SecureStream(plain, client_context(bad.key, bad.chain_pem, grid.ca_pem), server_side=False)
+        await stream.handshake()
+        await stream.send([frame(Hello(versions=(1,), node=bad.node, epoch=1))])
+        plain.send(b"\x17\x03\x03\x00\x20" + b"x" * 32)
+        with suppress(RemoteProtocolError, PeerUnreachableError):
+            await drain(stream)
+        await eventually(lambda: listener.open_peers() == ())
+        stream.close()
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_cancelling_the_service_closes_everything():
+    grid = SandboxGrid()
+    here, there = grid.make_node(), grid.make_node()
+    plane, listener = plane_of(grid, here), plane_of(grid, there)
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(listener.serve, echo)
+        await nursery.start(plane.serve, echo)
+        plane.set_address(there.node, [DataAddress(host=host, port=port)])
+        await ask(plane, there.node)
+        nursery.cancel_scope.cancel()
+    assert plane.open_peers() == listener.open_peers() == ()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection((host, port)).close()
+
+
+def test_only_tls_1_3_is_spoken():
+    async def main():
+        async with two_planes() as (_, listener, _, address):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            stream = SecureStream(take_socket(await trio.open_tcp_stream(*address)), context, server_side=False)
+            with pytest.raises(RemoteProtocolError):
+                await stream.handshake()
+            stream.close()
+            await eventually(lambda: listener.statistics().refused_handshakes == 1)
+
+    in_trio(main)()
