@@ -1,0 +1,363 @@
+"""Runs the demo: films, grid, cameras, a killing, the table, the summary."""
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+import trio
+
+from gridnode.client import AsyncGrid
+from gridnode.demo.film import FILM_FPS, FILM_S_MAX, Film, cache_folder, get_film
+from gridnode.demo.load import DEADLINE_S, Cameras
+from gridnode.demo.pictures import write_pictures
+from gridnode.demo.plan import Plan, make_plan
+from gridnode.demo.stage import MODEL, DemoNode, Stage
+from gridnode.demo.tally import RECENT_S, Summary, Tally, quantile_ms
+from gridnode.errors import GridError
+from models.average_precision import AveragePrecision
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+    from gridnode.demo.screen import NodeView, View
+
+SEEDS: Final = ("demo-a", "demo-b")
+"""One film each: two streets."""
+FILM_S_MIN: Final = 10.0
+KILL_SHARE: Final = 0.5
+"""Part of the demo after which the node is killed."""
+JOIN_SHARE: Final = 1 / 3
+"""Part of the demo after which a late node joins; before the killing, so that the two are told apart."""
+DEAD_S: Final = 4.0
+"""Time before a killed node is started again; an eighth of a short demo."""
+REFRESH_S: Final = 0.25
+PLAIN_LINE_S: Final = 5.0
+"""Time between two lines where there is no terminal."""
+FIRST_LOOK_S: Final = 0.05
+WARM_UP_FRAMES: Final = 6
+
+Victim = Literal["middle", "entry", "none"]
+
+
+class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for."""
+
+    seconds: float = 60.0
+    kill: Victim = "middle"
+    fps: float | None = None
+    join_late: bool = False
+    keep: Path | None = None
+    annotate: Path | None = None
+
+
+async def run_demo(options: DemoOptions, *, environment: Mapping[str, str], console: "Console") -> Summary:
+    """Run the demo in a folder of its own and return the summary; raises GridError.
+
+    Whatever happens, all processes are gone afterwards, and the folder too unless it is to be kept.
+    """
+    folder = options.keep if options.keep is not None else Path(tempfile.mkdtemp(prefix="gridnode-demo-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise GridError(f"folder {folder} is not empty; the demo wants one of its own")
+    show = _Show(options, folder, environment, console)
+    summaries: list[Summary] = []
+    try:
+        with _plainly():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_obey_signals)
+                summaries.append(await show.run())
+                nursery.cancel_scope.cancel()
+    finally:
+        if options.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    return summaries[0]
+
+
+async def _obey_signals() -> None:
+    """End as at Ctrl-C when a service manager or a closed terminal tells us to."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        async for _ in signals:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Let one foreseen error, or Ctrl-C, leave a nursery as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, GridError | KeyboardInterrupt):
+            raise error from None
+        raise
+
+
+class _Show:
+    """One run of the demo."""
+
+    def __init__(self, options: DemoOptions, folder: Path, environment: Mapping[str, str], console: "Console") -> None:
+        self._options = options
+        self._folder = folder
+        self._cache = cache_folder(environment)
+        self._console = console
+        self._tally = Tally(deadline_s=DEADLINE_S)
+        self._stage = Stage(folder, self._say)
+        self._states: dict[str, str] = {node.name: "alive" for node in self._stage.nodes}
+        self._events: list[tuple[float, str]] = []
+        self._films: list[Film] = []
+        self._start_s = 0.0
+        self._late: tuple[DemoNode, float] | None = None
+
+    async def run(self) -> Summary:
+        """Run the demo."""
+        try:
+            await self._prepare()
+            plan = await self._measure()
+            self._console.print(_plan_text(plan), style="dim")
+            await self._perform(plan)
+            await self._read_counters()
+        finally:
+            await self._stage.stop()
+        return await self._sum_up()
+
+    # ------------------------------------------------------------ before
+
+    async def _prepare(self) -> None:
+        """Draw the films while the grid is made."""
+        frames = round(min(max(self._options.seconds, FILM_S_MIN), FILM_S_MAX) * FILM_FPS)
+        films: dict[str, Film] = {}
+
+        async def draw(seed: str) -> None:
+            films[seed] = await get_film(seed, frames, self._cache)
+
+        async with trio.open_nursery() as nursery:
+            for seed in SEEDS:
+                nursery.start_soon(draw, seed)
+            nursery.start_soon(self._stage.build)
+        self._films = [films[seed] for seed in SEEDS]
+
+    async def _measure(self) -> Plan:
+        """Choose the rate from measured service times.
+
+        The nodes measured themselves on a large picture; how much less ours take, a few frames on the idle founder
+        tell, which keeps them as nobody else is faster.
+        """
+        times_s = [await _service_s(node) for node in self._stage.nodes]
+        founder = self._stage.nodes.index(self._stage.founder)
+        seen_s: list[float] = []
+        async with AsyncGrid([self._stage.founder.socket]) as grid:
+            for jpeg in self._films[0].frames[:WARM_UP_FRAMES]:
+                result = await grid.infer(MODEL, jpeg, rungs=False, deadline_s=10.0)
+                if result.node_id == self._stage.founder.peer_id:
+                    seen_s.append(result.timings.service_s)
+        ratio = sorted(seen_s)[len(seen_s) // 2] / times_s[founder] if seen_s else 1.0
+        return make_plan([time_s * ratio for time_s in times_s], fps=self._options.fps)
+
+    # ------------------------------------------------------------ during
+
+    async def _perform(self, plan: Plan) -> None:
+        """Send the frames while the table is drawn and a node is killed."""
+        seconds = self._options.seconds
+        self._start_s = trio.current_time()
+        with self._live() or nullcontext() as live:
+            async with AsyncGrid(self._stage.sockets) as grid, trio.open_nursery() as around:
+                around.start_soon(self._draw, plan, live)
+                around.start_soon(self._kill)
+                if self._options.join_late:
+                    around.start_soon(self._join)
+                await Cameras(grid, MODEL, self._films, plan, self._tally).run(seconds)
+                around.cancel_scope.cancel()
+            if live is not None:
+                live.update(self._picture(plan, trio.current_time()), refresh=True)
+
+    def _live(self) -> "Live | None":
+        """Return the live table; None where there is no terminal to draw on."""
+        if not self._console.is_terminal:
+            return None
+        from rich.live import Live
+
+        return Live(console=self._console, auto_refresh=False, transient=False)
+
+    async def _draw(self, plan: Plan, live: "Live | None") -> None:
+        """Look at the nodes and draw, again and again."""
+        next_line_s = trio.current_time() + PLAIN_LINE_S
+        while True:
+            await self._read_counters()
+            now_s = trio.current_time()
+            if live is not None:
+                live.update(self._picture(plan, now_s), refresh=True)
+            elif now_s >= next_line_s:
+                next_line_s += PLAIN_LINE_S
+                self._console.print(_line(self._view(now_s)))
+            await trio.sleep(REFRESH_S)
+
+    async def _read_counters(self) -> None:
+        """Read what only the daemons know."""
+        for node in list(self._stage.nodes):
+            if not node.daemon.is_running:
+                continue
+            status = await node.status()
+            if status is not None:
+                self._tally.on_counters(
+                    node.peer_id, epoch=status.epoch, offloaded=status.offloaded, stolen=status.stolen
+                )
+
+    async def _kill(self) -> None:
+        """Kill a node half way with SIGKILL, and start it again after a while."""
+        if self._options.kill == "none":
+            return
+        node = self._stage.entry if self._options.kill == "entry" else self._stage.node("middle")
+        seconds = self._options.seconds
+        await trio.sleep_until(self._start_s + seconds * KILL_SHARE)
+        node.daemon.kill()
+        self._states[node.name] = "killed"
+        self._tell(
+            f"{node.name} was killed with SIGKILL" + (", the client moves on" if node is self._stage.entry else "")
+        )
+        await trio.sleep(min(DEAD_S, seconds / 8))
+        node.start()
+        self._states[node.name] = "starting"
+        self._tell(f"{node.name} is started again")
+        while not await node.is_able():  # noqa: ASYNC110 - another process tells nothing
+            await trio.sleep(REFRESH_S)
+        self._states[node.name] = "alive"
+        self._tell(f"{node.name} is back")
+
+    async def _join(self) -> None:
+        """Add a node while frames flow."""
+        await trio.sleep_until(self._start_s + self._options.seconds * JOIN_SHARE)
+        begun_s = trio.current_time()
+        self._states["late"] = "joining"
+        self._tell("late is invited and joins")
+        node = await self._stage.add_latecomer()
+        self._late = (node, begun_s)
+        while self._tally.first_answer_s(node.peer_id) is None:  # noqa: ASYNC110 - the tally is pure
+            await trio.sleep(FIRST_LOOK_S)
+        self._states["late"] = "alive"
+        self._tell(f"late answered its first frame after {trio.current_time() - begun_s:.1f} s")
+
+    # ------------------------------------------------------------ after
+
+    async def _sum_up(self) -> Summary:
+        """Measure, draw pictures, print."""
+        truths = [film.truth for film in self._films]
+        precision = await trio.to_thread.run_sync(self._tally.precision, truths)
+        folder = self._options.annotate or self._cache / "demo-pictures"
+        await trio.to_thread.run_sync(write_pictures, folder, self._tally.answered, self._films)
+        overall = precision.get("")
+        summary = self._tally.summary(
+            [(node.name, node.peer_id) for node in self._stage.nodes],
+            map50=None if overall is None else round(overall.mean, 4),
+            joined_late_s=self._joined_late_s(),
+        )
+        self._print(summary, precision, folder)
+        return summary
+
+    def _joined_late_s(self) -> float | None:
+        if self._late is None:
+            return None
+        node, begun_s = self._late
+        first_s = self._tally.first_answer_s(node.peer_id)
+        return None if first_s is None else round(first_s - begun_s, 2)
+
+    def _print(self, summary: Summary, precision: dict[str, AveragePrecision], folder: Path) -> None:
+        from gridnode.demo.screen import summary_view
+
+        self._console.print(
+            summary_view(
+                summary,
+                precision,
+                refusals=dict(self._tally.refusals),
+                pictures=str(folder),
+                columns=self._console.width,
+            )
+        )
+
+    # ------------------------------------------------------------ telling
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"[dim]·[/] {text}")
+
+    def _tell(self, text: str) -> None:
+        """Note an event, and print it where there is no table."""
+        at_s = trio.current_time() - self._start_s
+        self._events.append((at_s, text))
+        if not self._console.is_terminal:
+            self._console.print(f"{at_s:5.1f} s  {text}")
+
+    def _picture(self, plan: Plan, now_s: float) -> "RenderableType":
+        from gridnode.demo.screen import live_view
+
+        return live_view(self._view(now_s), plan, columns=self._console.width)
+
+    def _view(self, now_s: float) -> "View":
+        from gridnode.demo.screen import View
+
+        tally = self._tally
+        recent = [answered.took_s for answered in tally.recent(now_s)]
+        known = tally.sent - tally.open
+        return View(
+            elapsed_s=now_s - self._start_s,
+            seconds=self._options.seconds,
+            sent=tally.sent,
+            answered=len(tally.answered),
+            refused=tally.refused,
+            open=tally.open,
+            in_time=1.0 if not known else (len(tally.answered) - tally.late) / known,
+            p50_ms=quantile_ms(recent, 0.5),
+            p99_ms=quantile_ms(recent, 0.99),
+            nodes=tuple(self._node_view(node, now_s) for node in self._stage.nodes),
+            events=tuple(self._events),
+        )
+
+    def _node_view(self, node: DemoNode, now_s: float) -> "NodeView":
+        from gridnode.demo.screen import NodeView
+
+        own = [a for a in self._tally.recent(now_s) if a.result.node_id == node.peer_id]
+        took_s = [answered.took_s for answered in own]
+        offloaded, stolen = self._tally.counters_of(node.peer_id)
+        executed = self._tally.executed(node.peer_id)
+        return NodeView(
+            name=node.name,
+            role="entry" if node is self._stage.entry else "",
+            cpu_share=node.plan.cpu_share,
+            state=self._states.get(node.name, "joining"),
+            load=sum(a.result.timings.service_s for a in own) / RECENT_S,
+            executed=executed,
+            share=executed / max(1, len(self._tally.answered)),
+            p50_ms=quantile_ms(took_s, 0.5),
+            p99_ms=quantile_ms(took_s, 0.99),
+            offloaded=offloaded,
+            stolen=stolen,
+        )
+
+
+async def _service_s(node: DemoNode) -> float:
+    """Return the measured mean service time of the demo's model on a node, in seconds."""
+    for model in await node.models():
+        if model.name == MODEL and model.mean_ms is not None:
+            return model.mean_ms / 1e3
+    raise GridError(f"node {node.name} did not measure model {MODEL}; see its log (--keep)")
+
+
+def _plan_text(plan: Plan) -> str:
+    from gridnode.demo.screen import plan_text
+
+    return plan_text(plan)
+
+
+def _line(view: "View") -> str:
+    """Write the state of things in one line, for logs."""
+    shares = ", ".join(f"{node.name} {node.executed}" for node in view.nodes)
+    return (
+        f"{view.elapsed_s:5.1f} s  sent {view.sent}, answered {view.answered}, refused {view.refused}, "
+        f"in flight {view.open}, in time {view.in_time:.1%}; {shares}"
+    )
