@@ -15,8 +15,7 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 
-from gridnode.channel import Channel
-from gridnode.client import (
+from gridnode.calls import (
     ANSWER_S,
     IN_FLIGHT,
     Options,
@@ -26,6 +25,7 @@ from gridnode.client import (
     outcome_of,
     read_document,
 )
+from gridnode.channel import Channel
 from gridnode.errors import GridError
 from gridnode.jobs import Job, Question, Request
 from gridnode.links import Links

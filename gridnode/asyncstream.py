@@ -10,7 +10,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from gridnode.asyncclient import AsyncGrid, encode
-from gridnode.client import Options, item_of
+from gridnode.calls import Options, item_of
 from gridnode.errors import GridError
 from gridnode.window import StreamItem, Window
 

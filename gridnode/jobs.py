@@ -1,9 +1,7 @@
-"""What a session keeps: requests, open jobs and queries, links to daemons, and the names of bad ends. Pure.
+"""What a session keeps: requests, open jobs and queries, and the names of bad ends. Pure.
 
 Owns records only; gridnode.session owns every rule by which they change.
 """
-
-import enum
 
 import msgspec
 
@@ -18,28 +16,7 @@ from gridnode.errors import (
     JobRejectedError,
     UnknownModelError,
 )
-
-
-class LinkState(enum.Enum):
-    """Where a link stands."""
-
-    GREETING = "greeting"
-    READY = "ready"
-    LEAVING = "leaving"
-
-
-class Link:
-    """One connection to a daemon, as the session sees it; ``fault`` is set once it must be dropped."""
-
-    __slots__ = ("asked_s", "fault", "heard_s", "opened_s", "path", "state")
-
-    def __init__(self, path: str, now_s: float) -> None:
-        self.path = path
-        self.state = LinkState.GREETING
-        self.opened_s = now_s
-        self.heard_s = now_s
-        self.asked_s: float | None = None
-        self.fault: GridError | None = None
+from gridnode.link import Link
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from gridnode.channel import Channel
 from gridnode.errors import DaemonUnreachableError, GridError
-from gridnode.jobs import Link
+from gridnode.link import Link
 from gridnode.session import Session
 
 

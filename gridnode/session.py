@@ -42,7 +42,8 @@ from gridnode.errors import (
     JobRejectedError,
     ProtocolError,
 )
-from gridnode.jobs import Job, Link, LinkState, Question, Request, error_of
+from gridnode.jobs import Job, Question, Request, error_of
+from gridnode.link import Link, LinkState
 
 OPEN_JOBS_MAX: Final = 1024
 """Jobs a client keeps open at once; a program that has more submits faster than it listens."""
@@ -54,12 +55,6 @@ PATIENCE_S: Final = 30.0
 """Time a job without a deadline waits for a daemon that takes it: a daemon's restart takes seconds."""
 GRACE_S: Final = 0.25
 """Time past its deadline that a placed job waits: the daemon's refusal starts at the deadline and takes a while."""
-HELLO_S: Final = 2.0
-"""Time a daemon has for its hello; it sends it before it looks at anything else."""
-PING_S: Final = 2.0
-"""Silence on a link with open work after which the daemon is asked for a sign of life."""
-SILENCE_S: Final = 3.0
-"""Time the daemon has for that sign; a stopped process keeps its socket open and would be waited for without end."""
 LOSSES_MAX: Final = 5
 """Links a job may lose before it ends as lost: a job that takes its daemon down must not do so for ever."""
 BUDGET_MAX_S: Final = 1e6
@@ -243,7 +238,7 @@ class Session:
         ProtocolError
             The daemon broke the protocol; the caller drops the connection and reports it by ``lost``.
         """
-        link.heard_s, link.asked_s = now_s, None
+        link.note_word(now_s)
         if isinstance(message, ServerHello):
             self._greet(link, message, now_s=now_s)
         elif isinstance(message, Goodbye):
@@ -264,13 +259,14 @@ class Session:
         for question in [question for question in self._questions.values() if question.until_s <= now_s]:
             self._answer(question, error=self._unanswered(question))
         for link in self._links:
-            self._watch(link, now_s)
+            if link.watch(now_s, owes_word=self._has_work(link)):
+                self._outgoing.append((link, encode_frame(Query(number=_PING_NUMBER, what="status")), ()))
 
     def next_deadline_s(self) -> float | None:
         """Return when tick, or choose_entry, is next worth a call; None when nothing is due by itself."""
         due = [self._due_s(job) for job in self._jobs.values()]
         due += [question.until_s for question in self._questions.values()]
-        due += [due_s for link in self._links if (due_s := self._link_due_s(link)) is not None]
+        due += [due_s for link in self._links if (due_s := link.due_s(owes_word=self._has_work(link))) is not None]
         if self._unplaced and not self.is_reaching:
             try_s = self.entries.next_try_s(busy=[link.path for link in self._links])
             due += [] if try_s is None else [try_s]
@@ -318,7 +314,7 @@ class Session:
             self._end(work, now_s=now_s, error=self._overdue(work))
             return
         if not self._has_work(link):
-            link.heard_s = now_s  # an idle daemon owes no word; its silence counts from now
+            link.note_word(now_s)  # an idle daemon owes none; its silence counts from now
         work.link = link
         work.submissions += 1
         if work.submissions == 1:
@@ -498,33 +494,10 @@ class Session:
             f"daemon at {question.link.path} did not answer {question.query.what!r} in time; see its log"
         )
 
-    # ------------------------------------------------------------ silence
-
     def _has_work(self, link: Link) -> bool:
         """Whether the daemon owes us a word on this link."""
         jobs: Iterator[Job | Question] = iter(self._jobs.values())
         return any(w.link is link for w in jobs) or any(q.link is link for q in self._questions.values())
-
-    def _link_due_s(self, link: Link) -> float | None:
-        """Return when a link's silence calls for action."""
-        if link.state is LinkState.GREETING:
-            return link.opened_s + HELLO_S
-        if not self._has_work(link):
-            return None
-        return link.heard_s + PING_S if link.asked_s is None else link.asked_s + SILENCE_S
-
-    def _watch(self, link: Link, now_s: float) -> None:
-        """Ask a silent daemon for a sign of life, and give its link up when none comes."""
-        due_s = self._link_due_s(link)
-        if due_s is None or now_s < due_s or link.fault is not None:
-            return
-        if link.state is LinkState.GREETING:
-            link.fault = DaemonUnreachableError(f"accepts connections but did not greet within {HELLO_S} s")
-        elif link.asked_s is None:
-            link.asked_s = now_s
-            self._outgoing.append((link, encode_frame(Query(number=_PING_NUMBER, what="status")), ()))
-        else:
-            link.fault = DaemonUnreachableError(f"gave no sign of life for {PING_S + SILENCE_S} s")
 
 
 def _trouble(error: GridError) -> GridError | str:

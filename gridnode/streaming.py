@@ -4,7 +4,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from gridnode.client import Grid, Options, item_of, make_request
+from gridnode.calls import Options, item_of, make_request
+from gridnode.client import Grid
 from gridnode.errors import GridError
 from gridnode.window import StreamItem, Window
 

@@ -48,7 +48,8 @@ from gridnode.errors import (
     ProtocolError,
     UnknownModelError,
 )
-from gridnode.session import PING_S, Session
+from gridnode.link import PING_S
+from gridnode.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = np.zeros((36, 64, 3), np.uint8)

@@ -19,7 +19,8 @@ from gridnode.control import (
 )
 from gridnode.entries import Entries
 from gridnode.errors import DaemonUnreachableError, JobRejectedError
-from gridnode.jobs import Job, LinkState, Request
+from gridnode.jobs import Job, Request
+from gridnode.link import LinkState
 from gridnode.session import GRACE_S, PATIENCE_S, Session
 
 PATHS = ("a", "b", "c")

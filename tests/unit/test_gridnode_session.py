@@ -26,7 +26,8 @@ from gridnode.errors import (
     JobRejectedError,
     ProtocolError,
 )
-from gridnode.jobs import LinkState, Request
+from gridnode.jobs import Request
+from gridnode.link import HELLO_S, PING_S, SILENCE_S, LinkState
 from gridnode.session import Session
 
 CLIENT = b"c" * 16
@@ -241,8 +242,8 @@ def test_work_ends_at_once_when_no_entry_ever_worked():
 def test_a_daemon_that_does_not_greet_is_given_up():
     session, job = opened("a", "b")
     link = session.connected(session.choose_entry(0.0), now_s=0.0)
-    assert session.next_deadline_s() == rules.HELLO_S
-    session.tick(rules.HELLO_S)
+    assert session.next_deadline_s() == HELLO_S
+    session.tick(HELLO_S)
     assert session.finished_links() == [link]
     session.lost(link, link.fault, now_s=2.0)
     assert session.choose_entry(2.0) == "b"
@@ -272,13 +273,13 @@ def test_silence_is_asked_about_and_then_ends_the_link():
     session, job = opened()
     link = connect(session, 0.0)
     sent(session, 0.0)
-    session.tick(rules.PING_S)
+    session.tick(PING_S)
     assert sent(session, 2.0) == [("a", Query(number=0, what="status"))]
     session.received(link, Answer(number=0, document=b"{}"), b"", now_s=2.5)
     session.tick(4.4)
     assert sent(session, 4.4) == []
     session.tick(4.5)
-    session.tick(4.5 + rules.SILENCE_S)
+    session.tick(4.5 + SILENCE_S)
     assert session.finished_links() == [link]
     assert "sign of life" in str(link.fault)
     assert not job.ended
@@ -293,7 +294,7 @@ def test_an_idle_link_owes_no_sign_of_life():
     assert session.to_send(100.0) == []
     session.open(REQUEST, budget_s=None, now_s=100.0)
     assert len(sent(session, 100.0)) == 1
-    assert session.next_deadline_s() == 100.0 + rules.PING_S
+    assert session.next_deadline_s() == 100.0 + PING_S
 
 
 @pytest.mark.parametrize(
