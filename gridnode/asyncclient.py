@@ -196,15 +196,15 @@ class AsyncGrid:
         return await self.ask("status")
 
     async def peers(self) -> dict[str, Any]:
-        """Return what the daemon knows of its peers."""
+        """Return what the daemon knows of its peers, one record each under ``items``."""
         return await self.ask("peers")
 
     async def models(self) -> dict[str, Any]:
-        """Return the published models."""
+        """Return the published models, one record each under ``items``."""
         return await self.ask("models")
 
     async def explain(self, key: bytes) -> dict[str, Any]:
-        """Return the way a job went; ``key`` is that of its result or handle."""
+        """Return the decisions on a job under ``items``; ``key`` is that of its result or handle."""
         return await self.ask("explain", key.hex())
 
     async def ask(self, what: QueryKind, argument: str = "") -> dict[str, Any]:

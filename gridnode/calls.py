@@ -115,6 +115,6 @@ def item_of(outcome: "Flight[Input] | int") -> StreamItem:
 
 
 def read_document(document: bytes) -> dict[str, Any]:
-    """Read the daemon's answer to a query."""
+    """Read the daemon's answer to a query; what is no map is put under ``items``."""
     found = msgspec.json.decode(document)
     return found if isinstance(found, dict) else {"items": found}

@@ -266,15 +266,15 @@ class Grid:
         return self._ask("status")
 
     def peers(self) -> dict[str, Any]:
-        """Return what the daemon knows of its peers."""
+        """Return what the daemon knows of its peers, one record each under ``items``."""
         return self._ask("peers")
 
     def models(self) -> dict[str, Any]:
-        """Return the published models."""
+        """Return the published models, one record each under ``items``."""
         return self._ask("models")
 
     def explain(self, key: bytes) -> dict[str, Any]:
-        """Return the way a job went; ``key`` is that of its result or handle."""
+        """Return the decisions on a job under ``items``; ``key`` is that of its result or handle."""
         return self._ask("explain", key.hex())
 
     def ask(self, what: QueryKind, argument: str = "") -> dict[str, Any]:
