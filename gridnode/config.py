@@ -278,6 +278,9 @@ GOSSIP_PER_SECOND_MAX: Final = 200.0
 OUTBOX_FRAMES_MAX: Final = 4096
 """Frames waiting for one client to read. A program that does not read loses its connection, not our memory."""
 
+OUTBOX_BYTES_MAX: Final = 256 << 20
+"""Payload bytes waiting for one client to read; four of the largest results."""
+
 PROBE_INTERVAL_S: Final = 1.0
 """Time between two readings of load, memory and temperature."""
 

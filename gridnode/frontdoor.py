@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from gridnode.config import OUTBOX_FRAMES_MAX, ClientConfig
+from gridnode.config import OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, ClientConfig
 from gridnode.control import (
     CLIENT_ID_BYTES,
     VERSION,
@@ -222,6 +222,7 @@ class Connection:
         self._handles: dict[bytes, int] = {}
         self._outbox: deque[tuple[ServerMessage, Buffer]] = deque()
         self._wake = trio.Event()
+        self._outbox_bytes = 0
         self._flushed = trio.Event()
         self._flushed.set()
         self._nursery: trio.Nursery | None = None
@@ -381,9 +382,11 @@ class Connection:
 
     def say(self, message: ServerMessage, payload: Buffer = b"") -> None:
         """Queue a frame; a program that does not read its answers loses the connection."""
-        if len(self._outbox) >= OUTBOX_FRAMES_MAX:
-            log.warning("client_cut_off", frames=len(self._outbox))
-            self._socket.close()
+        self._outbox_bytes += len(payload)
+        if len(self._outbox) >= OUTBOX_FRAMES_MAX or self._outbox_bytes > OUTBOX_BYTES_MAX:
+            log.warning("client_cut_off", frames=len(self._outbox), size_bytes=self._outbox_bytes)
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
             return
         self._outbox.append((message, payload))
         if self._flushed.is_set():
@@ -399,6 +402,7 @@ class Connection:
     async def _flush(self) -> None:
         while self._outbox:
             message, payload = self._outbox.popleft()
+            self._outbox_bytes -= len(payload)
             await send_parts(self._socket, (encode_frame(message, len(payload)), payload))
         self._flushed.set()
 

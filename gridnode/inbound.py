@@ -185,6 +185,9 @@ class Inbound:
                     del by_key[entry.job.key]
                     open_leases.discard(command)
                     self._outbound.release(command)
+            if ruling.grants:
+                # The bracket: a cancel of ours that crossed the last outcome lies before it on the wire.
+                await exchange.send(StealAnswer(granted=0, state=state_to_wire(ruling.state)))
         finally:
             for command in sorted(open_leases):
                 self._outbound.release(command)

@@ -282,9 +282,7 @@ class Node:
             self._life = life
             await life.start(self._executor.serve)
             async with trio.open_nursery() as jobs:
-                hands = self._make_hands(jobs)
-                life.start_soon(self.driver.run, hands)
-                await self._start_life(life)
+                await self._start_life(life, self._make_hands(jobs))
                 async with trio.open_nursery() as intake:
                     await intake.start(self.door.serve)
                     self.is_ready = True
@@ -329,10 +327,11 @@ class Node:
             on_drained=self._drained.set,
         )
 
-    async def _start_life(self, life: trio.Nursery) -> None:
+    async def _start_life(self, life: trio.Nursery, hands: DaemonHands) -> None:
         """Start what outlives single jobs, in the order in which one needs the other."""
         self.data_address = await life.start(self._data.serve, self._handle_exchange)
         self.control_address = await life.start(self._control.serve)
+        life.start_soon(self.driver.run, hands)
         self._announce()
         await life.start(self.membership.serve)
         await life.start(self.admitting.serve)

@@ -358,6 +358,19 @@ class Outbound:
             conversation.abandon()
             raise
         await conversation.run()
+        await _receive_bracket(exchange)
+
+
+async def _receive_bracket(exchange: Exchange) -> None:
+    """Wait for the victim's last word, past cancels that crossed our outcomes."""
+    with trio.move_on_after(HANDOVER_TIMEOUT_S):
+        while True:
+            message, _ = await exchange.receive()
+            if isinstance(message, StealAnswer):
+                return
+            if not isinstance(message, JobCancel):
+                raise RemoteProtocolError(f"peer sent {type(message).__name__} where its last word was due")
+    raise PeerUnreachableError("the victim did not end a steal")
 
 
 def _seconds(value: float) -> float:
