@@ -11,7 +11,7 @@ import msgspec
 
 from gridnode.control import CLIENT_ID_BYTES, encode_body
 from gridnode.entries import Entries
-from gridnode.errors import GridError, InvalidInputError
+from gridnode.errors import GridError, InvalidInputError, JobRejectedError
 from gridnode.inputs import encode_input
 from gridnode.jobs import Job, Request
 from gridnode.results import Result, make_result
@@ -111,6 +111,8 @@ def item_of(outcome: "Flight[Input] | int") -> StreamItem:
     try:
         return StreamItem(frame=outcome.frame, image=outcome.image, result=outcome_of(outcome.job))
     except GridError as error:
+        if isinstance(error, JobRejectedError) and error.reason == "superseded":
+            return StreamItem(frame=outcome.frame, image=outcome.image, skipped=True)
         return StreamItem(frame=outcome.frame, image=outcome.image, error=error)
 
 

@@ -29,11 +29,11 @@ class StreamItem(msgspec.Struct, frozen=True, kw_only=True):
     frame: int
     """Number of the frame in the order of the source, from 0."""
     image: object = None
-    """The frame as the source gave it; None for a skipped one, which is not kept."""
+    """The frame as the source gave it; None for one that was skipped before it was sent, which is not kept."""
     result: Result | None = None
     error: GridError | TypeError | None = None
     skipped: bool = False
-    """Whether a newer frame took this one's place before it was sent (mode ``newest``)."""
+    """Whether a newer frame took this one's place, here or while it waited in the grid (mode ``newest``)."""
 
 
 class Flight(Generic[T]):

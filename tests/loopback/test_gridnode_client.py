@@ -614,6 +614,12 @@ def test_a_stream_keeps_errors_with_their_frame(path):
     assert kinds == [type(None), JobRejectedError, InvalidInputError, TypeError, type(None)]
 
 
+def test_a_frame_superseded_in_the_grid_counts_as_skipped(path):
+    with Daemon(path, refuse("superseded")), Grid(path) as grid:
+        (item,) = grid.stream([FRAME], model="street")
+        assert (item.frame, item.skipped, item.error, item.result) == (0, True, None, None)
+
+
 def test_an_error_of_the_source_comes_after_its_frames(path):
     def source():
         yield FRAME
