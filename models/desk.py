@@ -18,18 +18,21 @@ import msgspec
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # exported without __all__
 from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported without __all__
     MetaFile,
+    Root,
     Snapshot,
     Targets,
     Timestamp,
 )
 
 from models.metadata import (
+    ROOT_MAX_BYTES,
     SIGNED_AT,
     SNAPSHOT_MAX_BYTES,
     TARGETS_MAX_BYTES,
     TIMESTAMP_MAX_BYTES,
     ExpiredStateError,
     Fetch,
+    Publication,
     SignatureError,
     SignedState,
     TrustError,
@@ -39,6 +42,7 @@ from models.metadata import (
     follow_roots,
     pull_newer,
     read_role,
+    same_content,
     sign,
     signed_at_s,
     utc,
@@ -111,29 +115,14 @@ class ReleaseDesk:
             It was taken over, but this desk may not sign it.
         """
         sent = decode_publication(publication)
-        root = follow_roots(sent.roots, self._grid_id)
         held = SignedState(roots=sent.roots[:1]) if self._view is None else self._view.state
-        common = min(len(held.roots), len(sent.roots))
-        if held.roots[:common] != sent.roots[:common]:
-            raise SignatureError("the publication's roots differ from those held; pull the newest state, then publish")
-        if len(sent.roots) < len(held.roots):
-            raise SignatureError(f"root {len(held.roots)} is held, root {len(sent.roots)} was sent; pull, then publish")
-        targets = read_role(sent.targets, Targets, root, TARGETS_MAX_BYTES)
-        for what, role in (("root", root), ("targets", targets)):
-            if role.is_expired(utc(now_s)):
-                raise ExpiredStateError(f"{what} version {role.version} expired at {role.expires}; sign anew")
-        present = self._view.targets if self._view else None
-        if sent.targets != held.targets and present is not None and targets.version <= present.version:
-            raise SignatureError(
-                f"targets version {present.version} is held, version {targets.version} was sent with other content; "
-                "pull the newest state, then publish again"
-            )
-        for path, target in targets.targets.items():
-            if not check_file(target, sent.files.get(path, b"")):
-                raise SignatureError(f"the publication's file {path!r} is missing or not the one that targets name")
+        targets = self._check_publication(sent, held, now_s)
         for path in targets.targets:
             self._directory.put_target(sent.files[path])
-        changed = self._take(msgspec.structs.replace(held, roots=sent.roots, targets=sent.targets))
+        # What is held already stays as it is spelled: its hashes are signed.
+        roots = (*held.roots, *sent.roots[len(held.roots) :])
+        kept = held.targets if same_content(sent.targets, held.targets, Targets, TARGETS_MAX_BYTES) else sent.targets
+        changed = self._take(msgspec.structs.replace(held, roots=roots, targets=kept))
         self.refresh(now_s)
         return changed
 
@@ -195,6 +184,29 @@ class ReleaseDesk:
     def file(self, path: str) -> bytes | None:
         """Return a file of the copy by its repository path: the desk is a source like any peer."""
         return self._directory.serve(self._view, path)
+
+    def _check_publication(self, sent: Publication, held: SignedState, now_s: float) -> Targets:
+        """Return a publication's targets if all of it is the owner's, newer than what is held, and complete."""
+        root = follow_roots(sent.roots, self._grid_id)
+        if len(sent.roots) < len(held.roots):
+            raise SignatureError(f"root {len(held.roots)} is held, root {len(sent.roots)} was sent; pull, then publish")
+        if not all(same_content(*pair, Root, ROOT_MAX_BYTES) for pair in zip(held.roots, sent.roots, strict=False)):
+            raise SignatureError("the publication's roots differ from those held; pull the newest state, then publish")
+        targets = read_role(sent.targets, Targets, root, TARGETS_MAX_BYTES)
+        for what, role in (("root", root), ("targets", targets)):
+            if role.is_expired(utc(now_s)):
+                raise ExpiredStateError(f"{what} version {role.version} expired at {role.expires}; sign anew")
+        present = self._view.targets if self._view else None
+        is_same = same_content(sent.targets, held.targets, Targets, TARGETS_MAX_BYTES)
+        if present is not None and targets.version <= present.version and not is_same:
+            raise SignatureError(
+                f"targets version {present.version} is held, version {targets.version} was sent with other content; "
+                "pull the newest state, then publish again"
+            )
+        for path, target in targets.targets.items():
+            if not check_file(target, sent.files.get(path, b"")):
+                raise SignatureError(f"the publication's file {path!r} is missing or not the one that targets name")
+        return targets
 
     def _signed(self, view: View, now_s: float) -> SignedState:
         """Sign a snapshot and a timestamp of a state's targets, in the next versions."""

@@ -255,6 +255,16 @@ def decode(data: bytes, kind: type[S], bound: int) -> Metadata[S]:
     return metadata
 
 
+def same_content(first: bytes | None, second: bytes | None, kind: type[S], bound: int) -> bool:
+    """Say whether two pieces of metadata say the same, however they are spelled; raises SignatureError.
+
+    Signatures cover what is said. Spaces, order, or one more signature may be added by anyone on the way.
+    """
+    if first is None or second is None or first == second:
+        return first == second
+    return bool(decode(first, kind, bound).signed == decode(second, kind, bound).signed)
+
+
 def check_file(target: TargetFile, data: bytes) -> bool:
     """Say whether bytes are the target: right length, right hash."""
     try:

@@ -757,3 +757,17 @@ def test_broken_connections_count_as_withheld(grid):
 
     assert node.refresh([broken, grid.desk.file], NOW).faults[0].kind == "withheld"
     assert node.versions()[1] > 0
+
+
+def test_metadata_respelled_on_the_way_do_not_keep_the_owner_from_publishing(grid):
+    """Anyone may add spaces to signed JSON; a desk that took such from a peer must know its content again."""
+    grid.owner.rotate_keys(NOW + 1)
+    state = grid.owner.view.state
+    spaced = {"metadata/2.root.json": state.roots[1] + b" ", "metadata/targets.json": b" " + state.targets}
+    assert grid.desk.pull(only(spaced, grid.desk.file))
+    assert grid.desk.file("metadata/2.root.json").endswith(b" ")
+    grid.desk.accept(grid.owner.publication(), NOW + 2)
+    grid.publish(now_s=NOW + 3)
+    node = grid.node()
+    node.refresh([grid.desk.file], NOW + 3)
+    assert "street" in node.models()
