@@ -239,16 +239,11 @@ class GuardedPubsub(Pubsub):
             return False
         return True
 
-    async def _handle_new_peer(self, peer_id: ID) -> None:
-        self._drop_stale_stream(peer_id)
-        await super()._handle_new_peer(peer_id)
-
     def _handle_dead_peer(self, peer_id: ID) -> None:
         # Stock would forget the subscriptions too, which a peer that reconnected in the meantime does not repeat:
         # it would never be sent a message again.
         if self._peer_is_connected(peer_id):
-            self._drop_stream(peer_id)
-            self._schedule_peer_stream_retry(peer_id)
+            self._renew_stream(peer_id)
         else:
             super()._handle_dead_peer(peer_id)
 
@@ -259,23 +254,17 @@ class GuardedPubsub(Pubsub):
             async for peer_id in self.dead_peer_receive_channel:
                 if not self._peer_is_connected(peer_id):
                     self._handle_dead_peer(peer_id)
-                elif self._drop_stale_stream(peer_id):
-                    self._schedule_peer_stream_retry(peer_id)
+                elif peer_id in self.peers and self.peers[peer_id].muxed_conn.is_closed:
+                    # Stock keeps a stream whose connection is gone while another lives, and takes no new one.
+                    self._renew_stream(peer_id)
 
-    def _drop_stale_stream(self, peer_id: ID) -> bool:
-        """Forget our stream to a peer if its connection is closed; stock keeps it, and takes no other."""
-        stream = self.peers.get(peer_id)
-        if stream is None or not stream.muxed_conn.is_closed:
-            return False
-        self._drop_stream(peer_id)
-        return True
-
-    def _drop_stream(self, peer_id: ID) -> None:
+    def _renew_stream(self, peer_id: ID) -> None:
         if self.peers.pop(peer_id, None) is not None:
             queue = self.peer_queues.pop(peer_id, None)
             if queue is not None:
                 queue.close()
             self.router.remove_peer(peer_id)
+        self._schedule_peer_stream_retry(peer_id)
 
     def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
         """Do nothing: the validator delivers, see transport.libp2p_host."""

@@ -344,7 +344,7 @@ class Libp2pHost:
                     await trio.sleep_forever()
                 finally:
                     self._is_serving = False
-                    # Leaving the contexts above would not close what was dialled.
+                    # libp2p's own way of closing; what it leaves open, abort_all closes.
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + self._config.close_s):
                         await self._say_goodbye()
                         await self._host.close()

@@ -96,7 +96,7 @@ class Wire:
         self._release()
 
     def remove(self, node: str) -> None:
-        """Drop everything to and from a node from now on; what it sent before still arrives."""
+        """Drop everything that a node sends from now on; what it sent before still arrives."""
         self._gone.add(node)
         self._paused.discard(node)
         self._held = [held for held in self._held if held[1] != node]
@@ -146,7 +146,7 @@ class Wire:
                 _, _, source, target, call = heapq.heappop(self._heap)
                 if self._is_blocked(source, target):
                     self._held.append((source, target, call))
-                elif target not in self._gone:
+                else:
                     call()
 
     # ------------------------------------------------------------ connections

@@ -12,6 +12,7 @@ import pytest
 import trio
 from libp2p import generate_new_ed25519_identity, new_host
 from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.pubsub.gossipsub import GossipSub
@@ -26,7 +27,7 @@ from transport.base import HEALTH_TOPIC, STATE_TOPIC, Dial, GossipMessage
 from transport.identity import NodeKey
 from transport.intake import ORIGIN_BURST
 from transport.libp2p_host import Libp2pConfig, Libp2pHost
-from transport.libp2p_tcp import PENDING_PER_HOST, WRITE_TIMEOUT_S, Doorstep, GridStream
+from transport.libp2p_tcp import PENDING_PER_HOST, WRITE_TIMEOUT_S, Doorstep, GridStream, multiaddr_of
 from transport.sandbox import SandboxGrid, SandboxNode
 from transport.tls import client_context
 from transport.wire import LocalProtocolError, PeerUnreachableError
@@ -462,6 +463,7 @@ def test_a_forged_origin_is_dropped_and_the_true_one_passes() -> None:
         for key_of in (attacker, victim, None):
             send(target, rpc_with(b, origin=victim.host.node, signer=attacker, key_of=key_of, data=b"forged"))
         send(target, rpc_with(b, origin=b.host.node, signer=attacker, key_of=None, data=b"forged as its own"))
+        send(target, rpc_with(b, origin=b.host.node, signer=b, key_of=b, data=b"its own, played back"))
         unsigned = rpc_with(b, origin=victim.host.node, signer=victim, key_of=None, data=b"unsigned")
         unsigned.publish[0].ClearField("signature")
         send(target, unsigned)
@@ -534,8 +536,12 @@ def test_a_disconnected_peer_is_not_dialled_by_libp2p_itself() -> None:
         await meet(a, b)
         await a.host.disconnect(b.host.node)
         await until(lambda: not b.neighbours)
-        for host in (a, b):
+        for host, other in ((a, b), (b, a)):
             await host.host.publish(STATE_TOPIC, b"nobody hears it")
+            told = multiaddr_of(*other.address)  # as a peer could have told by any of libp2p's ways
+            host.host._host.get_peerstore().add_addrs(ID.from_base58(other.host.node), [told], 3600)
+            with pytest.raises(SwarmException, match="planner"):
+                await host.host._host.new_stream(ID.from_base58(other.host.node), ["/meshsub/1.1.0"])
         await trio.sleep(1.5)  # more than one heartbeat and one retry of pubsub
         assert a.neighbours == b.neighbours == []
 
