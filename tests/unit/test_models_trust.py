@@ -771,3 +771,20 @@ def test_metadata_respelled_on_the_way_do_not_keep_the_owner_from_publishing(gri
     node = grid.node()
     node.refresh([grid.desk.file], NOW + 3)
     assert "street" in node.models()
+
+
+def test_node_that_was_away_follows_many_rotations_at_once(grid):
+    node = grid.node()
+    node.refresh([grid.desk.file], NOW)
+    for number in range(2, 7):
+        key = create_key(grid.path / "owner" / f"owner-{number}.pem")
+        grid.owner.rotate_keys(NOW + number, owner_keys=[key])
+    grid.desk.accept(grid.owner.publication(), NOW + 10)
+    assert node.refresh([grid.desk.file], NOW + 10).advanced
+    assert node.versions()[0] == 6
+    # Root 4 alone, without those between, leads nowhere.
+    late = grid.node("late")
+    gap = only({"metadata/3.root.json": None}, grid.desk.file)
+    assert late.refresh([gap], NOW + 10).faults
+    assert late.versions()[0] == 2
+    assert late.refresh([grid.desk.file], NOW + 10).advanced
