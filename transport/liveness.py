@@ -327,14 +327,16 @@ class Liveness:
         probe = self._probes.get(event.probe)
         if probe is None:
             return
+        member = self._members.get(probe.target)
         if event.via is not None:
             probe.waiting.discard(event.via)
+        elif member is None or member.heard_s == -_NEVER:
+            return  # an address that never worked, or is not known yet, proves no more than silence
         elif not probe.broken:
             probe.broken = True
             if probe.direct_s != _NEVER:
                 self._ask_helpers(event.probe, probe)
-            member = self._members.get(probe.target)
-            if member is not None and not member.detour:
+            if not member.detour:
                 self._suspect(probe.target, member, self._node, "connection broke", broken=True)
         self._conclude_early(event.probe, probe)
 

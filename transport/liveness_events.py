@@ -94,7 +94,10 @@ class ProbeAnswered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeBroken(msgspec.Struct, frozen=True, kw_only=True):
-    """A ping's connection was refused or reset. A ping that merely gets no answer needs no event."""
+    """A ping's connection was refused or reset. A ping that merely gets no answer needs no event.
+
+    For a peer that has answered before this means that its process is gone.
+    """
 
     probe: int
     target: str

@@ -1,12 +1,17 @@
 """The libp2p control plane: real sockets on 127.0.0.1, several hosts in one process."""
 
+import base64
 import os
 import random
+import signal
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import multiaddr
 import pytest
 import trio
@@ -697,3 +702,85 @@ def test_an_open_grid_gossips_with_a_stock_libp2p_host() -> None:
                 pass
 
     play(scene, open_host)
+
+
+OTHER_PROCESS = """
+import base64, sys
+import msgspec, trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from transport.certificates import GridTrust, NothingRevoked
+from transport.gridtime import GridTime
+from transport.identity import NodeKey
+from transport.libp2p_host import Libp2pHost
+raw, chain, ca, grid_id, now_s = msgspec.json.decode(sys.stdin.readline())
+key = NodeKey(Ed25519PrivateKey.from_private_bytes(base64.b64decode(raw)))
+trust = GridTrust(ca.encode(), grid_id, revocations=NothingRevoked(), grid_time=GridTime(lambda: now_s))
+host = Libp2pHost(key, grid_id=grid_id, epoch=1, listen=("127.0.0.1", 0), trust=trust,
+                  chain_pem=chain.encode(), on_bug=sys.exit)
+async def main():
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(host.serve)
+        print(address[1], flush=True)
+trio.run(main)
+"""
+
+
+@asynccontextmanager
+async def other_process(member: SandboxNode) -> AsyncIterator[tuple[trio.Process, Dial]]:
+    """Run a host in a process of its own."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", OTHER_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        raw = base64.b64encode(member.key.raw_private).decode()
+        told = (raw, member.chain_pem.decode(), GRID.ca_pem.decode(), GRID.grid_id, GRID.now_s)
+        await process.stdin.send_all(msgspec.json.encode(told) + b"\n")
+        port = b""
+        while not port.endswith(b"\n"):
+            port += await process.stdout.receive_some()
+        yield process, Dial(node=member.node, host="127.0.0.1", port=int(port))
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5.0):
+            await process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                await pipe.aclose()
+
+
+def test_a_killed_process_is_noticed_at_once() -> None:
+    async def scene(nursery: trio.Nursery, a: Running) -> None:
+        async with other_process(GRID.make_node()) as (process, dial):
+            await a.host.connect(dial)
+            assert a.neighbours == [dial.node]
+            process.kill()
+            began_s = trio.current_time()
+            await until(lambda: a.neighbours == [])
+            assert trio.current_time() - began_s < 1.0
+
+    play(scene, make)
+
+
+def test_a_stopped_process_delays_neither_a_disconnect_nor_the_end() -> None:
+    async def scene(nursery: trio.Nursery) -> None:
+        async with other_process(GRID.make_node()) as (process, dial):
+            for ending in ("disconnect", "end"):
+                a = await start(nursery, make())
+                await a.host.connect(dial)
+                process.send_signal(signal.SIGSTOP)
+                for i in range(50):
+                    await a.host.publish(HEALTH_TOPIC, bytes([i]) * 4000)
+                assert a.neighbours == [dial.node], "silence is the failure detector's business"
+                began_s = trio.current_time()
+                if ending == "disconnect":
+                    await a.host.disconnect(dial.node)
+                    assert a.neighbours == []
+                    assert trio.current_time() - began_s < 2.0
+                a.scope.cancel()
+                await until(lambda host=a.host: host._swarm.manager.is_finished)  # type: ignore[misc]
+                assert trio.current_time() - began_s < 5.0
+                process.send_signal(signal.SIGCONT)
+
+    play(scene)

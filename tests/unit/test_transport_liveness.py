@@ -106,7 +106,8 @@ def test_a_suspicion_without_any_helper_is_not_published() -> None:
 
 def test_a_refused_connection_makes_suspect_at_once_and_dead_within_two_seconds() -> None:
     live = detector("a", "b", "c")
-    ping = doubt(live, "a", 10.0 - 10.0)
+    live.handle(PeerSeen(node="a", epoch=1, direct=True), now_s=0.0)
+    ping = doubt(live, "a", 0.0)
     actions = live.handle(ProbeBroken(probe=ping.probe, target="a"), now_s=0.01)
     assert changes(actions) == [("a", Status.SUSPECT)]
     assert words(actions) == []
@@ -118,8 +119,18 @@ def test_a_refused_connection_makes_suspect_at_once_and_dead_within_two_seconds(
     assert ("a", "dead") in words(done)
 
 
+def test_a_refusal_of_a_peer_that_never_answered_counts_as_silence() -> None:
+    live = detector("a", "b", "c")
+    ping = doubt(live, "a", 0.0)
+    assert live.handle(ProbeBroken(probe=ping.probe, target="a"), now_s=0.01) == []
+    assert live.next_deadline_s() == 0.5  # then helpers are asked
+    run_until(live, 1.2)
+    assert live.status("a") is Status.ALIVE
+
+
 def test_a_peer_only_helpers_reach_stays_alive_and_its_next_refusal_says_nothing() -> None:
     live = detector("a", "b")
+    live.handle(PeerSeen(node="a", epoch=1, direct=True), now_s=0.0)
     ping = doubt(live, "a", 0.0)
     live.handle(ProbeBroken(probe=ping.probe, target="a"), now_s=0.0)
     actions = live.handle(ProbeAnswered(probe=ping.probe, target="a", via="b"), now_s=0.01)
