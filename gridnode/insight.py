@@ -286,8 +286,9 @@ class Insight:
             return "starting"
         if now_s > node.credentials.certificate.not_after_s:
             return "certificate expired"
-        if node.signed.status().expired:
-            return "trust expired"
+        trust = node.signed.status()
+        if trust.expired:
+            return "trust expired" if trust.expires_s else "waiting for signed state"
         if node.mesh.statistics().isolated_s is not None and node.membership.members():
             return "isolated"
         return "ok"

@@ -90,7 +90,9 @@ class Membership:
     epoch : int
         Boot counter of this life.
     on_trust_news : callable
-        Told (root version, timestamp version, node) when a peer holds signed state.
+        Told what signed state a peer says it holds, and its PeerID.
+    on_meeting : callable
+        Told each peer that was met; signed state may be had from it.
     on_fatal : callable
         Told an exception that must end the daemon.
     """
@@ -106,6 +108,7 @@ class Membership:
         driver: Driver,
         cards_path: Path | None,
         on_trust_news: Callable[[TrustNotice, str], None],
+        on_meeting: Callable[[str], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._credentials = credentials
@@ -116,6 +119,7 @@ class Membership:
         self._driver = driver
         self._cards_path = cards_path
         self._on_trust_news = on_trust_news
+        self._on_meeting = on_meeting
         self._on_fatal = on_fatal
         self._book = CardBook(credentials.trust)
         self._own_card = b""
@@ -433,6 +437,7 @@ class Membership:
         finally:
             self._introducing.discard(node)
         if reached:
+            self._on_meeting(node)
             if self._unreachable.pop(node, None) is not None and self.has_role(node, SERVE):
                 self._driver.post(PeerReachable(peer=node, reachable=True))
         else:

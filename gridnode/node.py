@@ -153,6 +153,7 @@ class Node:
             driver=self.driver,
             cards_path=state.cards,
             on_trust_news=lambda notice, node: self.signed.heard(notice, node),
+            on_meeting=lambda node: self.signed.met(node),
             on_fatal=self.fail,
         )
         self.signed = SignedState(
@@ -200,7 +201,7 @@ class Node:
             control=control,
             book_path=state.addresses,
             grid_time_s=credentials.grid_time.now_s,
-            on_neighbour=self.membership.greet,
+            on_neighbour=self._greet,
         )
         self.membership.begin(mesh=self.mesh, watch=self.watch)
         self.admitting = Admitting(
@@ -427,6 +428,10 @@ class Node:
         entries = self.house.capabilities()
         table = CapabilityTable(node_id=self.credentials.node, digest=table_digest(entries), entries=entries)
         return table_to_wire(table)
+
+    def _greet(self, neighbour: str) -> None:
+        self.membership.greet(neighbour)
+        self.signed.greet()
 
     def _on_renewed(self) -> None:
         """Use a renewed certificate on new connections, and tell the grid."""

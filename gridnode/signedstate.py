@@ -36,6 +36,8 @@ REFRESH_S: Final = 60.0
 SOURCES_MAX: Final = 3
 """Peers asked per look: one alone could hide news until its timestamp expires."""
 FILE_TIMEOUT_S: Final = 10.0
+GREETING_S: Final = 2.0
+"""Pause before a new neighbour is told; gossip takes a heartbeat or two to include it."""
 RETRY_S: Final = 2.0
 """Pause after a look that left files missing."""
 
@@ -84,6 +86,7 @@ class SignedState:
         if state.desk_key.exists():
             self.desk = ReleaseDesk(state.desk, load_key(state.desk_key), credentials.grid_id)
         self._wake = trio.Event()
+        self._greetings = trio.Event()
         self._hints: list[str] = []
         self._alarmed = False
 
@@ -116,6 +119,16 @@ class SignedState:
             self._hints.append(node)
             self.look()
 
+    def met(self, node: str) -> None:
+        """Take note of a peer that answers; ask it at once while this node has no whole state of its own."""
+        if self.client.versions()[1] == 0:
+            self._hints.append(node)
+            self.look()
+
+    def greet(self) -> None:
+        """Tell a new neighbour soon which state this node holds: after a partition either may be behind."""
+        self._greetings.set()
+
     def look(self) -> None:
         """Look for news soon."""
         self._wake.set()
@@ -125,7 +138,20 @@ class SignedState:
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled. What is on disk is in force at once; peers are asked when there are any."""
         await self._round()
-        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._greet_neighbours)
+            task_status.started()
+            await self._keep_fresh()
+
+    async def _greet_neighbours(self) -> None:
+        """Gossip the versions a moment after neighbours were gained, when the gossip mesh includes them."""
+        while True:
+            await self._greetings.wait()
+            self._greetings = trio.Event()
+            await trio.sleep(GREETING_S)
+            await self.tell()
+
+    async def _keep_fresh(self) -> None:
         while True:
             pause_s = REFRESH_S * self._rng.uniform(0.8, 1.2)
             with trio.move_on_after(pause_s):
@@ -172,9 +198,10 @@ class SignedState:
             return False
         self._credentials.grid_time.observe(self.client.signed_time_s)
         status = self.status()
-        if status.expired and not self._alarmed:
+        expired = status.expired and status.expires_s > 0
+        if expired and not self._alarmed:
             log.error("trust_expired", remedy="let a node with role admit come back, or the owner sign anew")
-        self._alarmed = status.expired
+        self._alarmed = expired
         for fault in changes.faults:
             log.debug("trust_source_failed", kind=fault.kind, reason=fault.reason)
         if changes.advanced:
