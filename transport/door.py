@@ -14,6 +14,7 @@ Guests are strangers: few at a time, few seconds, small messages, one question p
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import trio
@@ -161,10 +162,11 @@ class Door:
         address: tuple[str, int] = plain.getsockname()[:2]
         task_status.started(address)
         try:
-            while True:
-                await self._wait_until_wanted(True)
-                await self._stay_open(plain)
-                plain = self._bind(*address)
+            async with trio.open_nursery() as guests:
+                while True:
+                    await self._wait_until_wanted(True)
+                    await self._stay_open(plain, guests)
+                    plain = self._bind(*address)
         finally:
             plain.close()
 
@@ -190,7 +192,8 @@ class Door:
             with trio.move_on_after(self._config.look_s):
                 await self._changed.wait()
 
-    async def _stay_open(self, plain: socket.socket) -> None:
+    async def _stay_open(self, plain: socket.socket, guests: trio.Nursery) -> None:
+        """Listen while that is wanted; guests who are in then may finish, in the nursery passed in."""
         try:
             plain.listen(16)
         except OSError as error:
@@ -198,7 +201,7 @@ class Door:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(plain))
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.serve_listeners, self._meet, [listener])
+                nursery.start_soon(partial(trio.serve_listeners, self._meet, [listener], handler_nursery=guests))
                 self._opened.set()
                 await self._wait_until_wanted(False)
                 nursery.cancel_scope.cancel()

@@ -21,7 +21,7 @@ from transport.gridtime import GridTime
 from transport.revocation import Revocations
 from transport.sandbox import GRID_ID, NOW_S, SandboxGrid
 from transport.securestream import SecureStream, take_socket
-from transport.tls import CONFIRMATION, client_context, joining_context
+from transport.tls import CONFIRMATION, client_context, joining_context, server_context
 from transport.wire import (
     CardRequest,
     Document,
@@ -249,9 +249,9 @@ async def test_sending_cancelled_half_way_closes_the_connection_and_nothing_else
             with trio.move_on_after(0.2) as scope:
                 await exchange.send(Ping(nonce=2), [bytes(32_000_000)])
             assert scope.cancelled_caught
-            with pytest.raises(PeerUnreachableError):
+            with pytest.raises(PeerUnreachableError, match="closed on this side"):
                 await exchange.send(Ping(nonce=3))
-            with pytest.raises(PeerUnreachableError):
+            with pytest.raises(PeerUnreachableError, match="closed on this side"):
                 await exchange.receive()
         assert plane.open_peers() == ()
 
@@ -472,6 +472,38 @@ async def test_another_node_at_the_address_is_not_spoken_to():
         with pytest.raises(PeerUnreachableError, match="out of date"):
             await ask(plane, wanted)
         assert listener.statistics().exchanges_served == 0
+
+
+@pytest.mark.parametrize(
+    ("greeting", "complaint"), [(b"\x07", "instead of its confirmation"), (b"", "instead of accepting")]
+)
+def test_without_the_confirmation_nothing_is_sent(greeting, complaint):
+    async def main():
+        grid = SandboxGrid()
+        here, there = grid.make_node(), grid.make_node()
+        plane = plane_of(grid, here)
+        heard = bytearray()
+
+        async def listen(guest):
+            context = server_context(there.key, there.chain_pem, grid.ca_pem)
+            stream = SecureStream(take_socket(guest), context, server_side=True)
+            await stream.handshake()
+            if greeting:
+                await stream.send([greeting])
+                await drain(stream, heard)
+            stream.close()
+
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, listen, listeners)
+            host, port = listeners[0].socket.getsockname()
+            plane.set_address(there.node, [DataAddress(host=host, port=port)])
+            with pytest.raises(PeerUnreachableError, match=complaint):
+                await ask(plane, there.node)
+            nursery.cancel_scope.cancel()
+        assert heard == b""
+
+    in_trio(main)()
 
 
 @in_trio
@@ -833,10 +865,11 @@ async def test_cancelling_the_service_closes_everything():
 
 def test_only_tls_1_3_is_spoken():
     async def main():
-        async with two_planes() as (_, listener, _, address):
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            context.maximum_version = ssl.TLSVersion.TLSv1_2
+        grid = SandboxGrid()
+        node = grid.make_node()
+        async with two_planes(grid=grid) as (_, listener, _, address):
+            context = client_context(node.key, node.chain_pem, grid.ca_pem)
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
             stream = SecureStream(take_socket(await trio.open_tcp_stream(*address)), context, server_side=False)
             with pytest.raises(RemoteProtocolError):
                 await stream.handshake()
