@@ -202,7 +202,7 @@ def check_name(name: str, *, what: str) -> None:
 
 
 def canonical_bytes(manifest: Manifest) -> bytes:
-    """Encode a manifest so that equal manifests give equal bytes: JSON with sorted keys."""
+    """Encode a manifest so that equal manifests give equal bytes: JSON, fields in the order of their definition."""
     return msgspec.json.encode(manifest, order="deterministic")
 
 
@@ -238,7 +238,10 @@ def chunk_cid(data: bytes | memoryview) -> str:
     Layout of the binary CID: version 0x01, codec raw 0x55, multihash sha2-256 0x12, length 0x20, digest
     (multiformats CID specification, https://github.com/multiformats/cid).
     """
-    raw = b"\x01\x55\x12\x20" + hashlib.sha256(data).digest()
+    return _cid_text(b"\x01\x55\x12\x20" + hashlib.sha256(data).digest())
+
+
+def _cid_text(raw: bytes) -> str:
     return "b" + base64.b32encode(raw).decode("ascii").lower().rstrip("=")
 
 
@@ -252,6 +255,8 @@ def parse_cid(cid: str) -> bytes:
         raise ValueError(f"chunk name {cid!r} is no base32") from error
     if raw[:4] != b"\x01\x55\x12\x20" or len(raw) != 36:
         raise ValueError(f"chunk name {cid!r} is no CIDv1 of raw bytes by sha2-256")
+    if _cid_text(raw) != cid:
+        raise ValueError(f"chunk name {cid!r} has stray bits at its end: one digest must have one name")
     return raw[4:]
 
 

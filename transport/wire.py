@@ -363,7 +363,7 @@ class Signed(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="rene
 
 
 class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="publish_request"):
-    """Asks an admit node to take owner-signed targets metadata into the repository; payload: the metadata."""
+    """Hands what an owner signed (models.metadata.Publication, the payload) to an admit node. Answered by Document."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="error"):
