@@ -3,7 +3,7 @@
 import socket
 import ssl
 import struct
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 
 import msgspec
 import pytest
@@ -487,11 +487,11 @@ def test_without_the_confirmation_nothing_is_sent(greeting, complaint):
         async def listen(guest):
             context = server_context(there.key, there.chain_pem, grid.ca_pem)
             stream = SecureStream(take_socket(guest), context, server_side=True)
-            await stream.handshake()
-            if greeting:
-                await stream.send([greeting])
-                await drain(stream, heard)
-            stream.close()
+            with closing(stream):
+                await stream.handshake()
+                if greeting:
+                    await stream.send([greeting])
+                    await drain(stream, heard)
 
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
