@@ -214,6 +214,20 @@ def test_the_active_set_of_a_large_grid_is_bounded_and_mostly_fast():
     assert sum(1 for peer in members if peer.speed > 50) >= 24
 
 
+def test_the_active_set_follows_a_growing_grid():
+    """The first peers heard of are slow; the set is drawn anew as the number of known peers doubles."""
+    view = View("me", CoreConfig())
+    active = ActiveSet(view, CoreConfig(), rng=random.Random(1), now_s=0.0)
+    for number in range(200):
+        mean_s = 1.0 if number < 40 else 0.01
+        digest = f"{mean_s}".encode().ljust(8, b"-")
+        entry = Capability(model="m", mean_s=mean_s, p95_s=mean_s, memory_bytes=1, load_s=1.0)
+        view.merge(state(f"p{number:04d}", 1, 1, digest=digest), now_s=0.0)
+        view.learn_table(CapabilityTable(node_id=f"p{number:04d}", digest=digest, entries=(entry,)))
+        assert len(active.members()) == min(number + 1, 32)
+    assert sum(1 for peer in active.members() if peer.speed > 50) >= 28
+
+
 def test_one_active_peer_is_exchanged_at_a_time_and_lost_ones_are_replaced():
     _, active, view = draw_counts(3, 1, [0.1] * 100)
     before = {peer.node_id for peer in active.members()}

@@ -719,3 +719,49 @@ def test_a_payload_of_an_offer_accepted_before_the_drain_goes_back():
     offer(bench, 1, 1.0)
     bench.feed(1.1, ev.DrainRequested())
     assert only(bench.job(1.2, origin="b", offer=1), act.Nack).why is Reason.DRAINING
+
+
+# Found missing by breaking the code on purpose.
+
+
+def test_a_refusal_does_not_hide_that_an_executor_was_lost_before():
+    bench = Bench(mean_s=0.5, models=())
+    bench.peer("b", 0.01)
+    bench.peer("c", 0.02)
+    first = only(bench.job(1.0), act.Send)
+    second = only(bench.feed(1.1, ev.SendFailed(command=first.command, connected=True)), act.Send)
+    refused = bench.feed(1.2, ev.Nacked(command=second.command, reason=Reason.QUEUE_FULL, state=None))
+    assert only(refused, act.Reject).why is Reason.LOST
+
+
+def test_a_drain_gives_up_the_room_kept_for_offers():
+    bench = Bench()
+    offer(bench, 1, 1.0)
+    bench.feed(1.1, ev.DrainRequested())
+    statistics = bench.core.statistics()
+    assert (statistics.reserved_bytes, statistics.backlog_s) == (0, 0.0)
+
+
+def test_jobs_that_fall_silent_together_are_one_silence():
+    bench = Bench(mean_s=5.0)
+    bench.peer("b", 0.01)
+    for tenth in range(3):
+        bench.job(1.0 + tenth / 100)
+    bench.timers(1.5)
+    assert bench.core.statistics().executors_silent == 3
+    assert bench.core._ledger.view.get("b").quarantine_s == 1.0
+
+
+def test_a_model_in_use_is_not_evicted():
+    cold = {"queue": {"model_memory_bytes": 1}}
+    bench = Bench(mean_s=0.5, models=("m",), **cold)
+    capabilities = tuple(
+        Capability(model=model, mean_s=0.5, p95_s=0.5, memory_bytes=1, load_s=0.1) for model in ("m", "n")
+    )
+    bench.feed(0.1, ev.ModelChanged(table_digest=b"b", capabilities=capabilities, loaded=frozenset("m")))
+    bench.job(1.0)
+    refused = bench.job(1.1, models=("n",))
+    assert not of(refused, act.EvictModel | act.LoadModel)
+    assert only(refused, act.Reject).why is Reason.QUEUE_FULL
+    bench.feed(1.5, ev.ServiceFinished(command=1, service_s=0.5))
+    assert only(bench.job(1.6, models=("n",)), act.EvictModel).model == "m"
