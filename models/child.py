@@ -51,8 +51,7 @@ def spawn(
         The machine is out of processes, memory or descriptors.
     """
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    inherited = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    environment["PYTHONPATH"] = os.pathsep.join([_ROOT, *inherited])
+    environment["PYTHONPATH"] = os.pathsep.join(_module_folders())
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
@@ -63,3 +62,10 @@ def spawn(
         env=environment | _SETTINGS,
         start_new_session=True,
     )
+
+
+def _module_folders() -> list[str]:
+    """Return where the child looks for modules first."""
+    folders = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    # Installed, we are found anyway, and in front of the standard library other packages there could hide parts of it.
+    return folders if Path(_ROOT).name in ("site-packages", "dist-packages") else [_ROOT, *folders]

@@ -4,11 +4,15 @@ Owns the two ways to do it: a quota of the kernel (cgroup v2) where a writable g
 stopping and continuing the process (SIGSTOP, SIGCONT) steered by the processor time it has truly used. Knows nothing
 of models.
 
-A share is of what the process could use alone: its threads' worth of processors. The duty cycle keeps an account:
-credit grows with time at ``share * threads`` and falls by the processor time used. The process is stopped when the
-credit is spent and continued when a period's worth is there again, so errors of timers and of a busy event loop
-cancel out over a few periods. While the process has no work nothing is stopped and no timer runs; a debt left over
-from the last piece of work is paid before the next.
+A share is of what the process could use alone, so that work which takes t takes about t / share. The duty cycle keeps
+an account: credit grows with time at ``share * parallelism`` and falls by the processor time used. The process is
+stopped when the credit is spent and continued when a period's worth is there again, so errors of timers and of a busy
+event loop cancel out over a few periods. While the process has no work nothing is stopped and no timer runs; a debt
+left over from the last piece of work is paid before the next.
+
+Parallelism is how many processors the process keeps busy while it may run: at least 1, at most its threads, as seen
+of late. It is the largest of several looks, because other processes can only make it look smaller. The kernel's quota
+cannot know it and takes the number of threads.
 """
 
 import contextlib
@@ -16,6 +20,7 @@ import math
 import os
 import signal
 import time
+from collections import deque
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -27,6 +32,9 @@ wake-ups and fall below the timers' grain of 1 ms."""
 
 CREDIT_PERIODS: Final = 5
 """Periods of credit a busy process may gather while the event loop is late in continuing it."""
+
+LOOKS_KEPT: Final = 64
+"""Recent looks at the parallelism: more than half a second of work."""
 
 QUOTA_MIN_US: Final = 1000
 """Smallest quota the kernel takes, in microseconds."""
@@ -90,8 +98,9 @@ class DutyCycle:
     def __init__(self, pid: int, *, share: float, threads: int, period_s: float = PERIOD_S) -> None:
         self._pid = pid
         self._threads = threads
-        self._rate = share * threads
-        self._slice_s = self._rate * period_s
+        self._share = share
+        self._period_s = period_s
+        self._looks: deque[float] = deque([1.0], maxlen=LOOKS_KEPT)
         self._credit_s = 0.0
         self._counted_at_s = trio.current_time()
         self._counted_used_s = processor_s(pid)
@@ -119,30 +128,39 @@ class DutyCycle:
     def close(self) -> None:
         """Tidy up once the process is gone."""
 
+    @property
+    def _parallelism(self) -> float:
+        return min(float(self._threads), max(1.0, *self._looks))
+
     async def _turn(self) -> None:
         """Let the process use its credit, then let it gather a period's worth."""
         self._count(periods=CREDIT_PERIODS)
+        parallelism = self._parallelism
+        rate = self._share * parallelism
         if self._credit_s > 0:
-            # The credit grows while it is spent; spending at full speed wins by threads - rate.
-            await trio.sleep(max(_WAIT_MIN_S, self._credit_s / (self._threads - self._rate)))
+            # The credit grows while it is spent; spending at full speed wins by parallelism - rate.
+            await trio.sleep(max(_WAIT_MIN_S, self._credit_s / (parallelism - rate)))
+            self._looks.append(self._count(periods=CREDIT_PERIODS))
             return
         self._signal(signal.SIGSTOP)
         try:
-            await trio.sleep(max(_WAIT_MIN_S, (self._slice_s - self._credit_s) / self._rate))
+            await trio.sleep(max(_WAIT_MIN_S, self._period_s - self._credit_s / rate))
         finally:
             self._signal(signal.SIGCONT)
 
-    def _count(self, *, periods: int) -> None:
-        """Bring the account up to date; at most so many periods of credit are kept."""
-        now_s = trio.current_time()
+    def _count(self, *, periods: int) -> float:
+        """Bring the account up to date, with at most so many periods of credit; returns processors used meanwhile."""
+        elapsed_s = trio.current_time() - self._counted_at_s
+        self._counted_at_s += elapsed_s
+        gone_s = 0.0
         # A process that is gone uses nothing; whoever started it will notice.
         with contextlib.suppress(OSError):
             used_s = processor_s(self._pid)
-            self._credit_s -= used_s - self._counted_used_s
+            gone_s = used_s - self._counted_used_s
             self._counted_used_s = used_s
-        gained_s = (now_s - self._counted_at_s) * self._rate
-        self._credit_s = min(self._credit_s + gained_s, periods * self._slice_s)
-        self._counted_at_s = now_s
+        rate = self._share * self._parallelism
+        self._credit_s = min(self._credit_s + elapsed_s * rate - gone_s, periods * rate * self._period_s)
+        return gone_s / elapsed_s if elapsed_s > 0 else 0.0
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

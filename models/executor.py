@@ -74,7 +74,7 @@ class ExecutorStatistics(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     """Process id of the worker; 0 where there is none."""
     memory_bytes: int
-    """Resident memory of the worker now (proportional set size where the kernel tells it); 0 for none."""
+    """Resident memory of the worker now, pages of libraries included; 0 for none."""
     memory_bytes_peak: int
     """Largest resident memory of the worker so far."""
     load_s: float

@@ -32,7 +32,7 @@ from models.executor import (
     WorkerLostError,
 )
 from models.manifest import Manifest
-from models.processmemory import memory_now, memory_peak
+from models.processmemory import process_memory
 from models.tensors import InferenceError
 from models.workerprocess import WorkerProcess, WorkerSettings
 
@@ -208,13 +208,14 @@ class Runtime:
         worker = model.worker
         pid = worker.pid if worker is not None else 0
         ready = worker.ready if worker is not None else None
+        memory, peak = process_memory(pid) if pid else (0, 0)
         runs, errors, terminated = model.counts()
         return ExecutorStatistics(
             digest=model.digest,
             name=model.manifest.name,
             pid=pid,
-            memory_bytes=memory_now(pid),
-            memory_bytes_peak=memory_peak(pid),
+            memory_bytes=memory,
+            memory_bytes_peak=peak,
             load_s=model.load_s,
             slots=self._config.slots,
             running=worker.running if worker is not None else 0,

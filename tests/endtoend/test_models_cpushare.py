@@ -48,9 +48,9 @@ async def work(process, limiter, work_s):
     return float(answer)
 
 
-def limited(process, share, use):
+def limited(process, share, use, *, threads=1):
     async def main():
-        limiter = cpushare.limit(process.pid, share=share, threads=1)
+        limiter = cpushare.limit(process.pid, share=share, threads=threads)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(limiter.serve)
             await use(limiter)
@@ -59,8 +59,8 @@ def limited(process, share, use):
     trio.run(main)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.1])
-def test_a_busy_process_uses_its_share(share):
+@pytest.mark.parametrize(("share", "threads"), [(0.3, 1), (0.1, 1), (0.3, 4)])
+def test_a_busy_process_uses_its_share_of_what_it_could_use(share, threads):
     with worker() as process:
 
         async def use(limiter):
@@ -70,7 +70,8 @@ def test_a_busy_process_uses_its_share(share):
             # Above it only by a period's credit; below it when this machine has other work.
             assert 0.6 * share < seen < 1.2 * share
 
-        limited(process, share, use)
+        # The process works in one thread, whatever it might use.
+        limited(process, share, use, threads=threads)
 
 
 def test_service_times_come_out_near_time_over_share():
