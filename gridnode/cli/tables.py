@@ -64,7 +64,7 @@ def status_view(status: NodeStatus, *, now_s: float) -> RenderableType:
         (status.name, "bold"), "  ", (short(status.node), "dim"), "  ", state_text(status.health), "  grid "
     )
     head.append(status.grid_name, style="bold")
-    parts: list[RenderableType] = [head, Padding(_pairs(_facts(status, now_s)), (0, 0, 0, 2))]
+    parts: list[RenderableType] = [head, Padding(_pairs(_facts(status, now_s)), (0, 0, 0, 2), expand=False)]
     if status.workers:
         parts += ["", workers_table(status.workers)]
     return Group(*parts)
@@ -251,7 +251,7 @@ def decisions_view(decisions: Sequence[DecisionStatus]) -> RenderableType:
         for candidate in decision.candidates:
             table.add_row(candidate.name or short(candidate.node), millis(candidate.predicted_ms), candidate.note)
         if decision.candidates:
-            parts.append(Padding(table, (0, 0, 0, 3)))
+            parts.append(Padding(table, (0, 0, 0, 3), expand=False))
     return Group(*parts)
 
 
@@ -278,7 +278,7 @@ def manifest_view(digest: str, manifest: Manifest) -> RenderableType:
         (f"shard {shard.name}", f"{size(shard.size_bytes)}, {len(shard.chunks)} chunks, sha256 {shard.sha256[:16]}")
         for shard in manifest.shards
     ]
-    return Group(Text(manifest.name, style="bold"), Padding(_pairs(rows), (0, 0, 0, 2)))
+    return Group(Text(manifest.name, style="bold"), Padding(_pairs(rows), (0, 0, 0, 2), expand=False))
 
 
 def _tensor(spec: TensorSpec) -> str:

@@ -111,7 +111,7 @@ def _make_room(folder: Path) -> None:
 
 def _main() -> None:
     seed, frames, path = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    os.nice(5)  # the daemons start meanwhile
+    os.nice(10)  # the daemons start meanwhile, and they take longer
     write_durably(path, msgspec.msgpack.encode(draw_film(seed, frames)), mode=0o644)
 
 

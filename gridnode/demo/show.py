@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from gridnode.demo.screen import NodeView, View
 
-SEEDS: Final = ("demo-a", "demo-b")
-"""One film each: two streets."""
+SEEDS: Final = ("demo",)
+"""One film each."""
 FILM_S_MIN: Final = 10.0
 KILL_SHARE: Final = 0.5
 """Part of the demo after which the node is killed."""
@@ -40,7 +40,9 @@ REFRESH_S: Final = 0.25
 PLAIN_LINE_S: Final = 5.0
 """Time between two lines where there is no terminal."""
 FIRST_LOOK_S: Final = 0.05
-WARM_UP_FRAMES: Final = 6
+WARM_UP_FRAMES: Final = 9
+WARM_UP_S: Final = 10.0
+"""Deadline of a first frame: the scheduler has not seen one yet."""
 
 Victim = Literal["middle", "entry", "none"]
 
@@ -113,6 +115,7 @@ class _Show:
         self._states: dict[str, str] = {node.name: "alive" for node in self._stage.nodes}
         self._events: list[tuple[float, str]] = []
         self._films: list[Film] = []
+        self._begun_s = trio.current_time()
         self._start_s = 0.0
         self._late: tuple[DemoNode, float] | None = None
 
@@ -121,6 +124,7 @@ class _Show:
         try:
             await self._prepare()
             plan = await self._measure()
+            self._say("first frame")
             self._console.print(_plan_text(plan), style="dim")
             await self._perform(plan)
             await self._read_counters()
@@ -145,21 +149,24 @@ class _Show:
         self._films = [films[seed] for seed in SEEDS]
 
     async def _measure(self) -> Plan:
-        """Choose the rate from measured service times.
+        """Choose the rate from measured service times of real frames.
 
-        The nodes measured themselves on a large picture; how much less ours take, a few frames on the idle founder
-        tell, which keeps them as nobody else is faster.
+        They are measured on the founder, whose worker has a whole core. It keeps them, as nobody is faster; should it
+        not, what it measured itself on a larger picture has to do. A worker with a share of a core manages that share
+        of the founder's frames.
         """
-        times_s = [await _service_s(node) for node in self._stage.nodes]
-        founder = self._stage.nodes.index(self._stage.founder)
+        founder = self._stage.founder
         seen_s: list[float] = []
-        async with AsyncGrid([self._stage.founder.socket]) as grid:
+        async with AsyncGrid([founder.socket]) as grid:
             for jpeg in self._films[0].frames[:WARM_UP_FRAMES]:
-                result = await grid.infer(MODEL, jpeg, rungs=False, deadline_s=10.0)
-                if result.node_id == self._stage.founder.peer_id:
+                result = await grid.infer(MODEL, jpeg, rungs=False, deadline_s=WARM_UP_S)
+                if result.node_id == founder.peer_id:
                     seen_s.append(result.timings.service_s)
-        ratio = sorted(seen_s)[len(seen_s) // 2] / times_s[founder] if seen_s else 1.0
-        return make_plan([time_s * ratio for time_s in times_s], fps=self._options.fps)
+        seen_s = seen_s or [model.mean_ms / 1e3 for model in await founder.models() if model.mean_ms is not None]
+        if not seen_s:
+            raise GridError(f"node {founder.name} has not measured model {MODEL}; see its log (--keep)")
+        alone_s = sorted(seen_s)[len(seen_s) // 2] * founder.plan.cpu_share
+        return make_plan([alone_s / node.plan.cpu_share for node in self._stage.nodes], fps=self._options.fps)
 
     # ------------------------------------------------------------ during
 
@@ -284,7 +291,7 @@ class _Show:
     # ------------------------------------------------------------ telling
 
     def _say(self, text: str) -> None:
-        self._console.print(f"[dim]·[/] {text}")
+        self._console.print(f"[dim]{trio.current_time() - self._begun_s:5.1f} s[/]  {text}")
 
     def _tell(self, text: str) -> None:
         """Note an event, and print it where there is no table."""
@@ -338,14 +345,6 @@ class _Show:
             offloaded=offloaded,
             stolen=stolen,
         )
-
-
-async def _service_s(node: DemoNode) -> float:
-    """Return the measured mean service time of the demo's model on a node, in seconds."""
-    for model in await node.models():
-        if model.name == MODEL and model.mean_ms is not None:
-            return model.mean_ms / 1e3
-    raise GridError(f"node {node.name} did not measure model {MODEL}; see its log (--keep)")
 
 
 def _plan_text(plan: Plan) -> str:

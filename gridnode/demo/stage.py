@@ -169,6 +169,7 @@ class Stage:
             for node in self.nodes:
                 if node is not self.founder:
                     nursery.start_soon(self._join, node)
+        self._say("golden check and measurement on each node")
         await self._wait("all nodes", self._stands)
 
     async def _publish(self, owner: Path) -> None:
