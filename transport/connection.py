@@ -112,6 +112,8 @@ class Connection:
         self.certificate = certificate
         self.idle_since_s = math.inf
         """When it last became idle, on trio's clock, in seconds; infinite while in use."""
+        self.is_retired = False
+        """Whether it is to be closed after the exchange that it is used for."""
         self._stream = stream
         self._limits = limits
         self._budget = budget

@@ -14,90 +14,19 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-import msgspec
 import trio
 
 from transport.admission import Credentials, PendingLimit
 from transport.base import Buffer, DataAddress, ExchangeHandler
 from transport.certificates import CertificateRefusedError, PeerCertificate
-from transport.connection import ByteBudget, Connection, FrameLimits, Traffic
+from transport.connection import ByteBudget, Connection, Traffic
+from transport.dataplane_records import DataPlaneConfig, DataPlaneStatistics
 from transport.pool import ConnectionPool
 from transport.securestream import SecureStream, take_socket
-from transport.tls import HANDSHAKE_TIMEOUT_S
 from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
 
 ADDRESSES_MAX: Final = 8
 """Per peer, as in a node card."""
-
-
-class DataPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds of the data plane."""
-
-    host: str = "0.0.0.0"
-    """Address to listen on."""
-    port: int = 0
-    """Port to listen on; 0 lets the system choose."""
-    dial_timeout_s: float = 3.0
-    """For making a TCP connection, in seconds; two lost SYNs are sent again after 1 and 3 s."""
-    handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S
-    """From TCP connection to Hello, in seconds."""
-    outbound_per_peer: int = 32
-    """Connections to one peer, hence exchanges with it at once; each costs both sides about 50 kB."""
-    outbound_max: int = 256
-    """Connections to all peers; 32 active peers with 8 each."""
-    inbound_per_peer: int = 32
-    """Connections from one peer."""
-    inbound_max: int = 512
-    """Connections from all peers; with outbound_max well under the unit's 4096 open files."""
-    idle_s: float = 60.0
-    """An idle outbound connection is closed after this time, in seconds."""
-    inbound_idle_s: float = 90.0
-    """An idle inbound one; more than idle_s, see above."""
-    pending_per_host: int = 8
-    """Connections from one IP address that have not proved who they are."""
-    pending_max: int = 64
-    """Such connections in all."""
-    sweep_s: float = 0.5
-    """How often idle connections are looked at, in seconds; a killed peer is noticed within it."""
-    frames: FrameLimits = FrameLimits()
-    """Bounds of a frame."""
-
-    def __post_init__(self) -> None:
-        if self.idle_s >= self.inbound_idle_s:
-            raise ValueError(f"idle_s ({self.idle_s}) must be below inbound_idle_s ({self.inbound_idle_s})")
-
-
-class DataPlaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters since the start, and gauges."""
-
-    outbound: int
-    """Outbound connections open or being made."""
-    outbound_idle: int
-    inbound: int
-    """Certified inbound connections."""
-    pending: int
-    """Inbound connections that have not proved who they are."""
-    receiving_bytes: int
-    """Payload buffers being filled."""
-    dials: int
-    dials_failed: int
-    reused: int
-    """Leases served by a pooled connection."""
-    stale: int
-    """Pooled connections that were found closed when they were needed."""
-    admitted: int
-    """Inbound connections that proved who they are."""
-    refused_crowded: int
-    """Inbound connections closed because a bound was reached."""
-    refused_handshakes: int
-    """Inbound connections that failed to prove who they are."""
-    faults: int
-    """Inbound connections closed for nonsense or a failed exchange."""
-    exchanges_served: int
-    frames_sent: int
-    frames_received: int
-    bytes_sent: int
-    bytes_received: int
 
 
 class _Tally:
@@ -150,9 +79,12 @@ class TlsDataPlane:
     Parameters
     ----------
     credentials : Credentials
-        Key, certificate and trust of this node; renew the certificate there.
+        Key, certificate and trust of this node.
     config : DataPlaneConfig
         Bounds.
+    on_peer_opened : callable, optional
+        Told the PeerID of each new certified connection, in or out: the time to compare revocation lists. Must be
+        quick.
     on_peer_closed : callable, optional
         Told the PeerID when a peer closed an idle connection: a first sign that it is gone. Must be quick.
     """
@@ -162,10 +94,12 @@ class TlsDataPlane:
         credentials: Credentials,
         config: DataPlaneConfig,
         *,
+        on_peer_opened: Callable[[str], None] = lambda _peer: None,
         on_peer_closed: Callable[[str], None] = lambda _peer: None,
     ) -> None:
         self._credentials = credentials
         self._config = config
+        self._on_peer_opened = on_peer_opened
         self._on_peer_closed = on_peer_closed
         self._addresses: dict[str, tuple[DataAddress, ...]] = {}
         self._budget = ByteBudget(config.frames.receive_budget_bytes)
@@ -197,7 +131,7 @@ class TlsDataPlane:
         PeerUnreachableError
             No address is known, no connection could be made in time, or the peer's certificate is refused.
         """
-        connection = await self._pool.lease(peer)
+        connection = await self._lease(peer)
         exchange = TlsExchange(connection)
         is_clean = False
         try:
@@ -205,6 +139,18 @@ class TlsDataPlane:
             is_clean = True
         finally:
             self._pool.release(connection, is_reusable=is_clean and exchange.is_finished)
+
+    async def _lease(self, peer: str) -> Connection:
+        while True:
+            connection = await self._pool.lease(peer)
+            if self._is_still_good(connection):
+                return connection
+            connection.close()  # revoked or expired since it was made; a new one will be judged anew
+
+    def renew(self, chain_pem: bytes) -> None:
+        """Show another certificate from now on; connections made with the old one end after their exchange."""
+        self._credentials.renew(chain_pem)
+        self._pool.retire_all()
 
     async def _dial(self, peer: str) -> Connection:
         addresses = self._addresses.get(peer, ())
@@ -226,6 +172,7 @@ class TlsDataPlane:
             with trio.fail_after(self._config.handshake_timeout_s):
                 connection = await self._credentials.meet_server(plain, peer, self._adopt_outbound)
             is_done = True
+            self._on_peer_opened(peer)
             return connection
         except trio.TooSlowError as error:
             raise PeerUnreachableError("no answer in time") from error
@@ -360,6 +307,7 @@ class TlsDataPlane:
                 self._tally.refused_handshakes += 1
                 return None
         self._tally.admitted += 1
+        self._on_peer_opened(connection.peer)
         return connection
 
     def _adopt_inbound(self, stream: SecureStream, certificate: PeerCertificate) -> Connection:

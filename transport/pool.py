@@ -135,7 +135,7 @@ class ConnectionPool:
         """Give a leased connection back; it is closed unless the exchange on it is complete."""
         if connection.is_closed:
             return
-        if not is_reusable or not connection.is_between_frames:
+        if not is_reusable or connection.is_retired or not connection.is_between_frames:
             connection.close()
             return
         connection.idle_since_s = trio.current_time()
@@ -159,6 +159,13 @@ class ConnectionPool:
             elif now_s - connection.idle_since_s > self._idle_s:
                 connection.close()
         return tuple(sorted(gone))
+
+    def retire_all(self) -> None:
+        """Close what is idle, and what is in use after its exchange: this node shows another certificate now."""
+        for connection in [connection for connections in self._open.values() for connection in connections]:
+            connection.is_retired = True
+        for connection in [connection for idle in self._idle.values() for connection in idle]:
+            connection.close()
 
     def close_all(self) -> None:
         """Close every connection."""

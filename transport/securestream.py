@@ -28,14 +28,32 @@ WRITE_BYTES: Final = 256 * 1024
 JOIN_BYTES: Final = 16 * 1024
 """Messages up to one TLS record are joined before encryption: one record, one packet."""
 
+UNANSWERED_S: Final = 10
+"""How long the kernel sends without being answered before it calls the connection broken, in seconds: some five
+retransmissions; radio links come back within that."""
+
+_TCP_OPTIONS: Final = {
+    "TCP_USER_TIMEOUT": UNANSWERED_S * 1000,
+    "TCP_KEEPIDLE": 20,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 2,
+}
 _scratch: Final = bytearray(READ_BYTES)
 
 
 def take_socket(stream: trio.SocketStream) -> socket.socket:
-    """Take the plain non-blocking socket out of a trio stream, which is dead afterwards."""
+    """Take the plain non-blocking socket out of a trio stream, which is dead afterwards.
+
+    The kernel gives up on a peer that vanished without a word (power, cable): after UNANSWERED_S while bytes are
+    on their way to it, else after about 30 s.
+    """
     plain = socket.socket(fileno=stream.socket.detach())
     plain.setblocking(False)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
+    for name, value in _TCP_OPTIONS.items():
+        if hasattr(socket, name):  # Linux has them all
+            plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return plain
 
 

@@ -15,7 +15,8 @@ from transport.admission import Credentials
 from transport.base import DataAddress
 from transport.certificates import DAY_S, GridTrust, NothingRevoked
 from transport.connection import ByteBudget, FrameLimits
-from transport.dataplane import DataPlaneConfig, TlsDataPlane
+from transport.dataplane import TlsDataPlane
+from transport.dataplane_records import DataPlaneConfig
 from transport.framing import FrameReceiver, encode_prefix
 from transport.gridtime import GridTime
 from transport.revocation import Revocations
@@ -37,11 +38,11 @@ from transport.wire import (
 QUICK = FrameLimits(stall_s=0.3, slowest_rate=1e9)
 
 
-def plane_of(grid, node, *, revocations=None, now_s=None, on_peer_closed=lambda _peer: None, **changes):
+def plane_of(grid, node, *, revocations=None, now_s=None, told=None, **changes):
     trust = grid.trust(revocations=revocations, now_s=now_s)
     credentials = Credentials(node.key, node.chain_pem, trust, epoch=1)
     config = DataPlaneConfig(host="127.0.0.1", **changes)
-    return TlsDataPlane(credentials, config, on_peer_closed=on_peer_closed)
+    return TlsDataPlane(credentials, config, **(told or {}))
 
 
 async def echo(exchange, message, payload):
@@ -351,7 +352,7 @@ async def test_a_peer_that_goes_away_while_idle_is_noticed():
     gone = []
     grid = SandboxGrid()
     there = grid.make_node()
-    plane = plane_of(grid, grid.make_node(), sweep_s=0.02, on_peer_closed=gone.append)
+    plane = plane_of(grid, grid.make_node(), sweep_s=0.02, told={"on_peer_closed": gone.append})
     async with trio.open_nursery() as nursery:
         await nursery.start(plane.serve, echo)
         async with trio.open_nursery() as life:
@@ -361,6 +362,59 @@ async def test_a_peer_that_goes_away_while_idle_is_noticed():
             life.cancel_scope.cancel()
         await eventually(lambda: gone == [there.node])
         assert plane.open_peers() == ()
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_both_sides_are_told_of_each_new_connection():
+    dialled, admitted = [], []
+    told = {
+        "client": {"told": {"on_peer_opened": dialled.append}},
+        "server": {"told": {"on_peer_opened": admitted.append}},
+    }
+    async with two_planes(**told) as (plane, listener, peer, _):
+        await ask(plane, peer)
+        await ask(plane, peer)
+        await plane.close_peer(peer)
+        await ask(plane, peer)
+        assert dialled == [peer, peer]
+        assert len(admitted) == 2
+        assert listener.open_peers() == (admitted[0],)
+
+
+@in_trio
+async def test_a_leased_connection_is_retired_by_renewal():
+    grid = SandboxGrid()
+    node, there = grid.make_node(), grid.make_node()
+    plane = plane_of(grid, node)
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(plane_of(grid, there).serve, echo)
+        plane.set_address(there.node, [DataAddress(host=host, port=port)])
+        async with plane.exchange(there.node) as exchange:
+            plane.renew(grid.issue(node.key, ("serve",), at_s=NOW_S + DAY_S))
+            await exchange.send(Ping(nonce=1))
+            await exchange.receive()
+            exchange.finish()
+        assert plane.open_peers() == ()
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_a_pooled_connection_to_a_peer_revoked_since_is_not_used():
+    grid = SandboxGrid()
+    here, there = grid.make_node(), grid.make_node()
+    revocations = Revocations()
+    plane = plane_of(grid, here, revocations=revocations)
+    async with trio.open_nursery() as nursery:
+        listener = plane_of(grid, there)
+        host, port = await nursery.start(listener.serve, echo)
+        plane.set_address(there.node, [DataAddress(host=host, port=port)])
+        await ask(plane, there.node)
+        document = revocations.sign_next(GRID_ID, grid.ca_key, now_s=NOW_S, nodes=[there.node])
+        revocations.accept(document, grid.trust())
+        with pytest.raises(PeerUnreachableError, match="revoked"):
+            await ask(plane, there.node)
+        assert listener.statistics().exchanges_served == 1
         nursery.cancel_scope.cancel()
 
 
@@ -527,15 +581,15 @@ async def test_a_renewed_certificate_is_shown_from_then_on():
 
     async def look(exchange, message, payload):
         seen.append(exchange.certificate.not_before_s)
-        await exchange.send(message)
+        await echo(exchange, message, payload)
 
     there = grid.make_node()
     async with trio.open_nursery() as nursery:
         host, port = await nursery.start(plane_of(grid, there).serve, look)
         plane.set_address(there.node, [DataAddress(host=host, port=port)])
         await ask(plane, there.node)
-        credentials.renew(grid.issue(node.key, ("serve",), at_s=NOW_S + DAY_S))
-        await plane.close_peer(there.node)
+        plane.renew(grid.issue(node.key, ("serve",), at_s=NOW_S + DAY_S))
+        assert plane.open_peers() == ()
         await ask(plane, there.node)
         nursery.cancel_scope.cancel()
     await plane.close_peer(there.node)
