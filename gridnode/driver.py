@@ -1,8 +1,7 @@
 """Feeds events to the decision core and hands its actions on. Owns the inbox and the timer.
 
-Events reach the core one at a time, in the order of (due time, sequence), never from inside the carrying out of an
-action; so what the core decides never depends on the order in which trio runs tasks that wake at one instant.
-simulator.node is this module's twin.
+Events reach the core one at a time, in the order in which they happened (due time, sequence), never from inside the
+carrying out of an action. simulator.node is this module's twin.
 """
 
 from collections import deque
@@ -49,53 +48,53 @@ class Driver:
         self._clock = clock
         self._inbox: deque[tuple[Event, object]] = deque()
         self._wake = trio.Event()
-        self._round = trio.Event()
-        """Set after each round, for ping()."""
+        self._armed_s: float | None = None
+        """Deadline that the timer waits for; None for none."""
         self._now_s = 0.0
         self._hands: Hands | None = None
+        self._is_feeding = False
         self.handled = 0
         """Events the core has taken."""
 
     def post(self, event: Event, attachment: object = None) -> None:
-        """Put an event into the inbox. Call from the trio thread only."""
+        """Give the core an event, behind those that wait. Call from the trio thread only.
+
+        The core takes it before this returns, unless the call comes from inside the carrying out of an action (then
+        it waits its turn) or the driver does not run yet: a switch to another task would cost more than the decision.
+        """
         assert len(self._inbox) < INBOX_MAX, "the core has stopped taking events"
         self._inbox.append((event, attachment))
-        self._wake.set()
-
-    async def ping(self) -> None:
-        """Return when the core has taken all events that are in the inbox now: a sign of life."""
-        mark = self.handled + len(self._inbox)
-        while self.handled < mark:
-            self._round = trio.Event() if self._round.is_set() else self._round
-            await self._round.wait()
-        await trio.lowlevel.checkpoint()
+        if self._hands is not None and not self._is_feeding:
+            self._take_all(self._hands)
 
     async def run(self, hands: Hands) -> None:
-        """Drive the core until cancelled."""
+        """Drive the core until cancelled: what was posted before, then timers."""
         self._hands = hands
+        self._take_all(hands)
         while True:
+            deadline_s = self._armed_s = self._core.next_deadline_s()
             self._wake = trio.Event()
-            self._take_all()
-            self._round.set()
-            deadline_s = self._core.next_deadline_s()
             if deadline_s is None:
                 await self._wake.wait()
             elif deadline_s <= self._clock():
-                self._feed(TimerFired(), None)
+                self.post(TimerFired())
                 await trio.lowlevel.checkpoint()
             else:
                 with trio.move_on_at(deadline_s):
                     await self._wake.wait()
 
-    def _take_all(self) -> None:
-        """Feed what is in the inbox now; what its actions post waits for the next round."""
-        for _ in range(len(self._inbox)):
-            event, attachment = self._inbox.popleft()
-            self._feed(event, attachment)
-
-    def _feed(self, event: Event, attachment: object) -> None:
-        self._now_s = max(self._now_s, self._clock())
-        self.handled += 1
-        assert self._hands is not None
-        for action in self._core.handle(event, now_s=self._now_s):
-            self._hands.carry_out(action, attachment)
+    def _take_all(self, hands: Hands) -> None:
+        """Feed the inbox until it is empty; what actions post joins its end."""
+        self._is_feeding = True
+        try:
+            while self._inbox:
+                event, attachment = self._inbox.popleft()
+                self._now_s = max(self._now_s, self._clock())
+                self.handled += 1
+                for action in self._core.handle(event, now_s=self._now_s):
+                    hands.carry_out(action, attachment)
+        finally:
+            self._is_feeding = False
+        deadline_s = self._core.next_deadline_s()
+        if deadline_s is not None and (self._armed_s is None or deadline_s < self._armed_s):
+            self._wake.set()
