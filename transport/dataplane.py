@@ -25,6 +25,8 @@ from transport.pool import ConnectionPool
 from transport.securestream import SecureStream, take_socket
 from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
 
+__all__ = ["DataPlaneConfig", "DataPlaneStatistics", "TlsDataPlane", "TlsExchange"]
+
 ADDRESSES_MAX: Final = 8
 """Per peer, as in a node card."""
 
