@@ -55,12 +55,13 @@ from scheduler.events import (
 )
 from scheduler.execution import Execution
 from scheduler.intake import Intake
+from scheduler.jobs import JobRecord, Reservation, Shipment
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
 from scheduler.outcomes import Outcomes
 from scheduler.placement import Placement
 from scheduler.policy import Policy, make_policy
-from scheduler.records import Decision, JobRecord, Reservation, Shipment, Statistics
+from scheduler.records import Decision, Statistics
 from scheduler.residency import Load
 from scheduler.snapshot import PeerSnapshot, snapshot_peers
 from scheduler.stealing import Stealing

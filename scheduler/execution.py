@@ -4,9 +4,9 @@ import math
 
 from scheduler.advertise import Advertiser
 from scheduler.events import ModelChanged, ServiceFailed, ServiceFinished, ServiceStarted
+from scheduler.jobs import JobRecord, Run, Stage
 from scheduler.ledger import Ledger
 from scheduler.placement import Placement
-from scheduler.records import JobRecord, Run, Stage
 from scheduler.residency import Load
 from scheduler.types import Reason
 from scheduler.workbench import Workbench

@@ -1,7 +1,8 @@
 """Placements put into words and records, for logs and for `explain`."""
 
+from scheduler.jobs import JobRecord
 from scheduler.policy import Choice
-from scheduler.records import Candidate, Decision, JobRecord
+from scheduler.records import Candidate, Decision
 from scheduler.types import ModelDigest, NodeId, Reason
 from scheduler.view import Peer
 

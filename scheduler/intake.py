@@ -7,10 +7,10 @@ import msgspec
 from scheduler.actions import Accept, Drained, NackOffer
 from scheduler.advertise import Advertiser
 from scheduler.events import CancelRequested, JobArrived, OfferReceived
+from scheduler.jobs import JobRecord, Reservation, Stage
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
 from scheduler.placement import Placement
-from scheduler.records import JobRecord, Reservation, Stage
 from scheduler.types import Job, NodeId, Reason
 from scheduler.workbench import Workbench
 

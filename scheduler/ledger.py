@@ -11,8 +11,9 @@ from collections import Counter, deque
 from scheduler.actions import Action, Cancel, Nack, Reject, Reply
 from scheduler.config import CoreConfig
 from scheduler.estimate import TokenBucket, Uplink
+from scheduler.jobs import JobRecord, Reservation, Run, Shipment, Stage
 from scheduler.queue import LocalQueue, Streams
-from scheduler.records import Decision, JobRecord, Reservation, Run, Shipment, Stage
+from scheduler.records import Decision
 from scheduler.timers import Timers
 from scheduler.types import ModelDigest, NodeId, PeerState, Reason
 from scheduler.view import View

@@ -2,9 +2,9 @@
 
 from scheduler.actions import PullTable
 from scheduler.advertise import Advertiser
+from scheduler.jobs import Shipment
 from scheduler.ledger import Ledger
 from scheduler.policy import Policy
-from scheduler.records import Shipment
 from scheduler.types import LinkSample, PeerState
 from scheduler.view import Peer
 

@@ -12,11 +12,11 @@ from scheduler.events import (
     SendFailed,
 )
 from scheduler.execution import Execution
+from scheduler.jobs import Carriage, JobRecord, Shipment
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
 from scheduler.placement import Placement
 from scheduler.policy import Policy
-from scheduler.records import Carriage, JobRecord, Shipment
 from scheduler.types import NodeId, Reason, ServiceTimes
 from scheduler.view import Peer
 

@@ -16,9 +16,9 @@ from scheduler.actions import Offer, Send
 from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
 from scheduler.config import CoreConfig
+from scheduler.jobs import Carriage, JobRecord, Shipment, Stage
 from scheduler.ledger import Ledger
 from scheduler.policy import Choice, Policy
-from scheduler.records import Carriage, JobRecord, Shipment, Stage
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 from scheduler.view import Peer
 from scheduler.workbench import Workbench

@@ -12,11 +12,11 @@ from scheduler.actions import GrantLease, Steal
 from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
 from scheduler.events import StealAnswered, StealRequested
+from scheduler.jobs import Carriage, JobRecord
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
 from scheduler.placement import Placement
 from scheduler.queue import Waiting
-from scheduler.records import Carriage, JobRecord
 from scheduler.timers import Alarm
 from scheduler.types import Job, ModelDigest
 from scheduler.view import Peer

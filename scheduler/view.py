@@ -22,7 +22,7 @@ import msgspec
 
 from scheduler.config import CoreConfig
 from scheduler.estimate import LinkEstimate, ServiceEstimate, Trust, Window
-from scheduler.records import Shipment
+from scheduler.jobs import Shipment
 from scheduler.types import Capability, CapabilityTable, ModelDigest, NodeId, PeerState
 
 Capabilities = Mapping[ModelDigest, tuple[int, Capability]]

@@ -10,9 +10,9 @@ service time. A free slot means no wait.
 """
 
 from scheduler.actions import Execute
+from scheduler.jobs import JobRecord, Run, Stage
 from scheduler.ledger import Ledger
 from scheduler.queue import Waiting
-from scheduler.records import JobRecord, Run, Stage
 from scheduler.residency import Residency
 from scheduler.types import Job, ModelDigest, Reason
 

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from scheduler.config import CoreConfig, EstimateConfig, PeersConfig
-from scheduler.records import Carriage, JobRecord, Shipment
+from scheduler.jobs import Carriage, JobRecord, Shipment
 from scheduler.types import Capability, CapabilityTable, Job, PeerState
 from scheduler.view import Liveness, View
 

@@ -1,0 +1,177 @@
+"""What the core keeps of jobs and commands. Plain objects with slots, since they change all the time; no decisions."""
+
+import math
+from typing import TYPE_CHECKING
+
+from scheduler.types import Job, ModelDigest, NodeId, Reason
+
+if TYPE_CHECKING:
+    from scheduler.view import Peer
+
+
+class Stage:
+    """Where a job of this node is. Plain numbers: enumerations cost more than what is done with them here."""
+
+    WAITING = 0
+    """In the local queue."""
+    PARKED = 1
+    """Until its model is loaded."""
+    RUNNING = 2
+    """In a worker."""
+    AWAY = 3
+    """At a peer, or on its way to one."""
+    UNPLACED = 4
+    """Just come, or just come back: in no place yet."""
+    DONE = 5
+    """Its outcome is out; the record is dropped."""
+
+
+class JobRecord:
+    """One job at this node, from its arrival to its one outcome."""
+
+    __slots__ = (
+        "acknowledged",
+        "arrived_s",
+        "attempt",
+        "avoid",
+        "due_s",
+        "handle",
+        "is_alone",
+        "job",
+        "last_reason",
+        "losses",
+        "model",
+        "origin",
+        "refusals",
+        "report_at_s",
+        "run",
+        "sender_estimate_s",
+        "shipments",
+        "stage",
+        "stolen",
+    )
+
+    def __init__(
+        self,
+        *,
+        handle: int,
+        job: Job,
+        origin: NodeId | None,
+        stolen: bool,
+        sender_estimate_s: float | None,
+        now_s: float,
+    ) -> None:
+        self.handle = handle
+        self.job = job
+        self.origin = origin
+        self.stolen = stolen
+        self.sender_estimate_s = sender_estimate_s
+        self.arrived_s = now_s
+        self.attempt = job.attempt
+        self.stage: int = Stage.UNPLACED
+        self.model: ModelDigest = job.models[0] if job.models else ""
+        """Rung planned for it here."""
+        self.avoid: tuple[NodeId, ...] = ()
+        """Peers that had it from here and did not answer it: they refused, fell silent or were lost."""
+        self.losses = 0
+        self.refusals = 0
+        self.last_reason: Reason | None = None
+        """Why it was placed last time again."""
+        self.is_alone = False
+        """Whether it must not share a batch, since one that it was in failed."""
+        self.run: Run | None = None
+        self.shipments: list[Shipment] = []
+        """Open commands at peers: one, or two after a silence."""
+        self.acknowledged = False
+        self.due_s = math.inf
+        """When it is looked after next: a report to its origin, or its deadline."""
+        self.report_at_s = 0.0
+        """When the origin, a peer, is to hear of it next."""
+
+
+class Carriage:
+    """How a job went to a peer."""
+
+    SEND = 0
+    OFFER = 1
+    LEASE = 2
+
+
+class Shipment:
+    """One command at a peer: a job offered, sent or leased."""
+
+    __slots__ = (
+        "carriage",
+        "command",
+        "covered",
+        "due_s",
+        "expected_arrival_s",
+        "is_silent",
+        "local_s",
+        "model",
+        "peer",
+        "promised_s",
+        "record",
+        "sent_s",
+        "service_s",
+        "transfer_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        command: int,
+        record: JobRecord,
+        peer: "Peer",
+        carriage: int,
+        model: ModelDigest,
+        service_s: float,
+        transfer_s: float,
+        promised_s: float,
+        now_s: float,
+    ) -> None:
+        self.command = command
+        self.record = record
+        self.peer = peer
+        self.carriage = carriage
+        self.model = model
+        self.service_s = service_s
+        """What it adds to the peer's queue, in seconds of one slot."""
+        self.transfer_s = transfer_s
+        self.promised_s = promised_s
+        """Seconds until done, as the peer's own records make it look: without our doubts of them."""
+        self.sent_s = now_s
+        self.expected_arrival_s = now_s + transfer_s
+        self.covered = False
+        """Whether the peer's state counts it already."""
+        self.is_silent = False
+        self.due_s = math.inf
+        """When the next word about it is overdue."""
+
+
+class Reservation:
+    """Room kept for an accepted offer."""
+
+    __slots__ = ("due_s", "input_bytes", "offer", "peer_id", "service_s")
+
+    def __init__(self, *, offer: int, peer_id: NodeId, input_bytes: int, service_s: float) -> None:
+        self.offer = offer
+        self.peer_id = peer_id
+        self.input_bytes = input_bytes
+        self.service_s = service_s
+        self.due_s = math.inf
+
+
+class Run:
+    """One execution here. It holds its slot until the worker has answered, even if nobody waits for it any more."""
+
+    __slots__ = ("command", "expected_s", "model", "records", "started_s")
+
+    def __init__(
+        self, *, command: int, records: list[JobRecord], model: ModelDigest, expected_s: float, now_s: float
+    ) -> None:
+        self.command = command
+        self.records = records
+        self.model = model
+        self.expected_s = expected_s
+        self.started_s = now_s
