@@ -765,3 +765,15 @@ def test_a_model_in_use_is_not_evicted():
     assert only(refused, act.Reject).why is Reason.QUEUE_FULL
     bench.feed(1.5, ev.ServiceFinished(command=1, service_s=0.5))
     assert only(bench.job(1.6, models=("n",)), act.EvictModel).model == "m"
+
+
+def test_a_model_on_its_way_out_is_not_used_while_its_worker_still_shows():
+    bench = Bench(mean_s=0.5, models=("m",), queue={"model_memory_bytes": 1})
+    capabilities = tuple(
+        Capability(model=model, mean_s=0.5, p95_s=0.5, memory_bytes=1, load_s=0.1) for model in ("m", "n")
+    )
+    both = ev.ModelChanged(table_digest=b"b", capabilities=capabilities, loaded=frozenset("m"))
+    bench.feed(0.1, both)
+    assert only(bench.job(1.0, models=("n",)), act.EvictModel).model == "m"
+    bench.feed(1.1, both)
+    assert not of(bench.job(1.2, models=("m",)), act.Execute)
