@@ -26,6 +26,9 @@ class LivenessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     probes_per_period: int = 3
     """Cost of the detector. A node with c peers is probed by each of them every c / probes_per_period periods, so
     by someone about three times per second, however large the grid is."""
+    stranger_s: float = 4.0
+    """How often a probe goes to a node we have no connection to. Else a node whose neighbours are all gone or beyond
+    a partition would be watched by nobody here. Costs a handshake each time."""
     direct_s: float = 0.5
     """Silence after which helpers are asked. Should be well above the round trip time of the slowest link."""
     window_s: float = 1.25
@@ -49,8 +52,16 @@ class LivenessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Another's suspicion of a peer we heard within this time makes us probe, not believe."""
     refute_interval_s: float = 0.5
     """Least time between two alive messages of our own."""
+    hold_s: float = 5.0
+    """After a peer refuted our own suspicion by gossip we raise no other for so long, doubled each time until it
+    answers us: a node whose data port is closed is no use for work, but it lives."""
+    hold_max_s: float = 160.0
     dead_ttl_s: float = 60.0
     """How long the dead and the gone are remembered: longer than any message lingers in gossip caches."""
+    linger_s: float = 5.0
+    """A record of a dead node that arrives so long after its death did not linger in gossip: it is back, probe it."""
+    return_s: float = 0.5
+    """Least time between two such probes. The first node that gets an answer tells the grid."""
     stall_s: float = 0.25
     """A timer that fires so much too late means that this process did not run."""
     awareness_max: int = 8

@@ -42,6 +42,8 @@ class Cluster:
         self.gone: set[str] = set()
         self.frozen: set[str] = set()
         self.reset: set[str] = set()
+        self.apart: set[str] = set()
+        """Nodes that only reach one another."""
         self.held: dict[str, list[Callable[[], None]]] = {}
         self.log: list[tuple[float, str, Changed]] = []
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -89,8 +91,8 @@ class Cluster:
         elif self.live[name].next_deadline_s() <= self.now_s:
             self.feed(name, TimerFired())
 
-    def lost(self) -> bool:
-        return self.rng.random() < self.loss
+    def lost(self, a: str, b: str) -> bool:
+        return self.rng.random() < self.loss or (a in self.apart) != (b in self.apart)
 
     def ping(self, asker: str, ping: SendPing) -> None:
         first = ping.target if ping.via is None else ping.via
@@ -98,17 +100,17 @@ class Cluster:
         if first in self.reset:
             self.later(rtt_s, lambda: self.feed(asker, ProbeBroken(probe=ping.probe, target=ping.target, via=ping.via)))
             return
-        if first in self.gone or first in self.frozen or self.lost():
+        if first in self.gone or first in self.frozen or self.lost(asker, first):
             return
         reached, wait_s = True, rtt_s
-        if ping.via is not None and (ping.target in self.gone | self.frozen or self.lost()):
+        if ping.via is not None and (ping.target in self.gone | self.frozen or self.lost(first, ping.target)):
             reached, wait_s = False, (rtt_s if ping.target in self.reset else HELPER_PATIENCE_S)
         answer = ProbeAnswered(probe=ping.probe, target=ping.target, via=ping.via, reached=reached)
         self.later(wait_s, lambda: self.feed(asker, answer))
 
     def gossip(self, origin: str, notice: HealthNotice) -> None:
         for name in self.names:
-            if name != origin and not self.lost():
+            if name != origin and not self.lost(origin, name):
                 event = NoticeReceived(origin=origin, notice=notice)
                 self.later(self.rng.uniform(0.01, 0.2), lambda n=name, e=event: self.feed(n, e))  # type: ignore[misc]
 
@@ -177,6 +179,48 @@ def test_a_node_that_stood_still_accuses_nobody_and_is_alive_everywhere_soon_aft
         accused = {c.node for _, name, c in cluster.log if name == victim and c.status is Status.SUSPECT}
         assert accused == set()
         assert {cluster.live[n].status(victim) for n in cluster.names if n != victim} == {Status.ALIVE}
+
+
+def test_an_overloaded_node_accuses_nobody_to_death_and_lives() -> None:
+    cluster = Cluster(20, 3)
+    cluster.run(3.0)
+    victim = cluster.names[4]
+    for _ in range(40):  # as the anomalies of the Lifeguard paper: stands still, runs a moment, stands still
+        cluster.frozen.add(victim)
+        cluster.run(1.0)
+        cluster.thaw(victim)
+        cluster.run(0.1)
+    cluster.run(5.0)
+    assert not [c for _, _, c in cluster.log if c.status is Status.DEAD]
+    assert {c.node for _, _, c in cluster.log if c.status is Status.SUSPECT} <= {victim}
+    assert {cluster.live[n].status(victim) for n in cluster.names if n != victim} == {Status.ALIVE}
+
+
+def test_a_partition_makes_dead_and_its_end_makes_alive_without_flaps() -> None:
+    for seed in range(4):
+        cluster = Cluster(20, seed)
+        cluster.run(3.0)
+        cluster.apart = set(cluster.names[:9])
+        cluster.run(45.0)
+        for name, live in cluster.live.items():
+            for other in cluster.names:
+                same = (name in cluster.apart) == (other in cluster.apart)
+                if name != other:
+                    assert (live.status(other) is Status.ALIVE) == same
+        cluster.apart = set()
+        healed_s = cluster.now_s
+        for name in cluster.names:  # as discovery does: old peers are dialled again
+            cluster.feed(name, PeersChanged(()))
+            cluster.feed(name, PeersChanged(tuple(sorted(cluster.peers[name]))))
+        for _ in range(10):  # state records reach everyone again, once a second
+            for name, other in itertools.permutations(cluster.names, 2):
+                cluster.feed(name, PeerSeen(node=other, epoch=1, direct=False))
+            cluster.run(1.0)
+        for name, live in cluster.live.items():
+            assert all(live.status(other) is Status.ALIVE for other in cluster.names if other != name)
+        cluster.run(50.0)
+        late = [c for at_s, _, c in cluster.log if at_s > healed_s + 10.0]
+        assert [c for c in late if c.status in (Status.SUSPECT, Status.DEAD)] == []
 
 
 def test_one_percent_loss_kills_nobody() -> None:

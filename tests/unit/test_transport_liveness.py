@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from transport.liveness import Liveness, suspicion_time_s
+from transport.liveness import Liveness
 from transport.liveness_events import (
     Action,
     Changed,
@@ -21,6 +21,7 @@ from transport.liveness_events import (
     Status,
     TimerFired,
 )
+from transport.standing import suspicion_time_s
 from transport.wire import HealthNotice
 
 
@@ -243,6 +244,18 @@ def test_the_dead_are_not_revived_by_late_records_but_by_a_new_epoch_or_an_answe
     assert changes(actions) == [("a", Status.ALIVE)]
 
 
+def test_a_record_of_a_dead_node_makes_us_probe_it_once_it_can_be_no_late_one() -> None:
+    live = detector("a", "b")
+    doubt(live, "a", 0.0)
+    run_until(live, 3.0)
+    died_s = 1.25 + suspicion_time_s(LivenessConfig(), nodes=3, confirmations=0)
+    run_until(live, died_s)
+    assert live.status("a") is Status.DEAD
+    assert live.handle(PeerSeen(node="a", epoch=1, direct=False), now_s=died_s + 4.9) == []
+    actions = live.handle(PeerSeen(node="a", epoch=1, direct=False), now_s=died_s + 5.0)
+    assert [ping.target for ping in pings(actions)] == ["a"]
+
+
 def test_a_clean_leave_is_told_and_believed_and_ended_by_the_next_epoch() -> None:
     live = detector("a", "b")
     assert words(live.handle(LeaveRequested(), now_s=0.0)) == [("me", "left")]
@@ -270,6 +283,40 @@ def test_the_dead_are_forgotten_after_their_time_and_make_room_before() -> None:
     assert live.status("c") is Status.ALIVE
     live.handle(PeerSeen(node="d", epoch=1, direct=False), now_s=20.0)
     assert live.status("d") is None, "the living are not pushed out"
+
+
+def test_a_node_that_gossips_but_answers_no_probe_is_accused_ever_more_rarely_and_not_declared_dead() -> None:
+    live = detector("a", "b", "c", period_s=1.0)
+    accused: list[float] = []
+    incarnation = 0
+    while (now_s := live.next_deadline_s()) < 3600.0:
+        events = list(live.handle(TimerFired(), now_s=now_s))
+        for action in events:
+            if isinstance(action, SendPing) and "a" not in (action.target, action.via):
+                events += live.handle(ProbeAnswered(probe=action.probe, target=action.target), now_s=now_s)
+            elif isinstance(action, SendPing) and action.via is not None:
+                answer = ProbeAnswered(probe=action.probe, target="a", via=action.via, reached=False)
+                events += live.handle(answer, now_s=now_s)
+            elif isinstance(action, PublishHealth):
+                accused.append(now_s)
+                incarnation += 1
+                notice = word("a", "alive", incarnation=incarnation)
+                events += live.handle(NoticeReceived(origin="a", notice=notice), now_s=now_s)
+            elif isinstance(action, Changed):
+                assert action.status is not Status.DEAD
+    assert 10 <= len(accused) <= 40
+    assert accused[-1] - accused[-2] >= 160.0
+
+
+def test_a_node_without_a_connection_to_us_is_probed_now_and_then() -> None:
+    live = detector("a", "b", period_s=1.0)
+    live.handle(PeerSeen(node="far", epoch=1, direct=False), now_s=0.0)
+    asked = []
+    while (now_s := live.next_deadline_s()) < 20.0:
+        for ping in pings(live.handle(TimerFired(), now_s=now_s)):
+            asked.append(ping.target)
+            live.handle(ProbeAnswered(probe=ping.probe, target=ping.target), now_s=now_s)
+    assert 4 <= asked.count("far") <= 6
 
 
 def test_failures_without_any_helpers_answer_stretch_our_timeouts() -> None:
