@@ -14,7 +14,7 @@ clock, and torch promises equal results only for equal builds, threads and proce
 import argparse
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -41,13 +41,17 @@ EMA = 0.999
 PAD = 114 / 255
 
 TRAIN = Recipe(name="train", scenes=13_000, films=80)
+TRAIN_FILM = Recipe(name="train-film", films=150)
 TRAIN_SQUARE = Recipe(name="train-square", scenes=1_600, size=(640, 480), width=320, height=320)
 HELD_OUT = Recipe(name="held-out", scenes=1_000)
 HELD_OUT_FILM = Recipe(name="held-out-film", films=15)
 SQUARE_SHARE = 0.08
 """Share of batches that show the square input with its border, as inference does."""
 
-Set = tuple[NDArray[np.uint8], NDArray[np.float32]]
+STILL_SHARE = 0.5
+"""Share of batches that are only mirrored and recoloured, which is cheap; the scenes are many and differ anyway."""
+
+Set = tuple[Sequence[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def batches(sets: list[Set], rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -63,31 +67,46 @@ def batches(sets: list[Set], rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
             if len(order) < BATCH:
                 order = rng.permutation(len(wide[0]))
             chosen, order = order[:BATCH], order[BATCH:]
-        yield augment(np.stack([images[index] for index in chosen]), boxes[chosen], rng)
+        yield augment(
+            np.stack([images[index] for index in chosen]), boxes[chosen], rng, still=rng.random() < STILL_SHARE
+        )
 
 
-def augment(images: NDArray[np.uint8], boxes: NDArray[np.float32], rng: Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, zoom, shift and recolour a batch."""
-    count, height, width = images.shape[:3]
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
-    truth = torch.from_numpy(boxes[:, : max(1, int((boxes[..., 0] >= 0).sum(1).max()))].copy())
-    flip = torch.from_numpy(np.where(rng.random(count) < 0.5, -1.0, 1.0)).float()
+def augment(
+    images: NDArray[np.uint8], boxes: NDArray[np.float32], rng: Generator, *, still: bool
+) -> tuple[Tensor, Tensor]:
+    """Mirror and recolour a batch, and unless it is to be still zoom and shift it."""
+    boxes = boxes[:, : max(1, int((boxes[..., 0] >= 0).sum(1).max()))].copy()
+    mirrored = rng.random(len(images)) < 0.5
+    images[mirrored] = images[mirrored, :, ::-1]
+    boxes[mirrored, :, 1], boxes[mirrored, :, 3] = (
+        images.shape[2] - boxes[mirrored, :, 3],
+        images.shape[2] - boxes[mirrored, :, 1],
+    )
+    x, truth = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255), torch.from_numpy(boxes)
+    if not still:
+        x, truth = move(x, truth, rng)
+    count = len(images)
+    gain = torch.from_numpy(rng.uniform(0.75, 1.3, (count, 1, 1, 1)) * rng.uniform(0.9, 1.1, (count, 3, 1, 1))).float()
+    contrast = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 1, 1, 1))).float()
+    middle = x.mean((2, 3), keepdim=True)
+    return (x * (gain * contrast)).add_(middle * (1 - contrast) * gain).clamp_(0, 1), truth
+
+
+def move(x: Tensor, truth: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Zoom and shift each picture of a batch and its boxes."""
+    count, _, height, width = x.shape
     zoom = torch.from_numpy(np.exp(rng.uniform(-0.3, 0.35, count))).float()
-    still = torch.from_numpy(rng.random(count) < 0.3)
-    zoom[still] = 1.0
-    room = (zoom - 1).abs() + 0.1
-    shift = torch.from_numpy(rng.uniform(-1, 1, (count, 2))).float() * room[:, None] * (~still)[:, None]
+    shift = torch.from_numpy(rng.uniform(-1, 1, (count, 2))).float() * ((zoom - 1).abs() + 0.1)[:, None]
     # Output place p shows input place (p - shift) / zoom, in the -1..1 coordinates of affine_grid.
     theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = flip / zoom, 1 / zoom
-    theta[:, 0, 2], theta[:, 1, 2] = -shift[:, 0] * flip / zoom, -shift[:, 1] / zoom
+    theta[:, 0, 0], theta[:, 1, 1] = 1 / zoom, 1 / zoom
+    theta[:, :, 2] = -shift / zoom[:, None]
     places = functional.affine_grid(theta, [count, 3, height, width], align_corners=False)
     x = functional.grid_sample(x - PAD, places, align_corners=False) + PAD
     corners, size = truth[..., 1:5], torch.tensor([width, height, width, height], dtype=torch.float32)
     at = corners / size * 2 - 1
-    at = torch.stack([at[..., 0] * flip[:, None], at[..., 1], at[..., 2] * flip[:, None], at[..., 3]], -1)
     at = (at * zoom[:, None, None] + shift[:, [0, 1, 0, 1]][:, None] + 1) / 2 * size
-    at = torch.cat([torch.minimum(at[..., :2], at[..., 2:]), torch.maximum(at[..., :2], at[..., 2:])], -1)
     cut = torch.minimum(at.clamp(min=0), size)
     whole, left = (at[..., 2:] - at[..., :2]).prod(-1), (cut[..., 2:] - cut[..., :2]).prod(-1)
     gone = (left < 4) | (truth[..., 0] < 0)
@@ -96,29 +115,26 @@ def augment(images: NDArray[np.uint8], boxes: NDArray[np.float32], rng: Generato
     truth[..., 5] = torch.where(hard, torch.ones_like(whole), truth[..., 5])
     truth[..., 0] = torch.where(gone, -torch.ones_like(whole), truth[..., 0])
     truth[..., 1:5][gone] = 0
-    gain = torch.from_numpy(rng.uniform(0.75, 1.3, (count, 1, 1, 1)) * rng.uniform(0.9, 1.1, (count, 3, 1, 1))).float()
-    contrast = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 1, 1, 1))).float()
-    middle = x.mean((2, 3), keepdim=True)
-    return ((x - middle) * contrast + middle).mul_(gain).clamp_(0, 1), truth
+    return x, truth
 
 
-def train(width: Width, minutes: float, sets: list[Set], out: Path) -> Detector:
-    """Train one network for some minutes of wall clock; return its running average."""
+def train(width: Width, minutes: float, sets: list[Set], out: Path, *, resume: bool, peak: float) -> Detector:
+    """Train one network for some minutes of wall clock, from its checkpoint or from nothing; return its average."""
     rng = np.random.default_rng(SEED)
     torch.manual_seed(SEED)
-    model = Detector(width).to(memory_format=torch.channels_last)
+    model = load(width, out).train() if resume else Detector(width).to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).eval()
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
-        [{"params": weights, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}], lr=PEAK_RATE
+        [{"params": weights, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}], lr=peak
     )
     start, running = perf_counter(), 0.0
     for step, (images, truth) in enumerate(batches(sets, rng), 1):
         done = (perf_counter() - start) / (60 * minutes)
         if done >= 1:
             break
-        rate = PEAK_RATE * min(1.0, step / 300) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * done)))
+        rate = peak * min(1.0, step / 300) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         images = images.contiguous(memory_format=torch.channels_last)
@@ -153,7 +169,7 @@ def follow(average: Detector, model: Detector, keep: float) -> None:
 def quick_check(model: Detector, held_out: Set, count: int = 400) -> str:
     """Return mAP@0.5 of a network on the first frames of a drawn set."""
     images, boxes = held_out[0][:count], held_out[1][:count]
-    height, width = images.shape[1:3]
+    height, width = images[0].shape[:2]
     geometry = fit(width, height, ImagePreprocessing(input="images", width=width, height=height))
     lenient = DetectionPostprocessing(output="output0", class_names=CLASS_NAMES, score_threshold=0.01)
     model.decoded = True
@@ -174,6 +190,11 @@ def load(width: Width, path: Path) -> Detector:
     return model
 
 
+def _as_list(drawn: tuple[NDArray[np.uint8], NDArray[np.float32]]) -> Set:
+    """Return a drawn set with its images one by one."""
+    return list(drawn[0]), drawn[1]
+
+
 def main() -> None:
     """Do as the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,25 +203,28 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs=2, default=(40.0, 40.0), help="of training, large and small")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rung", choices=("both", "street", "street-small"), default="both")
-    parser.add_argument("--set", default=TRAIN.name, help=argparse.SUPPRESS)
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help="learning rate at its peak")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUT")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cache = options.cache or options.out / "sets"
     options.out.mkdir(parents=True, exist_ok=True)
-    wide = draw_set(TRAIN if options.set == TRAIN.name else Recipe(name=options.set, scenes=2_400), cache)
-    square = draw_set(TRAIN_SQUARE, cache)
-    held_out = draw_set(HELD_OUT, cache)
+    scenes, films = draw_set(TRAIN, cache), draw_set(TRAIN_FILM, cache)
+    wide: Set = ([*scenes[0], *films[0]], np.concatenate([scenes[1], films[1]]))
+    square, held_out = _as_list(draw_set(TRAIN_SQUARE, cache)), _as_list(draw_set(HELD_OUT, cache))
     for name, width, minutes in (("street", LARGE, options.minutes[0]), ("street-small", SMALL, options.minutes[1])):
         if options.rung not in ("both", name):
             continue
-        model = train(width, minutes, [wide, square], options.out / f"{name}.pt")
+        model = train(
+            width, minutes, [wide, square], options.out / f"{name}.pt", resume=options.resume, peak=options.rate
+        )
         print(name, quick_check(model, held_out), flush=True)
         path = options.out / f"{name}.onnx"
         if name == "street":
             export.export(model, path, half=True)
         else:
             export.export(model, options.out / "street-small-float.onnx", half=False)
-            export.quantise(options.out / "street-small-float.onnx", path, wide[0])
+            export.quantise(options.out / "street-small-float.onnx", path, scenes[0])
         export.report(path, [HELD_OUT, HELD_OUT_FILM])
 
 
