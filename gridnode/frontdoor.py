@@ -7,8 +7,8 @@ again under the same keys over a new one.
 import grp
 import math
 import os
+import socket
 import stat
-from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -38,7 +38,7 @@ from gridnode.driver import Driver
 from gridnode.errors import GridError, ProtocolError, StateDirectoryError, UnknownModelError
 from gridnode.jobtable import Answer as JobAnswer
 from gridnode.jobtable import Failure, JobEntry, JobTable
-from gridnode.localsocket import FrameReader, send_parts
+from gridnode.localsocket import FrameReader, FrameWriter, OutboxFullError
 from gridnode.logs import EventLog
 from gridnode.nurseries import collapsing
 from models.manifest import Manifest
@@ -47,6 +47,9 @@ from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
 
 log = EventLog("frontdoor")
+
+ACCEPT_RETRY_S = 0.1
+"""Pause after a failed accept, so that a lack of descriptors does not become a busy loop."""
 
 _REMEDIES = {
     Reason.DEADLINE: "no node known can finish it in time: allow more time, lower the rate, or add nodes",
@@ -158,16 +161,17 @@ class FrontDoor:
                 async with trio.open_nursery() as nursery:
                     while True:
                         await limit.acquire_on_behalf_of(slot := object())
-                        socket, _ = await listener.accept()
-                        nursery.start_soon(self._serve_one, socket, limit, slot)
+                        plain = await _accept(listener)
+                        nursery.start_soon(self._serve_one, plain, limit, slot)
         finally:
             self.path.unlink(missing_ok=True)
 
-    async def _serve_one(self, socket: trio.socket.SocketType, limit: trio.CapacityLimiter, slot: object) -> None:
-        connection = Connection(self, socket)
+    async def _serve_one(self, plain: socket.socket, limit: trio.CapacityLimiter, slot: object) -> None:
+        plain.setblocking(False)
+        connection = Connection(self, plain)
         self._connections.add(connection)
         try:
-            with socket, collapsing(OSError):
+            with plain, collapsing(OSError):
                 await connection.run()
         except (OSError, EOFError) as error:
             log.debug("client_lost", error=error)
@@ -196,6 +200,18 @@ class FrontDoor:
         return listener
 
 
+async def _accept(listener: trio.socket.SocketType) -> socket.socket:
+    """Accept a program; while the machine lacks descriptors or memory for one more, wait for them."""
+    while True:
+        try:
+            accepted, _ = await listener.accept()
+        except OSError as error:
+            log.warning("accept_failed", error=error)
+            await trio.sleep(ACCEPT_RETRY_S)
+        else:
+            return socket.socket(fileno=accepted.detach())
+
+
 async def _remove_stale(path: trio.Path) -> None:
     """Remove the socket of a daemon that is gone; refuse to take over one that answers."""
     try:
@@ -215,42 +231,37 @@ async def _remove_stale(path: trio.Path) -> None:
 class Connection:
     """One program."""
 
-    def __init__(self, door: FrontDoor, socket: trio.socket.SocketType) -> None:
+    def __init__(self, door: FrontDoor, plain: socket.socket) -> None:
         self._door = door
-        self._socket = socket
+        self._plain = plain
+        self._writer = FrameWriter(plain, frames_max=OUTBOX_FRAMES_MAX, bytes_max=OUTBOX_BYTES_MAX)
         self._client = b""
         self._handles: dict[bytes, int] = {}
-        self._outbox: deque[tuple[ServerMessage, Buffer]] = deque()
-        self._wake = trio.Event()
-        self._outbox_bytes = 0
-        self._flushed = trio.Event()
-        self._flushed.set()
         self._nursery: trio.Nursery | None = None
 
     async def wait_flushed(self) -> None:
         """Wait until every answer said so far has left, or the connection has ended."""
-        await self._flushed.wait()
+        await self._writer.wait_flushed()
 
     async def run(self) -> None:
         """Serve the program until it leaves; raises OSError or EOFError when the connection breaks."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._write)
+                nursery.start_soon(self._writer.serve)
                 try:
                     await self._read()
                 except ProtocolError as error:
                     log.warning("client_misbehaved", error=error)
                     self.say(Goodbye(reason=str(error)))
-                    await self._flush()
                 nursery.cancel_scope.cancel()
         finally:
-            self._flushed.set()
+            self._writer.release()
             for handle in self._handles.values():
                 self._door.driver.post(CancelRequested(handle=handle))
 
     async def _read(self) -> None:
-        reader = FrameReader(self._socket)
+        reader = FrameReader(self._plain)
         while (frame := await reader.receive()) is not None:
             header, payload = frame
             message = decode_client(header)
@@ -378,33 +389,14 @@ class Connection:
         except GridError as error:
             self.say(Answer(number=message.number, error=str(error)))
 
-    # ------------------------------------------------------------ writing
-
     def say(self, message: ServerMessage, payload: Buffer = b"") -> None:
-        """Queue a frame; a program that does not read its answers loses the connection."""
-        self._outbox_bytes += len(payload)
-        if len(self._outbox) >= OUTBOX_FRAMES_MAX or self._outbox_bytes > OUTBOX_BYTES_MAX:
-            log.warning("client_cut_off", frames=len(self._outbox), size_bytes=self._outbox_bytes)
+        """Send a frame; a program that does not read its answers loses the connection."""
+        try:
+            self._writer.write(encode_frame(message, len(payload)), payload)
+        except (OutboxFullError, OSError) as error:
+            log.warning("client_cut_off", error=error)
             if self._nursery is not None:
                 self._nursery.cancel_scope.cancel()
-            return
-        self._outbox.append((message, payload))
-        if self._flushed.is_set():
-            self._flushed = trio.Event()
-        self._wake.set()
-
-    async def _write(self) -> None:
-        while True:
-            await self._flush()
-            await self._wake.wait()
-            self._wake = trio.Event()
-
-    async def _flush(self) -> None:
-        while self._outbox:
-            message, payload = self._outbox.popleft()
-            self._outbox_bytes -= len(payload)
-            await send_parts(self._socket, (encode_frame(message, len(payload)), payload))
-        self._flushed.set()
 
 
 class ClientResponder:
