@@ -110,7 +110,7 @@ class Window:
 
     def __init__(self, config: WindowConfig) -> None:
         self._config = config
-        self.size = config.initial
+        self.size = config.initial if config.enabled else math.inf
 
     def learn(self, *, waiting_s: float, actual_s: float, promised_s: float) -> None:
         """Take in one answer: its wait at the peer, and its whole time against the estimate, in seconds."""
@@ -127,7 +127,8 @@ class Window:
 
     def reset(self) -> None:
         """Start again with one job: the peer was silent."""
-        self.size = 1.0
+        if self._config.enabled:
+            self.size = 1.0
 
 
 class Trust:

@@ -1,7 +1,7 @@
 """What the core keeps of jobs and commands. Plain objects with slots, since they change all the time; no decisions."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 class Stage:
     """Where a job of this node is. Plain numbers: enumerations cost more than what is done with them here."""
 
-    WAITING = 0
+    WAITING: Final = 0
     """In the local queue."""
-    PARKED = 1
+    PARKED: Final = 1
     """Until its model is loaded."""
-    RUNNING = 2
+    RUNNING: Final = 2
     """In a worker."""
-    AWAY = 3
+    AWAY: Final = 3
     """At a peer, or on its way to one."""
-    UNPLACED = 4
+    UNPLACED: Final = 4
     """Just come, or just come back: in no place yet."""
-    DONE = 5
+    DONE: Final = 5
     """Its outcome is out; the record is dropped."""
 
 
@@ -92,9 +92,9 @@ class JobRecord:
 class Carriage:
     """How a job went to a peer."""
 
-    SEND = 0
-    OFFER = 1
-    LEASE = 2
+    SEND: Final = 0
+    OFFER: Final = 1
+    LEASE: Final = 2
 
 
 class Shipment:

@@ -133,3 +133,12 @@ def test_a_token_that_lacks_only_rounding_is_there():
     for number in range(1, 11):
         bucket.accrue(0.1, now_s=float(number))
     assert bucket.take()
+
+
+def test_a_window_that_is_off_never_closes():
+    window = Window(WindowConfig(enabled=False))
+    window.close()
+    window.reset()
+    window.learn(waiting_s=9.0, actual_s=9.0, promised_s=0.1)
+    window.learn(waiting_s=0.0, actual_s=9.0, promised_s=0.1)
+    assert window.size == float("inf")
