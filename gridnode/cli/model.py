@@ -81,7 +81,7 @@ def publish_model(options: argparse.Namespace) -> int:
         print_json({"published": published, "taken": taken})
         return 0
     for entry in published:
-        _print_published(entry)
+        _print_published(entry, notes=options.zoo is None)
     note(_taken_text(taken))
     return 0
 
@@ -102,14 +102,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _print_published(entry: "Published") -> None:
+def _print_published(entry: "Published", *, notes: bool) -> None:
+    """Say what was published; the notes are guesses about a graph that came without a word."""
     screen = console()
     what = "was published already" if entry.unchanged else "is published"
     screen.print(f"[bold]{entry.name}[/] {what}: version {entry.version}, digest {entry.digest[:12]}")
     rungs = f", rungs {', '.join(entry.rungs)}" if entry.rungs else ""
     memory = size(entry.peak_memory_bytes)
     screen.print(f"  {size(entry.size_bytes)}, {millis(entry.service_ms)} a picture here, {memory} of memory{rungs}")
-    for text in entry.notes:
+    for text in entry.notes if notes else ():
         screen.print(f"  note: {text}", style="dim", markup=False)
 
 

@@ -182,7 +182,7 @@ def _print_line(line: dict[str, Any]) -> None:
     if "error" in line:
         text.append(line["error"], style="red").append(": " + line["message"])
     else:
-        where = line["node"] + (f", {line['hops']} hops" if line["hops"] else "")
+        where = line["node"] + (f", {line['hops']} hop{'s' * (line['hops'] > 1)}" if line["hops"] else "")
         took = millis(line["timings"].client_s * 1000)
         text.append(summary_text(line), style="bold").append(f"  {where}, {took}, {line['model']}", style="dim")
     console().print(text, soft_wrap=True)

@@ -153,7 +153,7 @@ def peers_table(peers: Sequence[PeerStatus], *, columns: int, now_s: float) -> T
     table = grid_table()
     table.add_column("peer", no_wrap=True)
     table.add_column("id", style="dim", no_wrap=True)
-    table.add_column("status")
+    table.add_column("status", no_wrap=True)
     for name in ("backlog", "flight", "rtt", "seen"):
         table.add_column(name, justify="right", no_wrap=True)
     if wide:
@@ -166,13 +166,10 @@ def peers_table(peers: Sequence[PeerStatus], *, columns: int, now_s: float) -> T
 
 
 def _peer_row(peer: PeerStatus, *, wide: bool, now_s: float) -> list[RenderableType]:
-    state = state_text("draining" if peer.draining and peer.status == "alive" else peer.status)
-    if not peer.reachable:
-        state.append(" unreachable", style="red")
     row: list[RenderableType] = [
         Text(peer.name or short(peer.node), style="bold" if peer.neighbour else ""),
         short(peer.node),
-        state,
+        state_text(_standing(peer)),
         span(peer.backlog_s),
         _number(peer.in_flight),
         millis(peer.rtt_ms),
@@ -186,6 +183,15 @@ def _peer_row(peer: PeerStatus, *, wide: bool, now_s: float) -> list[RenderableT
             span(peer.certificate_expires_s - now_s),
         ]
     return [*row, peer.address]
+
+
+def _standing(peer: PeerStatus) -> str:
+    """Return what keeps a peer from being used, or that nothing does."""
+    if peer.status != "alive":
+        return peer.status
+    if not peer.reachable:
+        return "unreachable"
+    return "draining" if peer.draining else "alive"
 
 
 def _number(value: int | None) -> str:
