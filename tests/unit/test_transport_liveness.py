@@ -194,6 +194,16 @@ def test_an_accusation_falls_to_an_alive_with_a_higher_incarnation_only() -> Non
     assert live.status("a") is Status.ALIVE, "the word is about an incarnation that was refuted"
 
 
+def test_an_older_word_of_the_subject_played_back_changes_nothing() -> None:
+    live = detector("a", "b")
+    live.handle(NoticeReceived(origin="a", notice=word("a", "alive", incarnation=2)), now_s=0.0)
+    for old in (word("a", "left", incarnation=1), word("a", "left", incarnation=9, epoch=0)):
+        assert live.handle(NoticeReceived(origin="a", notice=old), now_s=0.1) == []
+    assert live.status("a") is Status.ALIVE
+    live.handle(NoticeReceived(origin="b", notice=word("a", "suspect", incarnation=1)), now_s=0.2)
+    assert live.status("a") is Status.ALIVE, "and the incarnation did not fall"
+
+
 def test_a_liars_huge_incarnation_does_not_outrun_refutation() -> None:
     live = detector("a", "b")
     live.handle(NoticeReceived(origin="b", notice=word("a", "suspect", incarnation=2**53)), now_s=0.0)
