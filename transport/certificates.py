@@ -26,6 +26,7 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.utils import CryptographyDeprecationWarning
 
 from transport.gridtime import ALLOWANCE_S, GridTime
 from transport.identity import peer_id
@@ -61,8 +62,10 @@ PARSE_ERRORS: Final = (
     x509.ExtensionNotFound,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,
 )
-"""What cryptography raises for a certificate or request that is not well formed."""
+"""What cryptography raises for a certificate or request that is not well formed; the last one where warnings are
+errors, for oddities that its next release refuses."""
 
 
 class RefusalReason(StrEnum):
