@@ -7,6 +7,7 @@ A model's worker that is lost is started again after a short, growing, jittered 
 for it. After RuntimeConfig.restarts_max losses within restart_window_s the model is given up.
 """
 
+import contextlib
 import logging
 import os
 import random
@@ -34,7 +35,8 @@ from models.executor import (
 from models.manifest import Manifest
 from models.processmemory import process_memory
 from models.tensors import InferenceError
-from models.workerprocess import WorkerProcess, WorkerSettings
+from models.workerprocess import NotBegunError, WorkerProcess
+from models.workerstart import WorkerSettings
 
 log = logging.getLogger("gridnode.models")
 
@@ -94,6 +96,13 @@ class _Model:
         self.moved.set()
         self.moved = trio.Event()
 
+    @property
+    def live_worker(self) -> WorkerProcess | None:
+        """The worker that takes runs now; None where there is none."""
+        if not self.is_ready or self.worker is None or self.worker.is_over:
+            return None
+        return self.worker
+
     async def wait_ready(self) -> WorkerProcess:
         """Wait for a worker that is ready.
 
@@ -102,14 +111,13 @@ class _Model:
         ModelNotLoadedError
             The model is over, now or meanwhile.
         """
-        while not self.is_ready:
+        while (worker := self.live_worker) is None:
             if self.is_over:
                 raise ModelNotLoadedError(
                     f"model {self.manifest.name!r} is not loaded here: {self.fault or 'unloaded'}"
                 )
             await self.moved.wait()
-        assert self.worker is not None
-        return self.worker
+        return worker
 
     def counts(self) -> tuple[int, int, int]:
         """Return runs, errors and terminated runs of all workers so far."""
@@ -184,17 +192,23 @@ class Runtime:
         model = self._models.get(digest)
         if model is None:
             raise ModelNotLoadedError(f"model {digest[:12]} is not loaded here")
-        if model.is_ready and model.worker is not None:
-            return await model.worker.run(requests, on_started)
-        with trio.CancelScope(deadline=max(request.deadline_s for request in requests)):
-            await model.wait_ready()
-        if model.is_ready and model.worker is not None:
-            return await model.worker.run(requests, on_started)
-        return [RunDeadlineError("the deadline passed while the model's worker was started anew")] * len(requests)
+        last_deadline_s = max(request.deadline_s for request in requests)
+        while True:
+            worker = model.live_worker
+            if worker is None:
+                with trio.move_on_at(last_deadline_s):
+                    worker = await model.wait_ready()
+            if worker is None:
+                return [RunDeadlineError("the deadline passed while the model's worker was started anew")] * len(
+                    requests
+                )
+            # A run that only waited in line of a lost worker is taken to the next one: it is not to blame.
+            with contextlib.suppress(NotBegunError):
+                return await worker.run(requests, on_started)
 
     def loaded(self) -> frozenset[str]:
         """Return the digests of the models that are ready."""
-        return frozenset(digest for digest, model in self._models.items() if model.is_ready)
+        return frozenset(digest for digest, model in self._models.items() if model.live_worker is not None)
 
     def changes(self) -> trio.MemoryReceiveChannel[ModelChange]:
         """Return the bounded channel of changes; one reader."""

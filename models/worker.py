@@ -4,7 +4,7 @@ Owns the order of start-up (confine, import, confine more, load) and the threads
 requests, as many more as there are further slots do the same, one reads cancellations. Whichever thread is free
 takes the next packet, so there is no hand-over between threads on a request's way.
 
-Started by models.workerprocess as ``python -P -m models.worker JSON``, see Start. The heavy imports come late on
+Started by models.workerstart as ``python -P -m models.worker JSON``, see Start. The heavy imports come late on
 purpose: namespaces must be left while the process has one thread.
 """
 

@@ -9,13 +9,12 @@ and frees the slot. Only a worker that keeps an abandoned run beyond its grace i
 deadlines cannot hurt others.
 """
 
+import functools
 import itertools
 import logging
 import math
 import os
 import signal
-import socket
-import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -23,13 +22,12 @@ from typing import Final
 import msgspec
 import trio
 
-from models import child, cpushare
+from models import cpushare
 from models import workerprotocol as protocol
 from models.executor import ModelRefusedError, RunDeadlineError, RunOutcome, RunRequest, WorkerLostError
 from models.manifest import MANIFEST_MAX_BYTES, Manifest, canonical_bytes
-from models.sharedmemory import SharedMemory
 from models.tensors import BadInputError, InferenceError
-from models.worker import PLAIN_PROVIDERS, Start
+from models.workerstart import WorkerSettings, copy_log, start_worker
 
 log = logging.getLogger("gridnode.models")
 
@@ -48,24 +46,14 @@ LAST_BREATH_MAX_S: Final = 1.0
 """Longest wait for a worker that has closed its socket to end by itself; a large one takes a while to be unmapped."""
 LOG_TAIL_MAX_S: Final = 1.0
 """Longest wait for the last words of a worker that has ended."""
-LOG_LINES_MAX: Final = 200
-"""Lines of one worker that reach the log; a model cannot fill the disk through it."""
-LOG_LINE_MAX_BYTES: Final = 400
 MEMORY_FACTOR: Final = 2
 """Private memory a worker may take is this many times the manifest's peak, and MEMORY_EXTRA_BYTES: the publisher
 measured on another machine, and address space is taken in larger steps than memory."""
 MEMORY_EXTRA_BYTES: Final = 256 * 1024 * 1024
 
 
-class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How workers are run on this node; models.runtime.RuntimeConfig says what each field means."""
-
-    slots: int
-    threads: int
-    providers: tuple[str, ...]
-    cpu_share: float
-    load_max_s: float
-    empty_folder: str
+class NotBegunError(WorkerLostError):
+    """The worker was lost while a run waited for a slot."""
 
 
 class _Run:
@@ -102,36 +90,25 @@ class WorkerProcess:
     def __init__(self, graph: int, manifest: Manifest, settings: WorkerSettings) -> None:
         self._manifest = manifest
         self._settings = settings
-        self._memory = SharedMemory.create(settings.slots)
-        requests, far_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control, far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        log_end, far_log = os.pipe2(os.O_CLOEXEC)
-        requests.setblocking(False)
-        control.setblocking(False)
         try:
-            self._process = self._spawn(graph, far_requests.fileno(), far_control.fileno(), far_log)
+            ends = start_worker(graph, settings)
         except OSError as error:
-            for end in (requests, control):
-                end.close()
-            os.close(log_end)
-            self._memory.close()
             raise WorkerLostError(f"no worker for model {manifest.name!r} could be started: {error}") from error
-        finally:
-            far_requests.close()
-            far_control.close()
-            os.close(far_log)
-        self._requests = trio.socket.from_stdlib_socket(requests)
-        self._control = control
-        self._log_end = trio.lowlevel.FdStream(log_end)
+        self._process = ends.process
+        self._requests = ends.requests
+        self._control = ends.control
+        self._output = ends.output
+        self._memory = ends.memory
         self._free_slots, self._take_slots = trio.open_memory_channel[int](settings.slots)
         self._numbers = itertools.count()
         self._runs: dict[int, _Run] = {}
         self._patience = trio.CancelScope()
         self._service_s: deque[float] = deque(maxlen=SERVICE_TIMES_KEPT)
         self._copying = 0
-        self._is_over = False
         self._share: cpushare.CpuShare | None = None
         self.pid = self._process.pid
+        self.is_over = False
+        """Whether the process has ended or is about to; no run is taken any more."""
         self.ready: protocol.Ready | None = None
         """How the model was loaded; None before that."""
         self.runs = 0
@@ -162,8 +139,8 @@ class WorkerProcess:
         WorkerLostError
             The process ended while it loaded the model.
         """
-        async with self._log_end, trio.open_nursery() as nursery:
-            nursery.start_soon(self._copy_log)
+        async with self._output, trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(copy_log, self._output, pid=self.pid, model=self._manifest.name))
             try:
                 fault = await self._work(on_ready)
             finally:
@@ -190,11 +167,21 @@ class WorkerProcess:
     async def run(
         self, requests: Sequence[RunRequest], on_started: Callable[[], None] | None
     ) -> list[RunOutcome | InferenceError]:
-        """Run requests; see models.executor.Executor.run. Raises WorkerLostError."""
-        outcomes: list[RunOutcome | InferenceError] = []
-        for request in requests:
-            outcomes.append(await self._run_one(request, on_started))
-            on_started = None
+        """Run requests; see models.executor.Executor.run.
+
+        Raises
+        ------
+        NotBegunError
+            The worker was lost before it got the first request: another may have them all.
+        WorkerLostError
+            It was lost later.
+        """
+        outcomes = [await self._run_one(requests[0], on_started)]
+        try:
+            for request in requests[1:]:
+                outcomes.append(await self._run_one(request, None))
+        except NotBegunError:
+            raise self._lost() from None
         return outcomes
 
     async def _run_one(self, request: RunRequest, on_started: Callable[[], None] | None) -> RunOutcome | InferenceError:
@@ -235,15 +222,15 @@ class WorkerProcess:
 
     async def _wait_slot(self) -> int:
         """Take a free slot, in turn."""
-        if self._is_over:
-            raise self._lost()
+        if self.is_over:
+            raise NotBegunError(str(self._lost()))
         try:
             try:
                 return self._take_slots.receive_nowait()
             except trio.WouldBlock:
                 return await self._take_slots.receive()
         except trio.EndOfChannel:
-            raise self._lost() from None
+            raise NotBegunError(str(self._lost())) from None
 
     def _lost(self) -> WorkerLostError:
         return WorkerLostError(f"worker of model {self._manifest.name!r} was lost: {self.end_reason}")
@@ -280,7 +267,7 @@ class WorkerProcess:
 
     def _unmap(self) -> None:
         """Let go of the memory once the worker has ended and no thread writes to it any more."""
-        if self._is_over and not self._copying:
+        if self.is_over and not self._copying:
             self._memory.close()
 
     def _outcome(self, run: _Run, answer: protocol.Done | protocol.Failed) -> RunOutcome | InferenceError:
@@ -294,7 +281,7 @@ class WorkerProcess:
 
     def _let_go(self, number: int, run: _Run) -> None:
         """Free the slot of a run that is over, or abandon one that is not."""
-        if run.answer is not None or self._is_over or not run.is_sent:
+        if run.answer is not None or self.is_over or not run.is_sent:
             self._free(number, run)
             return
         try:
@@ -308,7 +295,7 @@ class WorkerProcess:
     def _free(self, number: int, run: _Run) -> None:
         """Give a slot back."""
         del self._runs[number]
-        if self._is_over:
+        if self.is_over:
             return
         output_bytes = run.answer.payload_bytes if isinstance(run.answer, protocol.Done) else 0
         self._memory.release(run.slot, input_bytes=run.payload_bytes, output_bytes=output_bytes)
@@ -402,21 +389,9 @@ class WorkerProcess:
             self._patience.deadline = min((other.kill_at_s for other in self._runs.values()), default=math.inf)
         return True
 
-    async def _copy_log(self) -> None:
-        """Pass the worker's words on, as lines, up to LOG_LINES_MAX of them."""
-        rest = b""
-        lines = 0
-        async for data in self._log_end:
-            *found, rest = (rest + data).split(b"\n")
-            for line in found[: LOG_LINES_MAX - lines]:
-                text = line[:LOG_LINE_MAX_BYTES].decode("utf-8", "replace")
-                log.warning("worker_said pid=%d model=%s line=%r", self.pid, self._manifest.name, text)
-            lines += len(found)
-            rest = rest[:LOG_LINE_MAX_BYTES]
-
     async def _end(self) -> None:
         """Kill, wait for, and let go of everything; all runs end as lost."""
-        self._is_over = True
+        self.is_over = True
         self._free_slots.close()
         # Does nothing to a process that was waited for.
         self._process.kill()
@@ -431,24 +406,6 @@ class WorkerProcess:
         self._unmap()
         if self._share is not None:
             self._share.close()
-
-    def _spawn(self, graph: int, requests: int, control: int, output: int) -> "subprocess.Popen[bytes]":
-        start = Start(
-            requests=requests,
-            control=control,
-            memory=self._memory.descriptor,
-            graph=graph,
-            slots=self._settings.slots,
-            parent=os.getpid(),
-            accelerated=any(name not in PLAIN_PROVIDERS for name in self._settings.providers),
-        )
-        return child.spawn(
-            "models.worker",
-            [msgspec.json.encode(start).decode("ascii")],
-            descriptors=(requests, control, self._memory.descriptor, graph),
-            folder=self._settings.empty_folder,
-            output=output,
-        )
 
 
 def _deadline_error() -> RunDeadlineError:

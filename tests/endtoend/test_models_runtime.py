@@ -392,6 +392,31 @@ def test_a_killed_worker_loses_its_run_and_the_next_run_waits_for_a_new_one(tmp_
     with_runtime(use)
 
 
+def test_a_run_that_only_waited_for_a_slot_is_taken_to_the_next_worker(tmp_path):
+    async def use(runtime):
+        run = await loaded(runtime, loop(tmp_path))
+        [entry] = runtime.statistics()
+        outcomes = []
+
+        async def hold():
+            with pytest.raises(WorkerLostError):
+                await run([trips(2**60)])
+
+        async def wait():
+            outcomes.extend(await run([trips(1), trips(1)]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+            await wait_running(runtime)
+            nursery.start_soon(wait)
+            while not runtime.statistics()[0].waiting:
+                await trio.lowlevel.checkpoint()
+            os.kill(entry.pid, signal.SIGKILL)
+        assert [type(outcome) for outcome in outcomes] == [RunOutcome, RunOutcome]
+
+    with_runtime(use)
+
+
 def test_a_model_whose_workers_keep_dying_is_given_up(tmp_path):
     async def use(runtime):
         toy = double(tmp_path)
