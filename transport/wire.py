@@ -99,7 +99,7 @@ class HealthNotice(msgspec.Struct, frozen=True, tag_field="t", tag="health"):
 
     subject: NodeText
     epoch: Count
-    """Epoch of the subject the word is about; an alive with a larger or equal incarnation refutes it."""
+    """Epoch of the subject the word is about; an alive with a larger incarnation refutes it."""
     incarnation: Count
     status: Annotated[str, Meta(pattern="^(suspect|alive|dead|left)$")]
 
