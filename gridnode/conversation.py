@@ -176,7 +176,7 @@ class Conversation:
 
     def abandon(self) -> None:
         """Cancel all open jobs: nobody waits for them any more."""
-        for handle in self._handles.values():
+        for handle in tuple(self._handles.values()):  # each outcome takes its handle away
             self._driver.post(CancelRequested(handle=handle))
 
     async def run(self) -> None:

@@ -53,6 +53,7 @@ class Driver:
         self._now_s = 0.0
         self._hands: Hands | None = None
         self._is_feeding = False
+        self._is_over = False
         self.handled = 0
         """Events the core has taken."""
 
@@ -62,15 +63,24 @@ class Driver:
         The core takes it before this returns, unless the call comes from inside the carrying out of an action (then
         it waits its turn) or the driver does not run yet: a switch to another task would cost more than the decision.
         """
+        if self._is_over:
+            return
         assert len(self._inbox) < INBOX_MAX, "the core has stopped taking events"
         self._inbox.append((event, attachment))
         if self._hands is not None and not self._is_feeding:
             self._take_all(self._hands)
 
     async def run(self, hands: Hands) -> None:
-        """Drive the core until cancelled: what was posted before, then timers."""
+        """Drive the core until cancelled: what was posted before, then timers. Nothing is carried out afterwards."""
         self._hands = hands
-        self._take_all(hands)
+        try:
+            self._take_all(hands)
+            await self._keep_time()
+        finally:
+            self._hands = None
+            self._is_over = True
+
+    async def _keep_time(self) -> None:
         while True:
             deadline_s = self._armed_s = self._core.next_deadline_s()
             self._wake = trio.Event()

@@ -51,7 +51,10 @@ log = EventLog("frontdoor")
 ACCEPT_RETRY_S = 0.1
 """Pause after a failed accept, so that a lack of descriptors does not become a busy loop."""
 
-_REMEDIES = {
+MESSAGE_MAX_CHARS = 2048
+"""Longest message of an error: names that a program chose may be in it, and a header has a bound."""
+
+_REMEDIES: dict[str, str] = {
     Reason.DEADLINE: "no node known can finish it in time: allow more time, lower the rate, or add nodes",
     Reason.EXPIRED: "its deadline passed before a node could finish it: allow more time or lower the rate",
     Reason.QUEUE_FULL: "all queues are full: lower the rate, or try again later",
@@ -256,8 +259,9 @@ class Connection:
                     self.say(Goodbye(reason=str(error)))
                 nursery.cancel_scope.cancel()
         finally:
+            self._nursery = None
             self._writer.release()
-            for handle in self._handles.values():
+            for handle in tuple(self._handles.values()):  # each outcome takes its handle away
                 self._door.driver.post(CancelRequested(handle=handle))
 
     async def _read(self) -> None:
@@ -350,7 +354,8 @@ class Connection:
         door.driver.post(JobArrived(handle=handle, job=job, origin=None))
 
     def _refuse(self, key: bytes, reason: str, message: str) -> None:
-        self.say(JobError(key=key, reason=reason, message=message, entries=self._door.config.entries))
+        entries = self._door.config.entries
+        self.say(JobError(key=key, reason=reason, message=message[:MESSAGE_MAX_CHARS], entries=entries))
 
     def end(self, job: Job, answer: JobAnswer) -> None:
         """Send a job's result."""
@@ -375,8 +380,7 @@ class Connection:
     def fail(self, job: Job, reason: str, message: str, estimate_s: float | None) -> None:
         """Send a job's named error."""
         self._handles.pop(job.key, None)
-        remedy = _REMEDIES.get(Reason(reason), "") if reason in Reason.__members__.values() else ""
-        text = remedy or message or reason
+        text = _explain(reason, message)
         if estimate_s is not None:
             text += f" (best estimate {estimate_s:.3g} s)"
         entries = self._door.config.entries
@@ -390,13 +394,43 @@ class Connection:
             self.say(Answer(number=message.number, error=str(error)))
 
     def say(self, message: ServerMessage, payload: Buffer = b"") -> None:
-        """Send a frame; a program that does not read its answers loses the connection."""
+        """Send a frame; a program that has gone or does not read its answers loses the connection."""
+        if self._nursery is None:
+            return
         try:
-            self._writer.write(encode_frame(message, len(payload)), payload)
-        except (OutboxFullError, OSError) as error:
+            frame = encode_frame(message, len(payload))
+        except ProtocolError as error:
+            log.warning("answer_too_large", error=error)
+            frame, payload = encode_frame(_instead_of(message, error)), b""
+        try:
+            self._writer.write(frame, payload)
+        except OSError as error:
+            log.debug("client_lost", error=error)
+            self._nursery.cancel_scope.cancel()
+        except OutboxFullError as error:
             log.warning("client_cut_off", error=error)
-            if self._nursery is not None:
-                self._nursery.cancel_scope.cancel()
+            self._nursery.cancel_scope.cancel()
+
+
+def _explain(reason: str, message: str) -> str:
+    """Return what a person can do about a reason, and what the runtime said where that tells more."""
+    remedy = _REMEDIES.get(reason, "")
+    if reason == Reason.MODEL_FAILED and message:
+        remedy = f"{remedy}: {message}"
+    return (remedy or message or reason)[:MESSAGE_MAX_CHARS]
+
+
+def _instead_of(message: ServerMessage, error: ProtocolError) -> ServerMessage:
+    """Return what to say in place of an answer that does not fit a frame."""
+    match message:
+        case JobDone():
+            return JobError(
+                key=message.key, reason=Reason.MODEL_FAILED.value, message=f"the result is too large: {error}"
+            )
+        case Answer():
+            return Answer(number=message.number, error=f"the answer is too large: {error}")
+        case _:
+            raise error
 
 
 class ClientResponder:

@@ -20,6 +20,7 @@ from models.tensors import BadInputError, InferenceError
 from scheduler import actions
 from scheduler.events import ServiceFailed, ServiceFinished, ServiceStarted
 from scheduler.types import ModelDigest, Reason
+from transport.wire import PAYLOAD_MAX_BYTES
 
 log = EventLog("core")
 
@@ -214,6 +215,9 @@ class DaemonHands:
 
     def _outcome(self, model: str, entry: JobEntry, result: RunOutcome | InferenceError) -> Answer | Failure:
         match result:
+            case RunOutcome() if len(result.payload) > PAYLOAD_MAX_BYTES:
+                size = f"raw outputs take {len(result.payload)} bytes, at most {PAYLOAD_MAX_BYTES} can be sent"
+                return Failure(reason=Reason.MODEL_FAILED.value, message=f"{size}; do without raw outputs")
             case RunOutcome():
                 return Answer(
                     model=model,

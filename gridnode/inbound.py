@@ -75,9 +75,15 @@ class Inbound:
         self._node = node
         self._jobs = jobs
         self._driver = driver
-        self._outbound = outbound
+        self.outbound = outbound
+        """Follows the leases this node grants."""
         self._questions: dict[int, Question] = {}
         self._asked = 0
+
+    @property
+    def questions(self) -> int:
+        """Offers and steals that wait for the core's ruling."""
+        return len(self._questions)
 
     def rule(self, action: Ruling) -> None:
         """Carry out the core's ruling on an offer or a steal."""
@@ -172,25 +178,25 @@ class Inbound:
                 entry = self._jobs.get(handle)
                 assert entry is not None, "the core granted a job that has had its outcome"
                 by_key[job.key] = (command, entry)
-                self._outbound.adopt(command, exchange, job.key)
+                self.outbound.adopt(command, exchange, job.key)
                 header = job_to_wire(job, entry.body, now_s=trio.current_time())
                 message = JobSend(job=header, estimate_s=0.0, state=state_to_wire(ruling.state))
                 await exchange.send(message, entry.payload)
             while by_key:
                 answer, payload = await exchange.receive()
                 command, entry = _lease_of(by_key, answer)
-                if self._outbound.take(
+                if self.outbound.take(
                     exchange.peer, command, entry.job.key, answer, payload, began_s=-math.inf, input_bytes=0
                 ):
                     del by_key[entry.job.key]
                     open_leases.discard(command)
-                    self._outbound.release(command)
+                    self.outbound.release(command)
             if ruling.grants:
                 # The bracket: a cancel of ours that crossed the last outcome lies before it on the wire.
                 await exchange.send(StealAnswer(granted=0, state=state_to_wire(ruling.state)))
         finally:
             for command in sorted(open_leases):
-                self._outbound.release(command)
+                self.outbound.release(command)
                 self._driver.post(SendFailed(command=command, connected=True))
 
     def _ask(self) -> tuple[int, Question]:

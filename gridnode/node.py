@@ -283,7 +283,7 @@ class Node:
             self._life = life
             await life.start(self._executor.serve)
             async with trio.open_nursery() as jobs:
-                await self._start_life(life, self._make_hands(jobs))
+                await self._start_life(life, jobs)
                 async with trio.open_nursery() as intake:
                     await intake.start(self.door.serve)
                     self.is_ready = True
@@ -328,11 +328,15 @@ class Node:
             on_drained=self._drained.set,
         )
 
-    async def _start_life(self, life: trio.Nursery, hands: DaemonHands) -> None:
-        """Start what outlives single jobs, in the order in which one needs the other."""
+    async def _start_life(self, life: trio.Nursery, jobs: trio.Nursery) -> None:
+        """Start what outlives single jobs, in the order in which one needs the other.
+
+        The core is driven in the nursery of jobs: its hands start tasks there, so it must end no later.
+        """
+        hands = self._make_hands(jobs)
         self.data_address = await life.start(self._data.serve, self._handle_exchange)
         self.control_address = await life.start(self._control.serve)
-        life.start_soon(self.driver.run, hands)
+        jobs.start_soon(self.driver.run, hands)
         self._announce()
         await life.start(self.membership.serve)
         await life.start(self.admitting.serve)

@@ -131,6 +131,11 @@ class Outbound:
         self._commands: dict[tuple[str, bytes], int] = {}
         """(peer, key) of jobs open at peers, to understand which of our jobs a peer's state covers."""
 
+    @property
+    def errands(self) -> int:
+        """Commands under way at peers, leases included."""
+        return len(self._errands)
+
     def start(self, action: Send | Offer, entry: JobEntry) -> None:
         """Begin to send or offer a job."""
         errand = self._errands[action.command] = Errand(entry.job.key)

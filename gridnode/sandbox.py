@@ -28,6 +28,7 @@ import msgspec
 import trio
 import trio.testing
 
+from gridnode.client import AsyncGrid
 from gridnode.config import Config, load_config
 from gridnode.credentials import Credentials, GridFile
 from gridnode.gridsetup import REPOSITORY_NAME, create_grid, write_grid_file
@@ -144,6 +145,12 @@ class Sandbox:
         write_atomically(first.inbox, owner.publication())
         return model_digest(manifest)
 
+    def remove(self, name: str) -> None:
+        """Withdraw a model from the grid. Blocks."""
+        owner = OwnerRepository(self.owner, self.owner / REPOSITORY_NAME)
+        owner.remove_model(name, self.now_s())
+        write_atomically(next(iter(self.nodes.values())).state.inbox, owner.publication())
+
     async def start(self, name: str, flags: Mapping[str, object] | None = None) -> SandboxNode:
         """Start a node; returns when programs may connect."""
         wanted = self.nodes[name]
@@ -151,6 +158,14 @@ class Sandbox:
         wanted.ended = trio.Event()
         await self._nursery.start(self._run, wanted, flags or {})
         return wanted
+
+    def alive(self) -> list[Node]:
+        """Return the nodes that run."""
+        return [node.running for node in self.nodes.values() if node.node is not None and not node.ended.is_set()]
+
+    def program(self, *names: str) -> AsyncGrid:
+        """Return a client of some nodes, the preferred first; enter it before use."""
+        return AsyncGrid([str(self.nodes[name].socket) for name in names])
 
     async def kill(self, name: str) -> None:
         """End a node as kill -9 would: nothing is said, connections break."""
