@@ -64,13 +64,13 @@ def millis(value_ms: float | None) -> str:
 
     Examples
     --------
-    >>> millis(3.14159), millis(271.8), millis(15000.0), millis(None)
-    ('3.1 ms', '272 ms', '15.0 s', '–')
+    >>> millis(3.14159), millis(271.8), millis(1618.0), millis(None)
+    ('3.1 ms', '272 ms', '1.62 s', '–')
     """
     if value_ms is None:
         return "–"
-    if value_ms >= 10_000:
-        return f"{value_ms / 1000:.1f} s"
+    if value_ms >= 1000:
+        return f"{value_ms / 1000:.2f} s"
     return f"{value_ms:.1f} ms" if value_ms < 100 else f"{value_ms:.0f} ms"
 
 

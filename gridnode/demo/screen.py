@@ -122,7 +122,7 @@ def _nodes(nodes: Sequence[NodeView]) -> Table:
     table.add_column("cpu", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("load", no_wrap=True)
-    for name in ("frames", "share", "p50", "p99", "offl.", "stolen"):
+    for name in ("frames", "share", "p50", "p99", "moved", "stolen"):
         table.add_column(name, justify="right", no_wrap=True)
     for node in nodes:
         table.add_row(

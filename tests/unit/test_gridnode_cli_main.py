@@ -11,20 +11,7 @@ from gridnode.cli import main as cli
 from gridnode.cli.options import UsageError
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = [
-    "demo",
-    "grid",
-    "run",
-    "status",
-    "peers",
-    "submit",
-    "explain",
-    "model",
-    "invite",
-    "join",
-    "config",
-    "doctor",
-]
+COMMANDS = ("demo", "grid", "run", "status", "peers", "submit", "explain", "model", "invite", "join", "config")
 HEAVY = ("onnxruntime", "onnx", "libp2p", "trio", "numpy", "PIL", "rich", "cryptography", "tuf", "msgspec", "psutil")
 
 
