@@ -22,7 +22,7 @@ from transport.certificates import CertificateRefusedError, PeerCertificate
 from transport.connection import ByteBudget, Connection, Traffic
 from transport.dataplane_records import DataPlaneConfig, DataPlaneStatistics
 from transport.pool import ConnectionPool
-from transport.securestream import SecureStream, take_socket
+from transport.securestream import ListenError, SecureStream, take_socket
 from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
 
 __all__ = ["DataPlaneConfig", "DataPlaneStatistics", "TlsDataPlane", "TlsExchange"]
@@ -262,8 +262,14 @@ class TlsDataPlane:
     async def serve(
         self, handler: ExchangeHandler, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Listen until cancelled; reports the bound host and port. All connections are closed at the end."""
-        listeners = await trio.open_tcp_listeners(self._config.port, host=self._config.host, backlog=128)
+        """Listen until cancelled; reports the bound host and port. All connections are closed at the end.
+
+        Raises
+        ------
+        ListenError
+            The port cannot be had.
+        """
+        listeners = await self._listen()
 
         async def welcome(stream: trio.SocketStream) -> None:
             await self._welcome(take_socket(stream), handler)
@@ -278,6 +284,14 @@ class TlsDataPlane:
             self._pool.close_all()
             for connection in [connection for connections in self._inbound.values() for connection in connections]:
                 connection.close()
+
+    async def _listen(self) -> list[trio.SocketListener]:
+        host, port = self._config.host, self._config.port
+        try:
+            return await trio.open_tcp_listeners(port, host=host, backlog=128)
+        except OSError as error:
+            message = f"the data plane cannot listen on {host}:{port}: {error}; choose another port or stop its user"
+            raise ListenError(message) from error
 
     async def _sweep(self) -> None:
         while True:

@@ -34,10 +34,10 @@ from transport.doorwire import (
 )
 from transport.identity import NodeKey, peer_id
 from transport.issuing import Issuer, read_csr
-from transport.securestream import SecureStream, take_socket
+from transport.securestream import ListenError, SecureStream, take_socket
 from transport.tls import peer_chain, server_context
 from transport.tokens import Invites
-from transport.wire import PeerUnreachableError, RemoteProtocolError, TransportError
+from transport.wire import RemoteProtocolError, TransportError
 
 
 class DoorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,8 +155,8 @@ class Door:
 
         Raises
         ------
-        PeerUnreachableError
-            The port cannot be had: the machine's fault.
+        ListenError
+            The port cannot be had.
         """
         plain = self._bind(self._config.host, self._config.port)
         address: tuple[str, int] = plain.getsockname()[:2]
@@ -179,9 +179,7 @@ class Door:
             plain.bind((host, port))
         except OSError as error:
             plain.close()
-            raise PeerUnreachableError(
-                f"the join door cannot use {host}:{port}: {error}; choose another port"
-            ) from error
+            raise ListenError(f"the join door cannot use {host}:{port}: {error}; choose another port") from error
         return plain
 
     def _is_wanted(self) -> bool:
@@ -197,7 +195,7 @@ class Door:
         try:
             plain.listen(16)
         except OSError as error:
-            raise PeerUnreachableError(f"the join door cannot listen: {error}; choose another port") from error
+            raise ListenError(f"the join door cannot listen: {error}; choose another port") from error
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(plain))
         try:
             async with trio.open_nursery() as nursery:

@@ -19,7 +19,7 @@ import trio
 
 from transport.base import Buffer
 from transport.certificates import CertificateRefusedError, RefusalReason
-from transport.wire import PeerUnreachableError, RemoteProtocolError
+from transport.wire import PeerUnreachableError, RemoteProtocolError, TransportError
 
 READ_BYTES: Final = 256 * 1024
 """Most that one read takes from the socket; a few hundred microseconds of decryption between checkpoints."""
@@ -39,6 +39,10 @@ _TCP_OPTIONS: Final = {
     "TCP_KEEPCNT": 2,
 }
 _scratch: Final = bytearray(READ_BYTES)
+
+
+class ListenError(TransportError):
+    """A port of this machine cannot be listened on: its owner's fault, or another program's."""
 
 
 def take_socket(stream: trio.SocketStream) -> socket.socket:
@@ -129,6 +133,7 @@ class SecureStream:
             A TLS record was damaged, or the peer refused our certificate.
         """
         while True:
+            self._check_open()
             count = self._decrypt(view)
             if count is None:
                 return 0

@@ -21,7 +21,7 @@ from transport.framing import FrameReceiver, encode_prefix
 from transport.gridtime import GridTime
 from transport.revocation import Revocations
 from transport.sandbox import GRID_ID, NOW_S, SandboxGrid
-from transport.securestream import SecureStream, take_socket
+from transport.securestream import ListenError, SecureStream, take_socket
 from transport.tls import CONFIRMATION, client_context, joining_context, server_context
 from transport.wire import (
     CardRequest,
@@ -915,6 +915,15 @@ async def test_cancelling_the_service_closes_everything():
     assert plane.open_peers() == listener.open_peers() == ()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection((host, port)).close()
+
+
+def test_a_port_that_is_taken_is_named():
+    async def main():
+        grid = SandboxGrid()
+        with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ListenError, match="another port"):
+            await plane_of(grid, grid.make_node(), port=taken.getsockname()[1]).serve(echo)
+
+    in_trio(main)()
 
 
 def test_only_tls_1_3_is_spoken():

@@ -31,7 +31,7 @@ from transport.issuing import chain_ders, make_csr
 from transport.joining import join, renew_at_door
 from transport.revocation import Revocations
 from transport.sandbox import GRID_ID, NOW_S, SandboxGrid
-from transport.securestream import SecureStream, take_socket
+from transport.securestream import ListenError, SecureStream, take_socket
 from transport.tls import client_context, first_contact_context, joining_context, server_context
 from transport.tokens import (
     Invites,
@@ -306,7 +306,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
     async def main():
         with socket.create_server(("127.0.0.1", 0)) as taken:
             here = OpenDoor(tmp_path, port=taken.getsockname()[1])
-            with pytest.raises(PeerUnreachableError, match="another port"):
+            with pytest.raises(ListenError, match="another port"):
                 await here.door.serve()
 
     run(main)
