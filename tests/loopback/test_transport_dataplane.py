@@ -213,6 +213,29 @@ async def test_connections_in_all_are_bounded_and_the_longest_idle_makes_room():
 
 
 @in_trio
+async def test_without_an_idle_connection_to_give_up_a_lease_waits():
+    grid = SandboxGrid()
+    one, other = grid.make_node(), grid.make_node()
+    plane = plane_of(grid, grid.make_node(), outbound_max=1)
+    async with trio.open_nursery() as nursery:
+        for node in (one, other):
+            host, port = await nursery.start(plane_of(grid, node).serve, echo)
+            plane.set_address(node.node, [DataAddress(host=host, port=port)])
+        async with plane.exchange(one.node) as exchange:
+            with trio.move_on_after(0.05) as scope:
+                await ask(plane, other.node)
+            assert scope.cancelled_caught
+            assert plane.open_peers() == (one.node,)
+            nursery.start_soon(ask, plane, other.node)
+            await exchange.send(Ping(nonce=1))
+            await exchange.receive()
+            exchange.finish()
+        await eventually(lambda: plane.open_peers() == (other.node,) and plane.statistics().outbound_idle == 1)
+        await plane.close_peer(other.node)
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
 async def test_a_conversation_of_several_frames_in_both_directions():
     async def count_down(exchange, message, payload):
         for number in range(message.nonce, 0, -1):
