@@ -148,23 +148,24 @@ def test_a_draining_entry_node_sends_its_clients_on_and_answers_what_is_open(run
 
 
 def test_an_idle_node_steals_from_one_that_got_a_burst(run_grid):
-    """The fast node was away while the burst came; when it is back nothing is placed any more, only stolen."""
+    """The burst is placed before the fast node comes, so that what it gets is stolen."""
 
     async def scenario(sandbox):
         async with sandbox.program("slow") as grid:
             load = Load(grid)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: load.send(19, deadline_s=10.0))
+                nursery.start_soon(lambda: load.send(40, deadline_s=30.0))
                 await trio.sleep(0.1)
                 await trio.to_thread.run_sync(sandbox.create, "late", SandboxDevice(speed=8))
                 await sandbox.start("late", {})
-            assert load.answered == 19, load.errors
-            assert load.nodes["late"] >= 3
+            assert load.answered == 40, load.errors
+            assert load.nodes["late"] >= 20
         late, slow = (sandbox.nodes[name].running.core.statistics() for name in ("late", "slow"))
-        assert late.jobs_stolen >= 3
+        assert late.jobs_stolen >= 10
         assert slow.jobs_granted >= late.jobs_stolen
 
-    run_grid(scenario, devices={"slow": SandboxDevice()})
+    long_queue = {"scheduler": {"queue": {"bound_s": 30.0}, "placement": {"default_deadline_s": 30.0}}}
+    run_grid(scenario, devices={"slow": SandboxDevice()}, models_s={"m": 0.4}, flags=long_queue)
 
 
 def test_a_node_added_under_load_takes_work_within_5_s(run_grid):
@@ -218,18 +219,18 @@ def test_a_cancel_stops_the_executor(run_grid):
             await sandbox.wait_until(lambda: not sandbox.nodes["fast"].running.jobs, limit_s=0.5)
             assert sandbox.nodes["fast"].running.core.statistics().jobs_running == 0
 
-    run_grid(scenario, models_s={"m": 100.0})
+    run_grid(scenario, models_s={"m": 2.0})
 
 
 def test_a_program_that_goes_leaves_no_job_behind(run_grid):
     async def scenario(sandbox):
         async with sandbox.program("slow") as grid:
-            for _ in range(30):
+            for _ in range(12):
                 await grid.submit("m", X, deadline_s=60.0)
-            await sandbox.wait_until(lambda: len(sandbox.nodes["slow"].running.jobs) == 30, limit_s=1.0)
+            await sandbox.wait_until(lambda: all(len(node.jobs) for node in sandbox.alive()), limit_s=0.1)
         await sandbox.wait_until(lambda: not any(len(node.jobs) for node in sandbox.alive()), limit_s=1.0)
 
-    run_grid(scenario, models_s={"m": 1.0})
+    run_grid(scenario, models_s={"m": 0.5})
 
 
 def test_of_a_stream_the_newest_frame_wins(run_grid):
@@ -272,7 +273,7 @@ def test_bad_requests_are_named_and_cost_nothing(run_grid):
         async with sandbox.program("slow") as grid:
             with pytest.raises(UnknownModelError, match="published are: m"):
                 await grid.infer("nothing", X)
-            with pytest.raises(JobDeadlineError, match="already past"):
+            with pytest.raises(JobDeadlineError, match="must be > 0"):
                 await grid.submit("m", X, deadline_s=-1.0)
             for bad in ({"y": X["x"]}, {"x": np.zeros(10, np.float32)}, {"x": np.zeros((2, 2), np.uint8)}, {}):
                 with pytest.raises(InvalidInputError):
