@@ -4,7 +4,7 @@ import argparse
 import socket
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gridnode.cli.options import (
     UsageError,
@@ -20,6 +20,8 @@ from gridnode.cli.options import (
 from gridnode.cli.output import console, note, print_json, span
 
 NAME_MAX: Final = 63
+END_MIN: Final = 6
+"""Shortest end of a PeerID that is taken for it; tables show eight characters."""
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,7 +33,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create.add_argument("name", metavar="NAME", help="what people call the grid")
     create.set_defaults(run=create_grid)
     revoke = grid.add_parser("revoke", help="put a node out of the grid, for good")
-    revoke.add_argument("node", metavar="NODE", help="its name or its PeerID, see 'gridnode peers'")
+    revoke.add_argument("node", metavar="NODE", help="its name, or its PeerID or the end of it, see 'gridnode peers'")
     revoke.set_defaults(run=revoke_node)
     status = grid.add_parser("status", help="the grid and its members, as this node sees them")
     status.set_defaults(run=show_grid)
@@ -76,7 +78,8 @@ def create_grid(options: argparse.Namespace) -> int:
 def revoke_node(options: argparse.Namespace) -> int:
     """Run `gridnode grid revoke`."""
     with connect(options) as grid:
-        document = grid.ask("revoke", options.node)
+        target = find_node(options.node, own=grid.status(), peers=grid.peers().get("items", []))
+        document = grid.ask("revoke", target)
     if options.json:
         print_json(document)
         return 0
@@ -84,6 +87,28 @@ def revoke_node(options: argparse.Namespace) -> int:
         f"{options.node} is put out of the grid (list version {document['version']}); the news travels by itself"
     )
     return 0
+
+
+def find_node(text: str, *, own: dict[str, Any], peers: list[dict[str, Any]]) -> str:
+    """Return the PeerID of the node that is meant by a name, a PeerID or its end; raises UsageError.
+
+    A PeerID that this node has not met is taken as it is: a stolen device may never have been seen here.
+    """
+    if text in (own["name"], own["node"]):
+        raise UsageError(f"{text!r} is the node asked, which cannot put itself out; do it on another node")
+    found = [peer["node"] for peer in peers if text == peer["name"] or _is_end(text, peer["node"])]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} nodes are meant by {text!r}; give the PeerID, see 'gridnode peers --json'")
+    if found:
+        return str(found[0])
+    if len(text) == len(own["node"]) and text.startswith(own["node"][:4]):
+        return text
+    known = ", ".join(sorted(peer["name"] for peer in peers)) or "none"
+    raise UsageError(f"no node {text!r} is known; known are: {known}; one never seen here needs its whole PeerID")
+
+
+def _is_end(text: str, node: str) -> bool:
+    return len(text) >= END_MIN and node.endswith(text)
 
 
 def show_grid(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from gridnode import errors
 from gridnode.cli import main as cli
+from gridnode.cli.grid import find_node
 from gridnode.cli.options import UsageError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -109,3 +110,27 @@ def test_an_interrupt_inside_a_nursery_counts_as_one(monkeypatch, capsys):
     monkeypatch.setattr(parser, "parse_args", lambda arguments: type("Options", (), {"run": staticmethod(interrupted)}))
     assert cli.main([]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+OWN = {"name": "alpha", "node": "12D3KooWalphaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}
+PEERS = [
+    {"name": "beta", "node": "12D3KooWbetaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaAbC"},
+    {"name": "twin", "node": "12D3KooWtwinnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn1"},
+    {"name": "twin", "node": "12D3KooWtwinnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn2"},
+]
+
+
+@pytest.mark.parametrize("text", ["beta", PEERS[0]["node"], "aaaAbC"])
+def test_a_node_is_meant_by_name_id_or_end_of_id(text):
+    assert find_node(text, own=OWN, peers=PEERS) == PEERS[0]["node"]
+
+
+def test_a_node_never_seen_is_meant_by_its_whole_id():
+    stranger = "12D3" + "x" * (len(OWN["node"]) - 4)
+    assert find_node(stranger, own=OWN, peers=PEERS) == stranger
+
+
+@pytest.mark.parametrize("text", ["alpha", "twin", "delta", "AbC"])
+def test_no_node_is_put_out_by_guessing(text):
+    with pytest.raises(UsageError):
+        find_node(text, own=OWN, peers=PEERS)
