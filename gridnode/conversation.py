@@ -174,6 +174,12 @@ class Conversation:
         self._outbox.append((message, payload))
         self._wake.set()
 
+    def cancel(self, key: bytes) -> None:
+        """Tell the core that the peer wants no answer for a key; one that has ended is left."""
+        handle = self._handles.get(key)
+        if handle is not None:
+            self._driver.post(CancelRequested(handle=handle))
+
     def abandon(self) -> None:
         """Cancel all open jobs: nobody waits for them any more."""
         for handle in tuple(self._handles.values()):  # each outcome takes its handle away
@@ -205,6 +211,4 @@ class Conversation:
             message, _ = await self._exchange.receive()
             if not isinstance(message, JobCancel):
                 raise RemoteProtocolError(f"peer sent {type(message).__name__} while its job is served")
-            handle = self._handles.get(message.key)
-            if handle is not None:
-                self._driver.post(CancelRequested(handle=handle))
+            self.cancel(message.key)

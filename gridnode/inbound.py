@@ -3,18 +3,17 @@
 Everything else a peer may ask (probes, tables, cards, chunks, signed documents) is answered by gridnode.services.
 """
 
-import math
-
 import trio
 
 from gridnode.config import HANDOVER_TIMEOUT_S
 from gridnode.conversation import Conversation
 from gridnode.driver import Driver
-from gridnode.jobtable import JobEntry, JobTable
+from gridnode.jobtable import JobTable
+from gridnode.leases import Grant
 from gridnode.outbound import Outbound
-from gridnode.translate import job_from_wire, job_to_wire, state_from_wire, state_to_wire
+from gridnode.translate import job_from_wire, state_from_wire, state_to_wire
 from scheduler.actions import Accept, GrantLease, NackOffer
-from scheduler.events import OfferReceived, SendFailed, StealRequested
+from scheduler.events import OfferReceived, StealRequested
 from scheduler.types import PeerState
 from transport.base import Exchange
 from transport.wire import (
@@ -28,20 +27,20 @@ from transport.wire import (
     PeerUnreachableError,
     RemoteProtocolError,
     StateRecord,
-    StealAnswer,
     StealRequest,
 )
 
-Ruling = Accept | NackOffer | GrantLease
+Ruling = Accept | NackOffer | Grant
 
 
 class Question:
     """A peer's offer or steal that waits for the core's ruling."""
 
-    __slots__ = ("_asked", "ruling")
+    __slots__ = ("_asked", "peer", "ruling")
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str) -> None:
         self._asked = trio.Event()
+        self.peer = peer
         self.ruling: Ruling | None = None
 
     def rule(self, ruling: Ruling) -> None:
@@ -50,7 +49,7 @@ class Question:
         self._asked.set()
 
     async def wait(self) -> Ruling:
-        """Wait for the core's answer; it comes in the same round of the driver."""
+        """Wait for the core's answer; it comes with the event that asked, once the core is driven."""
         await self._asked.wait()
         assert self.ruling is not None
         return self.ruling
@@ -85,15 +84,13 @@ class Inbound:
         """Offers and steals that wait for the core's ruling."""
         return len(self._questions)
 
-    def rule(self, action: Ruling) -> None:
+    def rule(self, action: Accept | NackOffer | GrantLease) -> None:
         """Carry out the core's ruling on an offer or a steal."""
-        number = action.request if isinstance(action, GrantLease) else action.offer
-        question = self._questions.pop(number, None)
-        if question is not None:
-            question.rule(action)
-        elif isinstance(action, GrantLease):
-            for command, _ in action.grants:
-                self._driver.post(SendFailed(command=command, connected=False))
+        if isinstance(action, GrantLease):
+            question = self._questions.pop(action.request)
+            question.rule(Grant(question.peer, action, jobs=self._jobs, driver=self._driver, outbound=self.outbound))
+        elif (asked := self._questions.pop(action.offer, None)) is not None:
+            asked.rule(action)
 
     async def handle(self, exchange: Exchange, message: DataMessage, payload: memoryview) -> bool:
         """Serve one exchange; False when its first message is not about jobs.
@@ -124,7 +121,7 @@ class Inbound:
 
     async def _consider(self, exchange: Exchange, message: JobOffer) -> None:
         """Ask the core about an offer, and take the payload if it agrees."""
-        number, question = self._ask()
+        number, question = self._ask(exchange.peer)
         self._driver.post(
             OfferReceived(
                 offer=number,
@@ -155,7 +152,7 @@ class Inbound:
 
     async def _share(self, exchange: Exchange, message: StealRequest) -> None:
         """Ask the core what a thief may have, hand it over and follow it."""
-        number, question = self._ask()
+        number, question = self._ask(exchange.peer)
         self._driver.post(
             StealRequested(
                 request=number,
@@ -166,42 +163,12 @@ class Inbound:
             )
         )
         ruling = await question.wait()
-        assert isinstance(ruling, GrantLease)
-        await self._hand_over(exchange, ruling)
+        assert isinstance(ruling, Grant)
+        await ruling.hand_over(exchange)
 
-    async def _hand_over(self, exchange: Exchange, ruling: GrantLease) -> None:
-        open_leases = {command for command, _ in ruling.grants}
-        try:
-            await exchange.send(StealAnswer(granted=len(ruling.grants), state=state_to_wire(ruling.state)))
-            by_key: dict[bytes, tuple[int, JobEntry]] = {}
-            for (command, handle), job in zip(ruling.grants, ruling.jobs, strict=True):
-                entry = self._jobs.get(handle)
-                assert entry is not None, "the core granted a job that has had its outcome"
-                by_key[job.key] = (command, entry)
-                self.outbound.adopt(command, exchange, job.key)
-                header = job_to_wire(job, entry.body, now_s=trio.current_time())
-                message = JobSend(job=header, estimate_s=0.0, state=state_to_wire(ruling.state))
-                await exchange.send(message, entry.payload)
-            while by_key:
-                answer, payload = await exchange.receive()
-                command, entry = _lease_of(by_key, answer)
-                if self.outbound.take(
-                    exchange.peer, command, entry.job.key, answer, payload, began_s=-math.inf, input_bytes=0
-                ):
-                    del by_key[entry.job.key]
-                    open_leases.discard(command)
-                    self.outbound.release(command)
-            if ruling.grants:
-                # The bracket: a cancel of ours that crossed the last outcome lies before it on the wire.
-                await exchange.send(StealAnswer(granted=0, state=state_to_wire(ruling.state)))
-        finally:
-            for command in sorted(open_leases):
-                self.outbound.release(command)
-                self._driver.post(SendFailed(command=command, connected=True))
-
-    def _ask(self) -> tuple[int, Question]:
+    def _ask(self, peer: str) -> tuple[int, Question]:
         self._asked += 1
-        question = self._questions[self._asked] = Question()
+        question = self._questions[self._asked] = Question(peer)
         return self._asked, question
 
     def _converse(self, exchange: Exchange) -> Conversation:
@@ -216,13 +183,6 @@ async def _receive_payload(exchange: Exchange, key: bytes, *, expires_s: float) 
             raise RemoteProtocolError(f"peer sent {type(message).__name__} where an accepted payload was due")
         return payload
     raise PeerUnreachableError("payload of an accepted offer did not come in time")
-
-
-def _lease_of(by_key: dict[bytes, tuple[int, JobEntry]], message: DataMessage) -> tuple[int, JobEntry]:
-    found = by_key.get(getattr(message, "key", b""))
-    if found is None:
-        raise RemoteProtocolError(f"thief sent {type(message).__name__} for a job it was not granted")
-    return found
 
 
 def _state_of(exchange: Exchange, record: StateRecord) -> PeerState | None:

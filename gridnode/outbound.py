@@ -7,7 +7,7 @@ the connection returns to the pool when the executor has answered.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -52,6 +52,14 @@ log = EventLog("outbound")
 
 SMALL_BYTES: Final = 32 * 1024
 """Up to this size a payload's transfer is a round trip; above it, it tells the link's goodput."""
+
+
+class Cancellable(Protocol):
+    """Something of ours at a peer."""
+
+    def cancel(self, nursery: trio.Nursery) -> None:
+        """Stop it; ``nursery`` runs the task that tells the peer."""
+        ...
 
 
 class Errand:
@@ -127,9 +135,11 @@ class Outbound:
         self._own_state = own_state
         self._on_unreachable = on_unreachable
         self._on_misbehaviour = on_misbehaviour
-        self._errands: dict[int, Errand] = {}
+        self._errands: dict[int, Cancellable] = {}
         self._commands: dict[tuple[str, bytes], int] = {}
         """(peer, key) of jobs open at peers, to understand which of our jobs a peer's state covers."""
+        self._leased: dict[int, tuple[str, bytes]] = {}
+        """The same of leases, by command."""
 
     @property
     def errands(self) -> int:
@@ -160,17 +170,18 @@ class Outbound:
         found = (self._commands.get((peer, key)) for key in keys)
         return tuple(command for command in found if command is not None)
 
-    def adopt(self, command: int, exchange: Exchange, key: bytes) -> None:
+    def adopt(self, command: int, lease: Cancellable, *, peer: str, key: bytes) -> None:
         """Let a granted lease be cancelled like any errand."""
-        errand = self._errands[command] = Errand(key)
-        errand.exchange, errand.sent = exchange, True
-        self._commands[exchange.peer, key] = command
+        self._errands[command] = lease
+        self._commands[peer, key] = command
+        self._leased[command] = peer, key
 
     def release(self, command: int) -> None:
         """Forget a lease."""
-        errand = self._errands.pop(command, None)
-        if errand is not None and errand.exchange is not None:
-            self._commands.pop((errand.exchange.peer, errand.key), None)
+        self._errands.pop(command, None)
+        place = self._leased.pop(command, None)
+        if place is not None and self._commands.get(place) == command:
+            del self._commands[place]
 
     # ------------------------------------------------------------ sending
 
@@ -351,11 +362,7 @@ class Outbound:
         conversation = Conversation(exchange, jobs=self._jobs, driver=self._driver, node=self._node)
         try:
             with trio.fail_after(HANDOVER_TIMEOUT_S):
-                for _ in range(granted):
-                    message, payload = await exchange.receive()
-                    if not isinstance(message, JobSend):
-                        raise RemoteProtocolError(f"peer sent {type(message).__name__} where a granted job was due")
-                    conversation.admit(message.job, payload, stolen=True)
+                await _receive_granted(exchange, conversation, granted)
         except trio.TooSlowError as error:
             conversation.abandon()
             raise PeerUnreachableError(f"granted jobs did not come within {HANDOVER_TIMEOUT_S} s") from error
@@ -364,6 +371,20 @@ class Outbound:
             raise
         await conversation.run()
         await _receive_bracket(exchange)
+
+
+async def _receive_granted(exchange: Exchange, conversation: Conversation, granted: int) -> None:
+    """Take in the jobs of a grant, and cancels of those that ended at the victim meanwhile."""
+    while granted:
+        message, payload = await exchange.receive()
+        match message:
+            case JobSend():
+                conversation.admit(message.job, payload, stolen=True)
+                granted -= 1
+            case JobCancel():
+                conversation.cancel(message.key)
+            case _:
+                raise RemoteProtocolError(f"peer sent {type(message).__name__} where a granted job was due")
 
 
 async def _receive_bracket(exchange: Exchange) -> None:

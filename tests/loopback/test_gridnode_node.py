@@ -168,6 +168,32 @@ def test_an_idle_node_steals_from_one_that_got_a_burst(run_grid):
     run_grid(scenario, devices={"slow": SandboxDevice()}, models_s={"m": 0.4}, flags=long_queue)
 
 
+@pytest.mark.parametrize("wait_s", [0.0, 0.05, 0.3])
+def test_jobs_that_end_while_they_are_handed_to_a_thief_leave_no_trace(run_grid, wait_s):
+    """Large inputs on a slow link: the program goes, or cancels, while a grant is half sent."""
+
+    async def scenario(sandbox):
+        async with sandbox.program("slow") as grid, sandbox.program("slow") as other:
+            large = {"x": np.zeros(3_000_000, np.uint8)}
+            handles = [await (grid, other)[i % 2].submit("m", large, deadline_s=30.0) for i in range(16)]
+            await trio.to_thread.run_sync(sandbox.create, "late", SandboxDevice(speed=8))
+            await sandbox.start("late", {})
+            await sandbox.wait_until(
+                lambda: sandbox.nodes["slow"].running.core.statistics().jobs_granted > 0, limit_s=20.0
+            )
+            await trio.sleep(wait_s)
+            for handle in handles[1::2]:
+                handle.cancel()
+        await sandbox.wait_until(lambda: not any(len(node.jobs) for node in sandbox.alive()), limit_s=15.0)
+        assert len(sandbox.alive()) == 2
+        assert {peer.status for peer in sandbox.nodes["slow"].running.insight.peers()} == {"alive"}
+
+    long_queue = {"scheduler": {"queue": {"bound_s": 30.0}, "placement": {"default_deadline_s": 30.0}}}
+    run_grid(
+        scenario, devices={"slow": SandboxDevice()}, models_s={"m": 1.0}, flags=long_queue, link=Link(bytes_per_s=10e6)
+    )
+
+
 def test_a_node_added_under_load_takes_work_within_5_s(run_grid):
     async def scenario(sandbox):
         async with sandbox.program("slow") as grid:
