@@ -25,6 +25,7 @@ from transport.doorwire import CARDS_MAX, Bundle
 from transport.files import StateFileError
 from transport.identity import raw_public_of
 from transport.issuing import make_csr, read_csr
+from transport.joining import renew_at_door
 from transport.tokens import Invites, TokenError
 from transport.wire import RemoteProtocolError, Signed, SignRequest, TransportError
 
@@ -195,7 +196,21 @@ class Admitting:
                     log.warning("renewal_refused", peer=short(node), reason=getattr(answer, "reason", ""))
             except TransportError as error:
                 log.debug("renewal_failed", peer=short(node), error=error)
-        return None
+        return await self._ask_at_doors()
+
+    async def _ask_at_doors(self) -> bytes | None:
+        """Renew an expired certificate at a join door: no peer talks to this node any more."""
+        credentials = self._credentials
+        if credentials.grid_time.now_s() < credentials.certificate.not_after_s or not credentials.grid.doors:
+            return None
+        parts = (text.rpartition(":") for text in credentials.grid.doors)
+        doors = [Address(host, int(port)) for host, _, port in parts if host and port.isdigit()]
+        try:
+            grant = await renew_at_door(doors, credentials.key, credentials.chain_pem, credentials.trust)
+        except TransportError as error:
+            log.error("door_did_not_renew", error=error, remedy="make an invite on an admit node: its door opens then")
+            return None
+        return grant.chain_pem
 
 
 def may_admit(card: NodeCard) -> bool:

@@ -32,6 +32,8 @@ class GridFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     grid_id: str
     bootstrap: tuple[str, ...] = ()
     """PEERID@HOST:PORT of control planes known from joining."""
+    doors: tuple[str, ...] = ()
+    """HOST:PORT of the join doors of the token: where a node that was away too long asks for a new certificate."""
 
 
 class Credentials:

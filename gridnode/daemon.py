@@ -163,6 +163,8 @@ def _make_node(config: Config, state: StateDirectory, credentials: Credentials, 
             host=config.network.data.host, port=config.network.data.port, idle_s=config.network.idle_connection_s,
             inbound_idle_s=config.network.idle_connection_s * 1.5,
         ),
+        on_peer_opened=lambda peer: parts["node"].membership.connected(peer),
+        on_peer_closed=lambda peer: parts["node"].watch.doubt(peer),
     )  # fmt: skip
     executor, setup = _make_executor(config, threads, random.Random(f"{seed}/executor"))
     own = psutil.Process().pid
@@ -185,7 +187,7 @@ def _make_node(config: Config, state: StateDirectory, credentials: Credentials, 
         threads=threads,
         probe=MachineProbe(own_pids=own_pids),
     )
-    node.renewers = (handshake.renew, control.renew)
+    node.renewers = (data.renew, control.renew)
     parts["node"] = node
     return node
 

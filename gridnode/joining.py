@@ -74,7 +74,8 @@ async def join_grid(state: StateDirectory, token_text: str, *, name: str, clock:
         key = await trio.to_thread.run_sync(_prepare, state)
         grid_time = GridTime.load(clock, state.grid_time)
         grant = await join(token, key, name=name, grid_time=grid_time)
-        return await trio.to_thread.run_sync(_write, state, grant, grid_time)
+        doors = tuple(f"{address.host}:{address.port}" for address in token.addresses)
+        return await trio.to_thread.run_sync(_write, state, grant, grid_time, doors)
     except TokenError as error:
         raise JoinError(f"not joined: {error}") from error
     except (TransportError, StateFileError, ModelError) as error:
@@ -87,7 +88,7 @@ def _prepare(state: StateDirectory) -> NodeKey:
     return NodeKey.load(state.node_key) if state.node_key.exists() else NodeKey.create(state.node_key)
 
 
-def _write(state: StateDirectory, grant: JoinGrant, grid_time: GridTime) -> Joined:
+def _write(state: StateDirectory, grant: JoinGrant, grid_time: GridTime, doors: tuple[str, ...]) -> Joined:
     """Write everything, grid.json last."""
     trust = GridTrust(grant.ca_pem, grant.grid_id, revocations=NothingRevoked(), grid_time=grid_time)
     cards = list(_good_cards(grant.bundle.cards, trust))
@@ -100,9 +101,8 @@ def _write(state: StateDirectory, grant: JoinGrant, grid_time: GridTime) -> Join
     write_atomically(state.cards, msgspec.msgpack.encode([card.encoded for card in cards]))
     grid_time.save()
     grid_name = client.status(grid_time.now_s()).grid_name
-    write_grid_file(
-        state, GridFile(name=grid_name, grid_id=grant.grid_id, bootstrap=tuple(_bootstrap(cards))[:BOOTSTRAP_MAX])
-    )
+    bootstrap = tuple(_bootstrap(cards))[:BOOTSTRAP_MAX]
+    write_grid_file(state, GridFile(name=grid_name, grid_id=grant.grid_id, bootstrap=bootstrap, doors=doors))
     return Joined(
         node=grant.certificate.node,
         grid_id=grant.grid_id,

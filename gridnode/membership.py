@@ -14,6 +14,7 @@ import trio
 
 from gridnode.credentials import Credentials
 from gridnode.driver import Driver
+from gridnode.introductions import Introductions
 from gridnode.logs import EventLog, short
 from gridnode.mesh import Mesh
 from gridnode.translate import state_from_wire
@@ -30,7 +31,7 @@ from transport.base import (
     DataPlane,
     GossipMessage,
 )
-from transport.cards import Address, CardBook, NodeCard, make_card
+from transport.cards import Address, CardBook, NodeCard, card_digest, make_card
 from transport.certificates import ADMIT, SERVE, CertificateRefusedError
 from transport.files import StateFileError, read_bounded, write_atomically
 from transport.wire import (
@@ -38,13 +39,9 @@ from transport.wire import (
     VERSION,
     CardNotice,
     CardRequest,
-    Cards,
-    Document,
     HealthNotice,
-    PeerUnreachableError,
     RemoteProtocolError,
     RevocationNotice,
-    RevocationRequest,
     TransportError,
     TrustNotice,
     decode_gossip,
@@ -54,14 +51,9 @@ from transport.wire import (
 
 log = EventLog("membership")
 
-INTRODUCTION_TIMEOUT_S: Final = 10.0
-INTRODUCTIONS_MAX: Final = 4
-"""Introductions at once: each may open a connection and verify a page of cards."""
 INTRODUCE_ALL_MAX: Final = 16
 """Up to so many known nodes each new one is met at once, so that a small grid is whole within a second; in a larger
 one that would be a full mesh, and control neighbours and jobs do the meeting."""
-RETRY_S: Final = (1.0, 60.0)
-"""First and longest pause before a peer whose data port did not answer is tried again."""
 CARDS_FILE_MAX_BYTES: Final = 4 << 20
 CARDS_KEPT: Final = 256
 """Cards written to disk: enough to find the grid again after a restart."""
@@ -93,6 +85,8 @@ class Membership:
         Told what signed state a peer says it holds, and its PeerID.
     on_meeting : callable
         Told each peer that was met; signed state may be had from it.
+    on_revoked : callable
+        Called when the revocation list grew: connections must be judged again.
     on_fatal : callable
         Told an exception that must end the daemon.
     """
@@ -109,6 +103,7 @@ class Membership:
         cards_path: Path | None,
         on_trust_news: Callable[[TrustNotice, str], None],
         on_meeting: Callable[[str], None],
+        on_revoked: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._credentials = credentials
@@ -119,16 +114,13 @@ class Membership:
         self._driver = driver
         self._cards_path = cards_path
         self._on_trust_news = on_trust_news
-        self._on_meeting = on_meeting
+        self._on_revoked = on_revoked
         self._on_fatal = on_fatal
         self._book = CardBook(credentials.trust)
         self._own_card = b""
         self._card_sequence = 0
         self._nursery: trio.Nursery | None = None
-        self._introducing: set[str] = set()
-        self._unreachable: dict[str, float] = {}
-        """Node to next pause, for peers whose data port did not answer."""
-        self._introductions = trio.CapacityLimiter(INTRODUCTIONS_MAX)
+        self._introductions = Introductions(self, data=data, on_meeting=on_meeting, on_reachable=self._tell_reachable)
         self._mesh: Mesh | None = None
         self._watch: Watch | None = None
         for topic, validator in (
@@ -169,7 +161,7 @@ class Membership:
 
     def reachable_peers(self) -> tuple[str, ...]:
         """Return the nodes whose data port is believed to answer, sorted."""
-        return tuple(card.node for card in self._book if card.node not in self._unreachable)
+        return tuple(card.node for card in self._book if self._introductions.is_reachable(card.node))
 
     def admit_peers(self) -> tuple[str, ...]:
         """Return those of them with role admit, sorted."""
@@ -181,7 +173,7 @@ class Membership:
 
     def is_reachable(self, node: str) -> bool:
         """Say whether the node's data port answered when it was last tried."""
-        return node not in self._unreachable
+        return self._introductions.is_reachable(node)
 
     def cards(self, request: CardRequest) -> tuple[bytes, ...]:
         """Return cards for a peer: those it names, or a page of all."""
@@ -194,7 +186,7 @@ class Membership:
 
     def take_card(self, encoded: bytes) -> None:
         """Take in a card; a bad one is ignored, news are passed on."""
-        if self._learn(encoded) and self._nursery is not None:
+        if self._take_in(encoded) and self._nursery is not None:
             self._nursery.start_soon(self._control.publish, CARD_TOPIC, encode(CardNotice(card=encoded)))
 
     def revocation_document(self, newer_than: int) -> bytes | None:
@@ -215,6 +207,7 @@ class Membership:
         log.warning("revocations_changed", version=self._credentials.revocations.version)
         for node in self._book.remove_refused():
             self._expel(node)
+        self._on_revoked()
         if self._nursery is not None:
             self._nursery.start_soon(trio.to_thread.run_sync, self._save_revocations)
             self._nursery.start_soon(self.publish_revocations)
@@ -255,8 +248,9 @@ class Membership:
         """Handle gossip until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._introductions.begin(nursery)
             for encoded in _load_cards(self._cards_path):
-                self._learn(encoded)
+                self._take_in(encoded)
             task_status.started()
             async for message in self._control.messages():
                 self._take(message)
@@ -271,7 +265,7 @@ class Membership:
             return
         self._nursery.start_soon(self._publish_card_soon)
         if self._book.get(node) is not None:
-            self._introduce(node)
+            self._introductions.introduce(node)
 
     def save_cards(self) -> None:
         """Write the cards to disk. Blocks on fsync."""
@@ -285,7 +279,7 @@ class Membership:
 
     def peer_lost(self, node: str) -> None:
         """Close what is open to a node that is dead or has left."""
-        self._unreachable.pop(node, None)
+        self._introductions.forget(node)
         if self._nursery is not None:
             self._nursery.start_soon(self._control.disconnect, node)
             self._nursery.start_soon(self._data.close_peer, node)
@@ -294,15 +288,20 @@ class Membership:
         """Find a node again that was thought dead."""
         if self._mesh is not None:
             self._mesh.revived(node)
-        self._introduce(node)
+        self._introductions.introduce(node)
 
     def unreachable(self, node: str) -> None:
         """Take note that a node's data port did not answer a job; it is tried again in a while."""
-        if node in self._unreachable or self._nursery is None:
-            return
-        self._unreachable[node] = RETRY_S[0]
-        self._driver.post(PeerReachable(peer=node, reachable=False))
-        self._nursery.start_soon(self._retry, node)
+        self._introductions.doubt(node)
+
+    def connected(self, node: str) -> None:
+        """Compare revocation lists with a peer that has a new data connection."""
+        self._introductions.compare_revocations(node)
+
+    def drop_expired(self) -> None:
+        """Forget cards whose certificates have expired by now."""
+        for node in self._book.remove_refused():
+            self._expel(node)
 
     # ------------------------------------------------------------ gossip
 
@@ -320,7 +319,7 @@ class Membership:
 
     def _is_card_good(self, message: GossipMessage) -> bool:
         notice = self._decode(message)
-        return isinstance(notice, CardNotice) and self._learn(notice.card)
+        return isinstance(notice, CardNotice) and self._take_in(notice.card)
 
     def _is_revocation_good(self, message: GossipMessage) -> bool:
         notice = self._decode(message)
@@ -349,7 +348,7 @@ class Membership:
         if self._book.is_good(message.origin):
             return True
         if message.forwarder != self.node:
-            self._introduce(message.forwarder, wanted=message.origin)
+            self._introductions.introduce(message.forwarder, wanted=message.origin)
         return False
 
     def _take(self, message: GossipMessage) -> None:
@@ -368,11 +367,35 @@ class Membership:
                 self._on_trust_news(notice, message.origin)
             case RevocationNotice() as notice:
                 if notice.version > self._credentials.revocations.version:
-                    self._introduce(message.forwarder)
+                    self._introductions.introduce(message.forwarder)
             case _:
                 pass
 
     # ------------------------------------------------------------ cards
+
+    @property
+    def own_card(self) -> bytes:
+        """Card of this node; empty before its ports are bound."""
+        return self._own_card
+
+    @property
+    def revocation_version(self) -> int:
+        """Version of the revocation list held."""
+        return self._credentials.revocations.version
+
+    def knows(self, node: str) -> bool:
+        """Say whether a node's card is held."""
+        return self._book.get(node) is not None
+
+    def learn(self, encoded: bytes) -> str | None:
+        """Take in a card from a page; returns its node, or None where it is no good."""
+        self._take_in(encoded)
+        card = self._book.find(card_digest(encoded))
+        return card.node if card is not None else None
+
+    def _tell_reachable(self, node: str, reachable: bool) -> None:
+        if not reachable or self.has_role(node, SERVE):
+            self._driver.post(PeerReachable(peer=node, reachable=reachable))
 
     def _encoded(self, node: str) -> bytes:
         if node == self.node:
@@ -380,7 +403,7 @@ class Membership:
         card = self._book.get(node)
         return card.encoded if card is not None else b""
 
-    def _learn(self, encoded: bytes) -> bool:
+    def _take_in(self, encoded: bytes) -> bool:
         """Take in a card; True when it was news."""
         try:
             card = self._book.add(encoded)
@@ -396,14 +419,14 @@ class Membership:
             return False
         log.info("card_learned", peer=short(card.node), name=card.name, epoch=card.epoch)
         self._data.set_address(card.node, card.data_addresses)
-        self._unreachable.pop(card.node, None)
+        self._introductions.forget(card.node)
         if self._mesh is not None:
             self._mesh.learned(card.node, tuple(BookAddress(a.host, a.port) for a in card.control[:4]))
         if self._watch is not None:
             self._watch.seen(card.node, card.epoch, direct=False)
         self._driver.post(PeerReachable(peer=card.node, reachable=SERVE in card.certificate.roles))
         if len(self._book) <= INTRODUCE_ALL_MAX:
-            self._introduce(card.node)
+            self._introductions.introduce(card.node)
         return True
 
     def _expel(self, node: str) -> None:
@@ -415,76 +438,11 @@ class Membership:
         self.peer_lost(node)
         self._driver.post(PeerReachable(peer=node, reachable=False))
 
-    def _introduce(self, node: str, *, wanted: str | None = None) -> None:
-        """Exchange cards with a peer whose data address is known, unless that is under way."""
-        if node in self._introducing or self._nursery is None or self._book.get(node) is None:
-            return
-        self._introducing.add(node)
-        self._nursery.start_soon(self._exchange_cards, node, wanted)
-
-    async def _exchange_cards(self, node: str, wanted: str | None) -> None:
-        reached = False
-        try:
-            async with self._introductions:
-                with trio.move_on_after(INTRODUCTION_TIMEOUT_S):
-                    await self._pull_cards(node, wanted)
-                    await self._pull_revocations(node)
-                    reached = True
-        except PeerUnreachableError as error:
-            log.debug("introduction_failed", peer=short(node), error=error)
-        except TransportError as error:
-            log.warning("introduction_refused", peer=short(node), error=error)
-        finally:
-            self._introducing.discard(node)
-        if reached:
-            self._on_meeting(node)
-            if self._unreachable.pop(node, None) is not None and self.has_role(node, SERVE):
-                self._driver.post(PeerReachable(peer=node, reachable=True))
-        else:
-            self.unreachable(node)
-
-    async def _pull_cards(self, node: str, wanted: str | None) -> None:
-        """Give our card and get the peer's: one, or page by page all."""
-        named = (wanted,) if wanted is not None else ()
-        after = ""
-        while True:
-            async with self._data.exchange(node) as exchange:
-                await exchange.send(CardRequest(nodes=named, after=after, own=self._own_card or None))
-                answer, _ = await exchange.receive()
-                if not isinstance(answer, Cards):
-                    raise RemoteProtocolError(f"peer answered a card request with {type(answer).__name__}")
-                exchange.finish()
-            for encoded in answer.cards:
-                self._learn(encoded)
-                await trio.lowlevel.checkpoint()
-            last = max((card.node for card in self._book if card.encoded in answer.cards), default="")
-            if named or len(answer.cards) < CARDS_PER_MESSAGE_MAX or last <= after:
-                return
-            after = last
-
-    async def _pull_revocations(self, node: str) -> None:
-        async with self._data.exchange(node) as exchange:
-            await exchange.send(RevocationRequest(version=self._credentials.revocations.version))
-            answer, payload = await exchange.receive()
-            exchange.finish()
-        if isinstance(answer, Document) and answer.found:
-            self.take_revocations(bytes(payload))
-
     async def _publish_card_soon(self) -> None:
         start_s = trio.current_time()
         for after_s in PUBLISH_CARD_AFTER_S:
             await trio.sleep_until(start_s + after_s)
             await self.publish_card()
-
-    async def _retry(self, node: str) -> None:
-        """Try a data port again until it answers or the node is forgotten."""
-        while (pause_s := self._unreachable.get(node)) is not None:
-            await trio.sleep(pause_s)
-            if node not in self._unreachable:
-                return
-            self._unreachable[node] = min(pause_s * 2, RETRY_S[1])
-            self._introducing.add(node)
-            await self._exchange_cards(node, None)
 
     def _save_revocations(self) -> None:
         try:

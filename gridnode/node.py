@@ -38,6 +38,7 @@ from gridnode.services import Services
 from gridnode.signedstate import SignedState
 from gridnode.statedir import StateDirectory
 from gridnode.translate import table_digest, table_to_wire
+from gridnode.upkeep import Upkeep
 from gridnode.watch import Watch
 from models.executor import Executor
 from models.store import ChunkStore
@@ -154,8 +155,10 @@ class Node:
             cards_path=state.cards,
             on_trust_news=lambda notice, node: self.signed.heard(notice, node),
             on_meeting=lambda node: self.signed.met(node),
+            on_revoked=lambda: self.upkeep.judge_now(),
             on_fatal=self.fail,
         )
+        self.upkeep = Upkeep(credentials, self.membership, judge_connections=data.close_refused)
         self.signed = SignedState(
             state,
             credentials,
@@ -344,6 +347,7 @@ class Node:
         await life.start(self.mesh.serve)
         await life.start(self.signed.serve)
         await life.start(self.house.serve)
+        life.start_soon(self.upkeep.serve)
         if self._probe is not None:
             life.start_soon(self._sample_machine, self._probe)
 

@@ -170,6 +170,10 @@ class DataPlane(Protocol):
         """Close all connections of a peer, in use or not (revoked, dead)."""
         ...
 
+    async def close_refused(self) -> tuple[str, ...]:
+        """Close connections whose certificate is refused by now (expired, revoked); returns their peers, sorted."""
+        ...
+
     async def serve(
         self, handler: ExchangeHandler, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
     ) -> None:
