@@ -54,6 +54,9 @@ ACCEPT_RETRY_S = 0.1
 MESSAGE_MAX_CHARS = 2048
 """Longest message of an error: names that a program chose may be in it, and a header has a bound."""
 
+FRAME_MAX = 2**53
+"""Largest frame number; transport.wire takes no larger one."""
+
 _REMEDIES: dict[str, str] = {
     Reason.DEADLINE: "no node known can finish it in time: allow more time, lower the rate, or add nodes",
     Reason.EXPIRED: "its deadline passed before a node could finish it: allow more time or lower the rate",
@@ -174,7 +177,7 @@ class FrontDoor:
         connection = Connection(self, plain)
         self._connections.add(connection)
         try:
-            with plain, collapsing(OSError):
+            with plain, collapsing(OSError, EOFError):
                 await connection.run()
         except (OSError, EOFError) as error:
             log.debug("client_lost", error=error)
@@ -315,6 +318,8 @@ class Connection:
             body = decode_request(message.body)
             resolved = door.models.resolve(message.model, rungs=message.rungs, pictures=body.kind != "tensors")
             check_request(resolved.manifest, body, len(payload))
+            if message.frame > FRAME_MAX:
+                raise BadInputError(f"frame number is {message.frame}, at most {FRAME_MAX} can be sent to peers")
         except UnknownModelError as error:
             self._refuse(message.key, Reason.UNKNOWN_MODEL.value, str(error))
             return

@@ -19,6 +19,7 @@ from scheduler.records import Decision
 from scheduler.snapshot import PeerSnapshot
 from transport.cards import NodeCard
 from transport.certificates import REVOKE
+from transport.identity import raw_public_of
 from transport.wire import TransportError
 
 if TYPE_CHECKING:
@@ -244,10 +245,11 @@ class Insight:
         if len(found) > 1:
             raise RequestError(f"{len(found)} nodes are called {argument!r}; give the PeerID, see 'gridnode peers'")
         target = found[0] if found else argument
-        if target == node.credentials.node:
+        if target in (node.credentials.node, node.name):
             raise RequestError("a node cannot revoke itself; do it on another node with role 'revoke'")
         revocations = node.credentials.revocations
         try:
+            raw_public_of(target)
             document = revocations.sign_next(
                 node.credentials.grid_id,
                 node.credentials.key.private,

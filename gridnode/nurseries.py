@@ -7,8 +7,8 @@ import trio
 
 
 @contextmanager
-def collapsing(kind: type[Exception]) -> Iterator[None]:
-    """Turn a group that holds only exceptions of one kind into its first one.
+def collapsing(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn a group that holds only exceptions of some kinds into its first one.
 
     A nursery wraps even a single fault into a group; callers that expect the fault itself get it. A cancellation
     beside such faults outweighs them: it goes on alone, since nobody is left whom the fault would concern, and the
@@ -18,7 +18,7 @@ def collapsing(kind: type[Exception]) -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        known, rest = group.split(kind)
+        known, rest = group.split(kinds)
         if known is None:
             raise
         if rest is not None:
