@@ -70,10 +70,12 @@ async def serve_metrics(
 
 async def _answer(stream: trio.SocketStream, render: Callable[[], str], is_ready: Callable[[], bool]) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_MAX_BYTES)
+    is_head = False
     try:
         request = await _receive_request(stream, connection)
         if request is None:
             return
+        is_head = request.method == b"HEAD"
         status, kind, body = _route(request, render, is_ready)
     except h11.RemoteProtocolError as error:
         status, kind, body = error.error_status_hint, b"text/plain; charset=utf-8", f"{error}\n".encode()
@@ -81,7 +83,8 @@ async def _answer(stream: trio.SocketStream, render: Callable[[], str], is_ready
             return
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
     reply = connection.send(h11.Response(status_code=status, headers=headers)) or b""
-    reply += connection.send(h11.Data(data=body)) or b""
+    if not is_head:
+        reply += connection.send(h11.Data(data=body)) or b""
     reply += connection.send(h11.EndOfMessage()) or b""
     try:
         await stream.send_all(reply)
@@ -108,7 +111,7 @@ def _route(request: h11.Request, render: Callable[[], str], is_ready: Callable[[
     if request.method not in (b"GET", b"HEAD"):
         return 405, plain, b"only GET is served here\n"
     if path == b"/metrics":
-        return 200, OPENMETRICS, b"" if request.method == b"HEAD" else render().encode()
+        return 200, OPENMETRICS, render().encode()
     if path == b"/healthz":
         return (200, plain, b"ready\n") if is_ready() else (503, plain, b"not ready\n")
     return 404, plain, b"served here: /metrics /healthz\n"
