@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gridnode.cli.options import UsageError, add_json, add_state_dir
 from gridnode.cli.output import note, print_json
+from gridnode.errors import GridError
 
 if TYPE_CHECKING:
     from gridnode.config import Config
@@ -123,27 +124,30 @@ def run_node(options: argparse.Namespace) -> int:
     from gridnode.config import default_state_dir
     from gridnode.daemon import run_daemon
     from gridnode.logs import set_up_logging
+    from models.manifest import ModelError
+    from transport.wire import TransportError
 
     set_up_logging(level=config.log.level, journal="JOURNAL_STREAM" in os.environ)
     try:
         return run_daemon(config, folder or default_state_dir(os.environ))
-    except BaseExceptionGroup as group:
-        raise _told(group) from group
+    except (ExceptionGroup, ModelError, TransportError) as raised:
+        error = foreseen(raised)
+        if error is None:
+            raise
+        raise error from raised
 
 
-def _told(group: BaseExceptionGroup) -> BaseException:
-    """Return the one error a person can act on, where the group holds nothing else; else the group: a bug."""
-    from gridnode.errors import GridError
+def foreseen(raised: BaseException) -> GridError | None:
+    """Return the one error a person can act on, where nothing else was raised beside it; None for a bug."""
     from models.manifest import ModelError
     from transport.wire import TransportError
 
-    foreseen, rest = group.split((GridError, ModelError, TransportError))
-    if rest is not None or foreseen is None:
-        return group
-    error: BaseException = foreseen
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, GridError) else GridError(str(error))
+    if isinstance(raised, BaseExceptionGroup):
+        found = [foreseen(inner) for inner in raised.exceptions]
+        return None if None in found else found[0]
+    if isinstance(raised, GridError):
+        return raised
+    return GridError(str(raised)) if isinstance(raised, ModelError | TransportError) else None
 
 
 def check_config(options: argparse.Namespace) -> int:

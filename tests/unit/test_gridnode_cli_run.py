@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from gridnode.cli.main import main
-from gridnode.cli.run import default_config, toml_lines
+from gridnode.cli.run import default_config, foreseen, toml_lines
 from gridnode.config import Config, load_config
+from gridnode.errors import GridError
+from models.chunkfile import StoreError
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +70,14 @@ def test_the_file_is_looked_for_where_the_service_keeps_it(tmp_path):
     (tmp_path / "gridnode.toml").touch()
     assert default_config({"CONFIGURATION_DIRECTORY": str(tmp_path)}) == tmp_path / "gridnode.toml"
     assert default_config({"GRIDNODE_CONFIG": "/x/y.toml"}).name == "y.toml"
+
+
+def test_an_error_of_a_nursery_is_told_as_itself():
+    group = ExceptionGroup("", [ExceptionGroup("", [StoreError("disk"), GridError("x")])])
+    assert str(foreseen(group)) == "disk"
+    assert foreseen(StoreError("disk")) is not None
+
+
+def test_a_bug_beside_a_foreseen_error_stays_a_bug():
+    assert foreseen(ExceptionGroup("", [GridError("x"), KeyError("y")])) is None
+    assert foreseen(KeyError("y")) is None
