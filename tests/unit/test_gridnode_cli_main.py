@@ -134,3 +134,8 @@ def test_a_node_never_seen_is_meant_by_its_whole_id():
 def test_no_node_is_put_out_by_guessing(text):
     with pytest.raises(UsageError):
         find_node(text, own=OWN, peers=PEERS)
+
+
+def test_the_reference_names_every_command():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    assert all(f"`{command}" in text or f"gridnode {command}" in text for command in (*COMMANDS, "doctor"))
