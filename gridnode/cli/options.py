@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 PATIENCE_S: Final = 2.0
 """How long a command waits for a daemon that is just starting; a person waits at the prompt."""
 
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|)")
-_UNIT_S: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
+_UNIT_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class UsageError(GridError):
@@ -23,7 +23,7 @@ class UsageError(GridError):
 
 
 def duration_s(text: str) -> float:
-    """Read a duration such as 90, 30s, 15m, 1h or 2d; returns seconds.
+    """Read a duration such as 90, 500ms, 30s, 15m, 1h or 2d; returns seconds.
 
     Examples
     --------

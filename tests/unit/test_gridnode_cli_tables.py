@@ -87,7 +87,9 @@ def test_expired_trust_stands_out():
     assert "EXPIRED" in expired
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("30s", 30.0), ("15m", 900.0), ("1.5h", 5400.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90.0), ("500ms", 0.5), ("30s", 30.0), ("15m", 900.0), ("1.5h", 5400.0)]
+)
 def test_durations_are_read(text, seconds):
     assert duration_s(text) == seconds
 
