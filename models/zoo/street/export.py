@@ -16,8 +16,6 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from models.zoo.street.dataset import Recipe
-from models.zoo.street.measure import measure, open_session, time_ms
 from models.zoo.street.network import Conv, Detector
 from models.zoo.street.scenes import CLASS_NAMES
 
@@ -175,13 +173,3 @@ def quantise(source: Path, path: Path, images: NDArray[np.uint8]) -> None:
     describe(result)
     onnx.checker.check_model(result, full_check=True)
     onnx.save(result, path)
-
-
-def report(path: Path, recipes: list[Recipe]) -> None:
-    """Print size, speed and mAP@0.5 of a file."""
-    session = open_session(path)
-    print(f"{path.name}: {path.stat().st_size} bytes, {time_ms(session):.2f} ms", flush=True)
-    for recipe in recipes:
-        result = measure(session, recipe)
-        classes = ", ".join(f"{name} {value:.4f}" for name, value in result.per_class.items())
-        print(f"  {recipe.name}: {result.mean:.4f} ({classes})", flush=True)

@@ -1,5 +1,11 @@
-"""How good and how fast an ONNX file of the street detector is, by the same code that serves it."""
+"""How good and how fast an ONNX file of the street detector is, by the same code that serves it.
 
+    python -m models.zoo.street.measure FILE.onnx ...
+
+prints size, time and mAP@0.5 of each file on the held-out scenes and films, which it draws anew.
+"""
+
+import argparse
 import os
 import statistics
 from collections.abc import Sequence
@@ -16,6 +22,9 @@ from models.detection import Detection, detect
 from models.imaging import preprocess
 from models.zoo.packages import STREET_POSTPROCESSING, STREET_PREPROCESSING
 from models.zoo.street.dataset import PIECE, Recipe, frames
+
+HELD_OUT = Recipe(name="held-out", scenes=1_000)
+HELD_OUT_FILM = Recipe(name="held-out-film", films=15)
 
 SCORE_MIN = 0.01
 """Detections down to this score enter the precision-recall curve; the manifest's threshold is for people to look at."""
@@ -57,3 +66,25 @@ def time_ms(session: onnxruntime.InferenceSession, *, runs: int = 200) -> float:
         session.run(["output0"], {"images": tensor})
         times.append(perf_counter() - start)
     return statistics.median(times[20:]) * 1e3
+
+
+def report(path: Path) -> None:
+    """Print size, speed and mAP@0.5 of a file."""
+    session = open_session(path)
+    print(f"{path.name}: {path.stat().st_size} bytes, {time_ms(session):.2f} ms", flush=True)
+    for recipe in (HELD_OUT, HELD_OUT_FILM):
+        result = measure(session, recipe)
+        classes = ", ".join(f"{name} {value:.4f}" for name, value in result.per_class.items())
+        print(f"  {recipe.name}: {result.mean:.4f} ({classes})", flush=True)
+
+
+def main() -> None:
+    """Do as the arguments say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+")
+    for path in parser.parse_args().files:
+        report(path)
+
+
+if __name__ == "__main__":
+    main()

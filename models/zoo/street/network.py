@@ -23,7 +23,7 @@ ALIGN_SCORE, ALIGN_IOU = 0.5, 6.0
 """Exponents of the alignment of score and overlap (Feng et al., "TOOD", ICCV 2021, section 3.2; the exponents are
 those of YOLOv8)."""
 
-BOX_WEIGHT = 4.0
+BOX_WEIGHT = 10.0
 
 
 class Width(msgspec.Struct, frozen=True):
@@ -117,7 +117,9 @@ class Detector(nn.Module):
         raw = []
         for level in (low, middle, top):
             shared = self.head(level)
-            raw.append(torch.cat([self.boxes(shared), self.scores(shared)], 1).flatten(2))
+            # Training runs in bfloat16, whose steps of 1/128 are too coarse for the sizes of boxes.
+            with torch.autocast("cpu", enabled=False):
+                raw.append(torch.cat([self.boxes(shared.float()), self.scores(shared.float())], 1).flatten(2))
         joined = torch.cat(raw, 2)
         if not self.decoded:
             return joined.transpose(1, 2)

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ __all__ = ["CLASS_NAMES", "Truth", "random_scenes", "render_video"]
 SCENES_PER_STREET = 4
 NEAREST_M, FARTHEST_M = 5.0, 42.0
 """Depths between which objects stand, near ones more densely; at the far end a person has about 12 px of the input."""
+
+FILM_CLEAR_M = 11.0
+"""No street furniture stands nearer to a film's camera."""
 
 FILM_DAY_S = 60.0
 """A film goes from afternoon through dusk into the night in this time, and back again, in seconds."""
@@ -211,12 +215,16 @@ def _spoil(rng: Generator, image: Image.Image) -> Image.Image:
 
 
 def _film_street(rng: Generator, size: tuple[int, int]) -> Street:
-    """Build streets until one suits a film: seen from above the pavement, with a junction."""
+    """Build streets until one suits a film: from above a pavement, a junction near, and a lens that shows people."""
     while True:
         street = scenery.build(rng, size)
-        camera = street.camera
-        if street.junction_m is not None and 3.0 < camera.height_m < 5.5 and abs(camera.x_m) > 2.0:
-            return street
+        camera, junction = street.camera, street.junction_m
+        if junction is None or junction[0] > 26.0 or camera.focal_px < max(size):
+            continue
+        if 3.0 < camera.height_m < 5.5 and abs(camera.x_m) > 2.0:
+            # A tree in front of the lens would be all that the film shows.
+            clear = tuple(thing for thing in street.things if thing.z_m > FILM_CLEAR_M)
+            return msgspec.structs.replace(street, things=clear)
 
 
 def _film_light(time_s: float, wet: bool) -> Light:

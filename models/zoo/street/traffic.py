@@ -185,7 +185,7 @@ class Traffic:
 
     def _walk(self) -> None:
         """Send people along the pavements and over the zebra crossings."""
-        start, reach = -2.0, 64.0
+        start, reach = -2.0, 52.0
         for side in (-1, 1):
             for _ in range(int(self._rng.integers(4, 7))):
                 x = side * (self._street.road_half_m + float(self._rng.uniform(0.7, self._street.pavement_m - 0.3)))

@@ -30,12 +30,14 @@ from models.detection import Detection, detect, fit
 from models.manifest import DetectionPostprocessing, ImagePreprocessing
 from models.zoo.street import export
 from models.zoo.street.dataset import Recipe, draw_set, truths
+from models.zoo.street.measure import HELD_OUT, report
 from models.zoo.street.network import LARGE, SMALL, Detector, Width, grid, loss
 from models.zoo.street.scenes import CLASS_NAMES
 
 SEED = 20260101
 BATCH = 16
 PEAK_RATE = 2e-3
+WARM_UP_STEPS = 200
 DECAY = 0.02
 EMA = 0.999
 PAD = 114 / 255
@@ -43,8 +45,6 @@ PAD = 114 / 255
 TRAIN = Recipe(name="train", scenes=13_000, films=80)
 TRAIN_FILM = Recipe(name="train-film", films=150)
 TRAIN_SQUARE = Recipe(name="train-square", scenes=1_600, size=(640, 480), width=320, height=320)
-HELD_OUT = Recipe(name="held-out", scenes=1_000)
-HELD_OUT_FILM = Recipe(name="held-out-film", films=15)
 SQUARE_SHARE = 0.08
 """Share of batches that show the square input with its border, as inference does."""
 
@@ -134,7 +134,7 @@ def train(width: Width, minutes: float, sets: list[Set], out: Path, *, resume: b
         done = (perf_counter() - start) / (60 * minutes)
         if done >= 1:
             break
-        rate = peak * min(1.0, step / 300) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * done)))
+        rate = peak * min(1.0, step / WARM_UP_STEPS) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         images = images.contiguous(memory_format=torch.channels_last)
@@ -225,7 +225,7 @@ def main() -> None:
         else:
             export.export(model, options.out / "street-small-float.onnx", half=False)
             export.quantise(options.out / "street-small-float.onnx", path, scenes[0])
-        export.report(path, [HELD_OUT, HELD_OUT_FILM])
+        report(path)
 
 
 if __name__ == "__main__":
