@@ -33,6 +33,8 @@ log = EventLog("models")
 PROFILES_MAX_BYTES: Final = 1 << 20
 PREPARATIONS_MAX: Final = 4
 """Models fetched at once; loading and measuring is one at a time, so that measurements are of a quiet machine."""
+ACCEPTABLE_MAX: Final = 8
+"""Models that may answer one job, itself and its rungs: as many as a job header holds."""
 RETRY_S: Final = (2.0, 60.0)
 """First and longest pause before a model that could not be fetched is tried again."""
 
@@ -143,7 +145,7 @@ class ModelHouse:
                 found = self._names.get(rung)
                 if found is not None and _may_stand_in(manifest, self._manifests[found], pictures=pictures):
                     digests.append(found)
-        return Resolved(manifest=manifest, digests=tuple(dict.fromkeys(digests)))
+        return Resolved(manifest=manifest, digests=tuple(dict.fromkeys(digests))[:ACCEPTABLE_MAX])
 
     def name_of(self, digest: str) -> str:
         """Return the name of a model, or the head of its digest."""

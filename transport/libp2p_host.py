@@ -233,6 +233,7 @@ class Libp2pHost:
         LocalProtocolError
             The message is longer than gossip may be, or the host does not run.
         """
+        await trio.lowlevel.checkpoint()  # cancelled while all ends: no complaint that the host does not run
         if len(data) > GOSSIP_MAX_BYTES:
             raise LocalProtocolError(f"a gossip message of {len(data)} bytes, at most {GOSSIP_MAX_BYTES} may be sent")
         if not self._is_serving:

@@ -395,3 +395,16 @@ def _open_peers(sandbox, name):
 
 def _ready(node, model):
     return any(entry.manifest.name == model and entry.state == "ready" for entry in node.house.entries())
+
+
+@pytest.mark.parametrize("jobs", [3, 10, 15])
+def test_a_draining_entry_node_answers_all_it_has_taken(run_grid, jobs):
+    async def scenario(sandbox):
+        async with sandbox.program("mid") as grid:
+            handles = [await grid.submit("m", X, deadline_s=20.0) for _ in range(jobs)]
+            await sandbox.wait_until(lambda: len(sandbox.nodes["mid"].running.jobs) == jobs, limit_s=0.09)
+            await sandbox.stop("mid")
+            errors = [error for error in [await _error_of(handle) for handle in handles] if error is not None]
+            assert not errors
+
+    run_grid(scenario, models_s={"m": 0.4})
