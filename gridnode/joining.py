@@ -20,7 +20,7 @@ from models.manifest import ModelError
 from models.trust import TrustClient
 from transport.cards import NodeCard, read_card
 from transport.certificates import GridTrust, NothingRevoked
-from transport.files import StateFileError, write_atomically
+from transport.files import StateFileError, read_bounded, write_atomically
 from transport.gridtime import GridTime
 from transport.identity import NodeKey
 from transport.joining import JoinGrant, join
@@ -29,6 +29,9 @@ from transport.wire import TransportError
 
 BOOTSTRAP_MAX: Final = 16
 """Control planes remembered from the door: a few answer, and the address book grows from there."""
+NAME_FILE: Final = "name"
+"""Holds the name given at the joining; node.name in the configuration goes before it."""
+NAME_MAX_BYTES: Final = 128
 
 
 class JoinError(StateDirectoryError):
@@ -71,7 +74,7 @@ async def join_grid(state: StateDirectory, token_text: str, *, name: str, clock:
         raise JoinError(f"{state.path} holds a node of a grid already; choose another --state-dir or remove it")
     try:
         token = parse_token(token_text)
-        key = await trio.to_thread.run_sync(_prepare, state)
+        key = await trio.to_thread.run_sync(_prepare, state, name)
         grid_time = GridTime.load(clock, state.grid_time)
         grant = await join(token, key, name=name, grid_time=grid_time)
         doors = tuple(f"{address.host}:{address.port}" for address in token.addresses)
@@ -82,9 +85,19 @@ async def join_grid(state: StateDirectory, token_text: str, *, name: str, clock:
         raise JoinError(f"not joined: {error}; the same token can be tried again until it expires") from error
 
 
-def _prepare(state: StateDirectory) -> NodeKey:
-    """Make the directory and the key, or take those of a join that broke off."""
+def given_name(state: StateDirectory) -> str:
+    """Return the name a node was given when it joined; empty for none. Raises StateDirectoryError."""
+    try:
+        data = read_bounded(state.path / NAME_FILE, max_bytes=NAME_MAX_BYTES)
+    except StateFileError as error:
+        raise StateDirectoryError(str(error)) from error
+    return "" if data is None else data.decode("ascii", "replace").strip()
+
+
+def _prepare(state: StateDirectory, name: str) -> NodeKey:
+    """Make the directory, name and key, or take the key of a join that broke off."""
     state.create()
+    write_atomically(state.path / NAME_FILE, f"{name}\n".encode())
     return NodeKey.load(state.node_key) if state.node_key.exists() else NodeKey.create(state.node_key)
 
 

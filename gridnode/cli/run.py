@@ -119,17 +119,24 @@ def run_node(options: argparse.Namespace) -> int:
     if options.with_parent:
         _end_with_parent()
     config, _ = read_config(options)
-    folder = options.state_dir or (Path(config.node.state_dir) if config.node.state_dir else None)
+
+    import msgspec
 
     from gridnode.config import default_state_dir
     from gridnode.daemon import run_daemon
+    from gridnode.joining import given_name
     from gridnode.logs import set_up_logging
+    from gridnode.statedir import StateDirectory
     from models.manifest import ModelError
     from transport.wire import TransportError
 
     set_up_logging(level=config.log.level, journal="JOURNAL_STREAM" in os.environ)
+    named = Path(config.node.state_dir) if config.node.state_dir else default_state_dir(os.environ)
+    folder: Path = options.state_dir or named
+    if not config.node.name and (name := given_name(StateDirectory(folder))):
+        config = msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, name=name))
     try:
-        return run_daemon(config, folder or default_state_dir(os.environ))
+        return run_daemon(config, folder)
     except (ExceptionGroup, ModelError, TransportError) as raised:
         error = foreseen(raised)
         if error is None:

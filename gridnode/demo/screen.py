@@ -32,7 +32,8 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: str
     """entry, or nothing."""
-    cpu_share: float
+    cpu_share: float | None
+    """None for a node that somebody else added."""
     state: str
     load: float
     """Share of its worker's time that was spent on frames lately, 0..1."""
@@ -127,7 +128,7 @@ def _nodes(nodes: Sequence[NodeView]) -> Table:
     for node in nodes:
         table.add_row(
             Text.assemble((node.name, "bold"), (f" {node.role}" if node.role else "", "dim")),
-            f"{node.cpu_share:.0%}",
+            "–" if node.cpu_share is None else f"{node.cpu_share:.0%}",
             Text(node.state, style=_STATE_STYLES.get(node.state, "")),
             _load(node.load),
             str(node.executed),

@@ -124,6 +124,8 @@ class _Show:
         try:
             await self._prepare()
             plan = await self._measure()
+            if self._options.keep is not None:
+                self._say_how_to_join()
             self._say("first frame")
             self._console.print(_plan_text(plan), style="dim")
             await self._perform(plan)
@@ -261,7 +263,7 @@ class _Show:
         await trio.to_thread.run_sync(write_pictures, folder, self._tally.answered, self._films)
         overall = precision.get("")
         summary = self._tally.summary(
-            [(node.name, node.peer_id) for node in self._stage.nodes],
+            self._all_nodes(),
             map50=None if overall is None else round(overall.mean, 4),
             joined_late_s=self._joined_late_s(),
         )
@@ -289,6 +291,17 @@ class _Show:
         )
 
     # ------------------------------------------------------------ telling
+
+    def _say_how_to_join(self) -> None:
+        """Tell how to look at this grid, and to add a node to it, from another terminal."""
+        own = self._folder / "own"
+        for command in (
+            f"gridnode peers --watch --socket {self._stage.entry.socket}",
+            f"gridnode invite --socket {self._stage.founder.socket}",
+            f"gridnode join TOKEN --name own --state-dir {own}",
+            f"gridnode run --preset loopback --state-dir {own} --socket {own}.sock",
+        ):
+            self._console.print(f"         {command}", style="dim", soft_wrap=True, markup=False)
 
     def _say(self, text: str) -> None:
         self._console.print(f"[dim]{trio.current_time() - self._begun_s:5.1f} s[/]  {text}")
@@ -321,22 +334,28 @@ class _Show:
             in_time=1.0 if not known else (len(tally.answered) - tally.late) / known,
             p50_ms=quantile_ms(recent, 0.5),
             p99_ms=quantile_ms(recent, 0.99),
-            nodes=tuple(self._node_view(node, now_s) for node in self._stage.nodes),
+            nodes=tuple(self._node_view(name, peer_id, now_s) for name, peer_id in self._all_nodes()),
             events=tuple(self._events),
         )
 
-    def _node_view(self, node: DemoNode, now_s: float) -> "NodeView":
+    def _all_nodes(self) -> list[tuple[str, str]]:
+        """Return name and peer id of the demo's nodes, and of those that somebody added by hand."""
+        own = {node.peer_id: node.name for node in self._stage.nodes}
+        return [(name, peer_id) for peer_id, name in (own | self._tally.names() | own).items()]
+
+    def _node_view(self, name: str, peer_id: str, now_s: float) -> "NodeView":
         from gridnode.demo.screen import NodeView
 
-        own = [a for a in self._tally.recent(now_s) if a.result.node_id == node.peer_id]
+        node = next((node for node in self._stage.nodes if node.peer_id == peer_id), None)
+        own = [a for a in self._tally.recent(now_s) if a.result.node_id == peer_id]
         took_s = [answered.took_s for answered in own]
-        offloaded, stolen = self._tally.counters_of(node.peer_id)
-        executed = self._tally.executed(node.peer_id)
+        offloaded, stolen = self._tally.counters_of(peer_id)
+        executed = self._tally.executed(peer_id)
         return NodeView(
-            name=node.name,
+            name=name,
             role="entry" if node is self._stage.entry else "",
-            cpu_share=node.plan.cpu_share,
-            state=self._states.get(node.name, "joining"),
+            cpu_share=None if node is None else node.plan.cpu_share,
+            state="guest" if node is None else self._states[name],
             load=sum(a.result.timings.service_s for a in own) / RECENT_S,
             executed=executed,
             share=executed / max(1, len(self._tally.answered)),

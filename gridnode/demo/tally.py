@@ -103,6 +103,7 @@ class Tally:
         self.late = 0
         self._recent: deque[Answered] = deque()
         self._executed: Counter[str] = Counter()
+        self._names: dict[str, str] = {}
         self._counters: dict[tuple[str, int], tuple[int, int]] = {}
         """(node, life) to its newest (offloaded, stolen)."""
 
@@ -117,6 +118,7 @@ class Tally:
         self.answered.append(answered)
         self._recent.append(answered)
         self._executed[answered.result.node_id] += 1
+        self._names[answered.result.node_id] = answered.result.node
         if answered.took_s > self._deadline_s:
             self.late += 1
 
@@ -163,6 +165,10 @@ class Tally:
     def executed(self, peer_id: str) -> int:
         """Return how many answers came from a node."""
         return self._executed[peer_id]
+
+    def names(self) -> dict[str, str]:
+        """Return the names of the nodes that answered, by peer id, in the order of their first answers."""
+        return {peer_id: self._names[peer_id] for peer_id in self._executed}
 
     def recent(self, now_s: float) -> list[Answered]:
         """Return the answers of the last RECENT_S."""

@@ -75,10 +75,11 @@ class Node:
         self.socket = folder / f"{name}.sock"
         self.log = folder / f"{name}.log"
         self.log.touch()
+        self.flags = ()
         self.process = None
 
     def start(self):
-        command = [sys.executable, "-P", "-m", "gridnode", "run", "--preset", "loopback", "--name", self.name]
+        command = [sys.executable, "-P", "-m", "gridnode", "run", "--preset", "loopback", *self.flags]
         command += ["--state-dir", str(self.state_dir), "--socket", str(self.socket)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
@@ -134,6 +135,7 @@ def grid(tmp_path_factory):
     try:
         made = printed("grid", "create", "yard", "--state-dir", alpha.state_dir, "--owner-dir", folder / "owner")
         owner = ("--state-dir", alpha.state_dir, "--owner-dir", folder / "owner", "--socket", alpha.socket)
+        alpha.flags = ("--name", "alpha")
         published = printed("model", "publish", folder / "bright.onnx", *owner)
         assert published["taken"] is False
         alpha.start()

@@ -79,6 +79,10 @@ def test_counters_of_a_killed_life_are_kept():
     assert tally.counters_of("a") == (9, 1)
 
 
+def test_nodes_that_answered_are_known_by_name():
+    assert make_tally().names() == {"id-fast": "fast", "id-slow": "slow"}
+
+
 def test_old_answers_leave_the_live_numbers():
     tally = make_tally()
     assert [answered.at_s for answered in tally.recent(5.5)] == [4.0, 5.0]

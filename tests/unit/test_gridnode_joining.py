@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from gridnode.gridsetup import create_grid
-from gridnode.joining import JoinError, join_grid
+from gridnode.joining import JoinError, given_name, join_grid
 from gridnode.statedir import StateDirectory
 from transport.cards import Address
 from transport.identity import NodeKey
@@ -46,6 +46,7 @@ def test_a_shut_door_is_named_and_the_key_is_kept_for_the_next_try(tmp_path, shu
             join(state, make_token(shut_port))
         keys.append(NodeKey.load(state.node_key).node)
     assert keys[0] == keys[1]
+    assert given_name(state) == "new"
     assert not state.grid.exists()
     assert state.path.stat().st_mode & 0o777 == 0o700
 
