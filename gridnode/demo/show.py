@@ -40,7 +40,9 @@ REFRESH_S: Final = 0.25
 PLAIN_LINE_S: Final = 5.0
 """Time between two lines where there is no terminal."""
 FIRST_LOOK_S: Final = 0.05
-WARM_UP_FRAMES: Final = 9
+WARM_UP_FRAMES: Final = 15
+WARM_UP_PAUSE_S: Final = 0.03
+"""Between two first frames, so that they see what else the machine is doing."""
 WARM_UP_S: Final = 10.0
 """Deadline of a first frame: the scheduler has not seen one yet."""
 
@@ -164,10 +166,11 @@ class _Show:
                 result = await grid.infer(MODEL, jpeg, rungs=False, deadline_s=WARM_UP_S)
                 if result.node_id == founder.peer_id:
                     seen_s.append(result.timings.service_s)
+                await trio.sleep(WARM_UP_PAUSE_S)
         seen_s = seen_s or [model.mean_ms / 1e3 for model in await founder.models() if model.mean_ms is not None]
         if not seen_s:
             raise GridError(f"node {founder.name} has not measured model {MODEL}; see its log (--keep)")
-        alone_s = sorted(seen_s)[len(seen_s) // 2] * founder.plan.cpu_share
+        alone_s = sum(seen_s) / len(seen_s) * founder.plan.cpu_share
         return make_plan([alone_s / node.plan.cpu_share for node in self._stage.nodes], fps=self._options.fps)
 
     # ------------------------------------------------------------ during

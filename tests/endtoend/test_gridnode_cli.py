@@ -1,7 +1,5 @@
 """The commands against real daemons: a grid of two, made, filled and asked as an operator would."""
 
-# ruff: noqa: TID251 - other processes tell nobody when they are ready: the clock bounds the looking
-
 import json
 import os
 import signal

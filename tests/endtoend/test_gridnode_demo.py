@@ -1,7 +1,5 @@
 """The demo itself, short: nothing is lost, and nothing is left behind."""
 
-# ruff: noqa: TID251 - other processes tell nobody when they are ready: the clock bounds the looking
-
 import json
 import os
 import signal
