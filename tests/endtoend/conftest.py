@@ -35,7 +35,7 @@ from models.manifest import (
 from models.owner import OwnerRepository
 
 MODEL = "tiny"
-SIDE = 64
+SIDE = 128
 """Pixels of the model's square input."""
 
 
