@@ -118,6 +118,8 @@ class Membership:
         self._on_fatal = on_fatal
         self._book = CardBook(credentials.trust)
         self._own_card = b""
+        self._own_cards: list[bytes] = []
+        """All of this life, one per renewal. Another one with this epoch means that the boot counter was lost."""
         self._card_sequence = 0
         self._nursery: trio.Nursery | None = None
         self._introductions = Introductions(self, data=data, on_meeting=on_meeting, on_reachable=self._tell_reachable)
@@ -243,6 +245,7 @@ class Membership:
             data=data,
             wire_versions=(VERSION,),
         )
+        self._own_cards.append(self._own_card)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Handle gossip until cancelled."""
@@ -414,7 +417,7 @@ class Membership:
             return False
         if card.node == self.node:
             self._book.remove(card.node)
-            if card.epoch > self._epoch:
+            if card.epoch > self._epoch or (card.epoch == self._epoch and encoded not in self._own_cards):
                 self._on_fatal(EpochBehindError(card.epoch))
             return False
         log.info("card_learned", peer=short(card.node), name=card.name, epoch=card.epoch)
