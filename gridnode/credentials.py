@@ -66,7 +66,7 @@ class Credentials:
             self.trust = GridTrust(
                 self.ca_pem, self.grid.grid_id, revocations=self.revocations, grid_time=self.grid_time
             )
-            self.certificate = self._judge_own()
+            self.certificate = self._judge(self.chain_pem)
             self.issuer = _load_issuer(state)
         except (StateFileError, TransportError) as error:
             raise StateDirectoryError(str(error)) from error
@@ -104,18 +104,22 @@ class Credentials:
         StateDirectoryError
             It is not for this node, or not good; the old one stays.
         """
-        before = self.chain_pem
-        self.chain_pem = chain_pem
         try:
-            self.certificate = self._judge_own()
+            certificate = self._judge(chain_pem)
             write_atomically(self._state.certificate, chain_pem)
         except (TransportError, StateFileError) as error:
-            self.chain_pem = before
             raise StateDirectoryError(f"renewed certificate is refused: {error}") from error
+        self.chain_pem, self.certificate = chain_pem, certificate
 
-    def _judge_own(self) -> PeerCertificate:
+    def _judge(self, chain_pem: bytes) -> PeerCertificate:
         """Read our own certificate. An expired one is no reason to stop: the door renews it for 90 days."""
-        return self.trust.judge_renewal(self.chain)
+        certificate = self.trust.judge_renewal(chain_ders(chain_pem))
+        if certificate.node != self.key.node:
+            raise StateDirectoryError(
+                f"{self._state.certificate} is for node {certificate.node}, {self._state.node_key} is the key of "
+                f"{self.key.node}; restore the file that belongs to the other"
+            )
+        return certificate
 
 
 def read_grid_file(path: Path) -> GridFile:

@@ -1,0 +1,95 @@
+"""Readings of this machine: in range, and our own work does not count as others'."""
+
+import os
+import time
+from collections import namedtuple
+
+import pytest
+
+from gridnode.probe import SLOW_DOWN_MAX, MachineProbe
+
+Times = namedtuple("Times", "user nice system idle iowait irq softirq steal guest guest_nice")
+Battery = namedtuple("Battery", "percent power_plugged")
+Frequency = namedtuple("Frequency", "current max")
+Sensor = namedtuple("Sensor", "current")
+
+
+def machine(monkeypatch, *, busy_s, cores=4, battery=None, celsius=None, frequency=None):
+    """Have each reading find so many more seconds of work of all processors."""
+    spent = {"s": 0.0}
+
+    def cpu_times():
+        spent["s"] += busy_s
+        return Times(spent["s"], 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+    monkeypatch.setattr("psutil.cpu_times", cpu_times)
+    monkeypatch.setattr("psutil.cpu_count", lambda: cores)
+    monkeypatch.setattr("psutil.sensors_battery", lambda: battery, raising=False)
+    sensors = {"cpu": [Sensor(celsius)]} if celsius else {}
+    monkeypatch.setattr("psutil.sensors_temperatures", lambda: sensors, raising=False)
+    monkeypatch.setattr("psutil.cpu_freq", lambda: frequency)
+    return MachineProbe(own_pids=lambda: [])
+
+
+def test_a_real_reading_is_in_range():
+    probe = MachineProbe(own_pids=lambda: [os.getpid(), 2**22 + 1])
+    began_s = time.monotonic()
+    sample = probe.sample(elapsed_s=max(time.monotonic() - began_s, 1e-3))
+    assert 1.0 <= sample.slow_down <= SLOW_DOWN_MAX
+    assert sample.memory_free_bytes > 0
+    assert sample.power_class in (0, 1, 2)
+    assert 0.0 <= sample.cpu_share_others <= 1.0
+
+
+def test_an_idle_machine_is_as_fast_as_measured(monkeypatch):
+    probe = machine(monkeypatch, busy_s=0.0)
+    assert probe.sample(elapsed_s=1.0).slow_down == 1.0
+
+
+def test_lasting_work_of_others_shows_within_seconds(monkeypatch):
+    probe = machine(monkeypatch, busy_s=2.0, cores=4)  # half of the machine
+    factors = [probe.sample(elapsed_s=1.0).slow_down for _ in range(12)]
+    assert factors == sorted(factors)
+    assert factors[5] > 1.6
+    assert factors[-1] == pytest.approx(2.0, abs=0.05)
+
+
+def test_the_factor_is_capped(monkeypatch):
+    probe = machine(monkeypatch, busy_s=100.0)
+    assert [probe.sample(elapsed_s=1.0).slow_down for _ in range(50)][-1] <= SLOW_DOWN_MAX
+
+
+@pytest.mark.parametrize(
+    ("celsius", "frequency", "factor"),
+    [
+        (85.0, Frequency(750.0, 1500.0), 2.0),
+        (60.0, Frequency(750.0, 1500.0), 1.0),
+        (85.0, Frequency(1500.0, 1500.0), 1.0),
+        (85.0, Frequency(0.0, 0.0), 1.0),
+        (85.0, None, 1.0),
+        (None, Frequency(750.0, 1500.0), 1.0),
+    ],
+)
+def test_a_low_clock_counts_on_a_hot_machine_only(monkeypatch, celsius, frequency, factor):
+    probe = machine(monkeypatch, busy_s=0.0, celsius=celsius, frequency=frequency)
+    assert probe.sample(elapsed_s=1.0).slow_down == factor
+
+
+@pytest.mark.parametrize(
+    ("battery", "power_class"),
+    [(None, 0), (Battery(50, True), 0), (Battery(50, False), 1), (Battery(10, False), 2)],
+)
+def test_power_is_told_in_classes(monkeypatch, battery, power_class):
+    assert machine(monkeypatch, busy_s=0.0, battery=battery).sample(elapsed_s=1.0).power_class == power_class
+
+
+def test_sensors_that_fail_cost_nothing(monkeypatch):
+    probe = machine(monkeypatch, busy_s=0.0)
+
+    def fail():
+        raise OSError("no such sensor")
+
+    for name in ("sensors_battery", "sensors_temperatures", "cpu_freq"):
+        monkeypatch.setattr(f"psutil.{name}", fail, raising=False)
+    sample = probe.sample(elapsed_s=1.0)
+    assert (sample.slow_down, sample.temperature_c, sample.power_class) == (1.0, None, 0)
