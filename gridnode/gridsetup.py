@@ -76,7 +76,9 @@ def create_grid(state: StateDirectory, owner_dir: Path, name: str, *, now_s: flo
         write_atomically(state.authority, ca_pem)
         write_atomically(state.certificate, chain_pem)
         write_grid_file(state, GridFile(name=name, grid_id=owner.grid_id))
-    except (ModelError, StateFileError, TransportError, ValueError) as error:
+    except (ModelError, StateFileError, TransportError, ValueError, OSError) as error:
+        if not state.node_key.exists():
+            state.desk_key.unlink(missing_ok=True)  # the first file made: with it a second try would be refused
         raise StateDirectoryError(f"grid {name!r} could not be made: {error}") from error
     return owner.grid_id
 

@@ -123,7 +123,7 @@ def test_a_renewal_that_is_no_good_leaves_the_old_certificate(state, tmp_path, s
         chain = b"garbage"
     if spoil == "place":
         shutil.rmtree(state.path)
-    with pytest.raises(StateDirectoryError, match="refused|belongs to the other"):
+    with pytest.raises(StateDirectoryError, match=r"refused|belongs to the other"):
         credentials.replace_chain(chain)
     assert (credentials.chain_pem, credentials.certificate) == before
 
