@@ -33,7 +33,7 @@ from transport.wire import ChunkRequest, Document, Holdings, HoldingsRequest, Tr
 log = EventLog("fetch")
 
 PEERS_MAX: Final = 8
-"""Peers of one download: more than its requests at once are of no use."""
+"""Peers asked at once what they hold: more than the requests of a download at once are of no use."""
 HOLDINGS_EVERY_S: Final = 3.0
 """How often peers are asked again what they hold while a chunk is to be had nowhere: they download too."""
 PATIENCE_S: Final = 15.0
@@ -83,8 +83,18 @@ class PeerFetcher:
         planner = FetchPlanner(shards, held=held, rng=random.Random(self._rng.random()))
         if not planner.is_done:
             await _Download(
-                planner, shards, self._store, self._data, self._peers, on_progress, self._on_misbehaviour
+                planner, shards, self._store, self._data, self._peers, self._rng, on_progress, self._on_misbehaviour
             ).run()
+
+
+def choose_sources(known: Sequence[str], likely: Sequence[str], rng: random.Random) -> list[str]:
+    """Choose whom to ask what they hold: an admit node or two, where models come from, and others at random.
+
+    Drawn anew each time, so that a model which one node alone has is found in a grid of any size.
+    """
+    first = rng.sample(likely, min(len(likely), PEERS_MAX // 4))
+    others = [peer for peer in known if peer not in first]
+    return first + rng.sample(others, min(len(others), PEERS_MAX - len(first)))
 
 
 class _Download:
@@ -97,6 +107,7 @@ class _Download:
         store: ChunkStore,
         data: DataPlane,
         peers: PeerSource,
+        rng: random.Random,
         on_progress: Callable[[int], None],
         on_misbehaviour: Callable[[str, str], None],
     ) -> None:
@@ -105,6 +116,7 @@ class _Download:
         self._store = store
         self._data = data
         self._peers = peers
+        self._rng = rng
         self._on_progress = on_progress
         self._on_misbehaviour = on_misbehaviour
         self._requests: dict[tuple[str, str], trio.CancelScope] = {}
@@ -121,7 +133,7 @@ class _Download:
                 now_s = trio.current_time()
                 if ask_s <= now_s:
                     ask_s = now_s + HOLDINGS_EVERY_S
-                    for peer in list(self._peers.reachable_peers())[:PEERS_MAX]:
+                    for peer in choose_sources(self._peers.reachable_peers(), self._peers.admit_peers(), self._rng):
                         nursery.start_soon(self._ask_holdings, peer, nursery)
                 if now_s >= self._patience_s:
                     missing = self._planner.statistics().missing

@@ -34,6 +34,7 @@ from transport.base import (
 from transport.cards import Address, CardBook, NodeCard, card_digest, make_card
 from transport.certificates import ADMIT, SERVE, CertificateRefusedError
 from transport.files import StateFileError, read_bounded, write_atomically
+from transport.liveness_events import Status
 from transport.wire import (
     CARDS_PER_MESSAGE_MAX,
     VERSION,
@@ -162,12 +163,15 @@ class Membership:
         return card is not None and role in card.certificate.roles
 
     def reachable_peers(self) -> tuple[str, ...]:
-        """Return the nodes whose data port is believed to answer, sorted."""
-        return tuple(card.node for card in self._book if self._introductions.is_reachable(card.node))
+        """Return the nodes whose data port is believed to answer, sorted: not the dead, whose cards are kept."""
+        return tuple(card.node for card in self._book if self.is_reachable(card.node) and not self._is_gone(card.node))
 
     def admit_peers(self) -> tuple[str, ...]:
         """Return those of them with role admit, sorted."""
         return tuple(node for node in self.reachable_peers() if self.has_role(node, ADMIT))
+
+    def _is_gone(self, node: str) -> bool:
+        return self._watch is not None and self._watch.status(node) in (Status.DEAD, Status.LEFT)
 
     def cards_for_newcomers(self) -> tuple[bytes, ...]:
         """Return cards for a node that joins, this node's own first."""

@@ -47,7 +47,7 @@ from scheduler.events import DrainRequested, LoadSampled
 from scheduler.types import CapabilityTable
 from transport.base import ControlPlane, DataPlane, Dial, Exchange, Neighbour
 from transport.cards import Address
-from transport.certificates import SERVE, SUBMIT
+from transport.certificates import SERVE, SUBMIT, PeerCertificate
 from transport.discovery import Discovery, DiscoveryConfig
 from transport.liveness import Liveness
 from transport.wire import (
@@ -407,7 +407,7 @@ class Node:
 
     async def _handle_exchange(self, exchange: Exchange, message: DataMessage, payload: memoryview) -> None:
         """Serve one question of a peer, if its roles allow it."""
-        refusal = self._refusal(exchange.peer, message)
+        refusal = self._refusal(exchange, message)
         if refusal:
             log.warning("peer_refused", peer=short(exchange.peer), reason=refusal)
             await exchange.send(Refused(reason=refusal))
@@ -421,12 +421,19 @@ class Node:
             if not self._conversations:
                 self._silent.set()
 
-    def _refusal(self, peer: str, message: DataMessage) -> str:
+    def _refusal(self, exchange: Exchange, message: DataMessage) -> str:
         if isinstance(message, JobSend | JobOffer):
-            return "" if self.membership.has_role(peer, SUBMIT) else "jobs need role 'submit'"
+            return "" if self._has_role(exchange, SUBMIT) else "jobs need role 'submit'"
         if isinstance(message, StealRequest):
-            return "" if self.membership.has_role(peer, SERVE) else "stealing needs role 'serve'"
+            return "" if self._has_role(exchange, SERVE) else "stealing needs role 'serve'"
         return ""
+
+    def _has_role(self, exchange: Exchange, role: str) -> bool:
+        """Say whether the asker has a role, by the certificate of the connection: its card may still be on its way."""
+        certificate: PeerCertificate | None = getattr(exchange, "certificate", None)
+        if certificate is not None:
+            return role in certificate.roles
+        return self.membership.has_role(exchange.peer, role)  # a network in memory knows no certificates
 
     def _misbehaved(self, peer: str, what: str) -> None:
         log.warning("peer_misbehaved", peer=short(peer), what=what)

@@ -243,7 +243,10 @@ def test_a_job_of_a_peer_without_the_role_is_refused(run_grid):
     async def scenario(sandbox):
         slow = sandbox.nodes["slow"].running
         slow.membership._book.remove(node_of(sandbox, "mid"))
-        assert "submit" in slow._refusal(node_of(sandbox, "mid"), JobSend(**job_fields(sandbox)))
+        async with sandbox.nodes["mid"].running._data.exchange(node_of(sandbox, "slow")) as exchange:
+            await exchange.send(JobSend(**job_fields(sandbox)))
+            answer, _ = await exchange.receive()
+        assert "submit" in answer.reason
 
     run_grid(scenario)
 
