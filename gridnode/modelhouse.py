@@ -15,8 +15,8 @@ import trio
 
 from gridnode.driver import Driver
 from gridnode.errors import UnknownModelError
-from gridnode.frontdoor import Resolved
 from gridnode.logs import EventLog
+from gridnode.program import Resolved
 from gridnode.signedstate import SignedState
 from gridnode.statedir import StateDirectory
 from gridnode.translate import table_digest

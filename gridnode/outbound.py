@@ -12,10 +12,10 @@ from typing import Final, Protocol
 import trio
 
 from gridnode.config import HANDOVER_TIMEOUT_S
-from gridnode.conversation import Conversation
 from gridnode.driver import Driver
 from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
 from gridnode.logs import EventLog, short
+from gridnode.stolen import serve_stolen
 from gridnode.translate import job_to_wire, reason_from_wire, state_from_wire, state_to_wire
 from scheduler.actions import Offer, Send, Steal
 from scheduler.events import (
@@ -344,7 +344,9 @@ class Outbound:
                     state = state_from_wire(message.state)
                     self._driver.post(StealAnswered(command=action.command, granted=message.granted, state=state))
                     if message.granted:
-                        await self._serve_stolen(exchange, message.granted)
+                        await serve_stolen(
+                            exchange, message.granted, jobs=self._jobs, driver=self._driver, node=self._node
+                        )
                     exchange.finish()
         except PeerUnreachableError as error:
             log.debug("steal_failed", peer=short(action.victim), error=error)
@@ -356,47 +358,6 @@ class Outbound:
             self._errands.pop(action.command, None)
             if not answered:
                 self._driver.post(SendFailed(command=action.command, connected=connected))
-
-    async def _serve_stolen(self, exchange: Exchange, granted: int) -> None:
-        """Take in the granted jobs, then answer each on this connection as an executor does."""
-        conversation = Conversation(exchange, jobs=self._jobs, driver=self._driver, node=self._node)
-        try:
-            with trio.fail_after(HANDOVER_TIMEOUT_S):
-                await _receive_granted(exchange, conversation, granted)
-        except trio.TooSlowError as error:
-            conversation.abandon()
-            raise PeerUnreachableError(f"granted jobs did not come within {HANDOVER_TIMEOUT_S} s") from error
-        except BaseException:
-            conversation.abandon()
-            raise
-        await conversation.run()
-        await _receive_bracket(exchange)
-
-
-async def _receive_granted(exchange: Exchange, conversation: Conversation, granted: int) -> None:
-    """Take in the jobs of a grant, and cancels of those that ended at the victim meanwhile."""
-    while granted:
-        message, payload = await exchange.receive()
-        match message:
-            case JobSend():
-                conversation.admit(message.job, payload, stolen=True)
-                granted -= 1
-            case JobCancel():
-                conversation.cancel(message.key)
-            case _:
-                raise RemoteProtocolError(f"peer sent {type(message).__name__} where a granted job was due")
-
-
-async def _receive_bracket(exchange: Exchange) -> None:
-    """Wait for the victim's last word, past cancels that crossed our outcomes."""
-    with trio.move_on_after(HANDOVER_TIMEOUT_S):
-        while True:
-            message, _ = await exchange.receive()
-            if isinstance(message, StealAnswer):
-                return
-            if not isinstance(message, JobCancel):
-                raise RemoteProtocolError(f"peer sent {type(message).__name__} where its last word was due")
-    raise PeerUnreachableError("the victim did not end a steal")
 
 
 def _seconds(value: float) -> float:

@@ -302,7 +302,7 @@ def test_a_draining_daemon_says_goodbye_and_still_answers_what_is_open(run_door)
         program = await connect(sandbox)
         for _ in range(5):
             await program.submit()
-        await sandbox.wait_until(lambda: len(sandbox.nodes["one"].running.jobs) == 5, limit_s=0.05)
+        await sandbox.wait_until(lambda: len(sandbox.nodes["one"].running.jobs) == 5, limit_s=0.09)
         await sandbox.stop("one")
         heard = [message async for message in _all(program)]
         assert [type(message) for message in heard] == [Goodbye] + [JobDone] * 5

@@ -1,0 +1,328 @@
+"""One program on its connection: requests in, answers out.
+
+A connection that ends cancels its open jobs; the client sends them again under the same keys over a new one. What a
+program says badly costs its job, or its connection, and nothing else.
+"""
+
+import math
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+import trio
+
+from gridnode.config import OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX
+from gridnode.control import (
+    CLIENT_ID_BYTES,
+    VERSION,
+    Answer,
+    Buffer,
+    CancelJob,
+    ClientHello,
+    Goodbye,
+    JobDone,
+    JobError,
+    Query,
+    ServerHello,
+    ServerMessage,
+    Submit,
+    decode_client,
+    encode_frame,
+)
+from gridnode.errors import GridError, ProtocolError, UnknownModelError
+from gridnode.jobtable import Answer as JobAnswer
+from gridnode.jobtable import Failure, JobEntry
+from gridnode.localsocket import FrameReader, FrameWriter, OutboxFullError
+from gridnode.logs import EventLog
+from models.manifest import Manifest
+from models.tensors import BadInputError, check_request, decode_request
+from scheduler.events import CancelRequested, JobArrived
+from scheduler.types import Job, PeerState, Reason
+
+if TYPE_CHECKING:
+    from gridnode.frontdoor import FrontDoor
+
+log = EventLog("frontdoor")
+
+MESSAGE_MAX_CHARS: Final = 2048
+"""Longest message of an error: names that a program chose may be in it, and a header has a bound."""
+
+FRAME_MAX: Final = 2**53
+"""Largest frame number; transport.wire takes no larger one."""
+
+_REMEDIES: Final[dict[str, str]] = {
+    Reason.DEADLINE: "no node known can finish it in time: allow more time, lower the rate, or add nodes",
+    Reason.EXPIRED: "its deadline passed before a node could finish it: allow more time or lower the rate",
+    Reason.QUEUE_FULL: "all queues are full: lower the rate, or try again later",
+    Reason.UNKNOWN_MODEL: "no node reachable offers this model: see 'gridnode model list' and 'gridnode peers'",
+    Reason.DRAINING: "this daemon is shutting down: connect to another one",
+    Reason.NO_ROOM: "memory for payloads in flight is spent: try again later",
+    Reason.SUPERSEDED: "a newer frame of the stream took its place",
+    Reason.CANCELLED: "it was cancelled",
+    Reason.POISON: "two executors were lost while they ran it, so it is not tried again",
+    Reason.MODEL_FAILED: "the runtime failed on this input",
+    Reason.LOST: "the node that ran it was lost, and the time or the retries ran out",
+}
+
+
+class Resolved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's name stands for now."""
+
+    manifest: Manifest
+    digests: tuple[str, ...]
+    """Acceptable models, best first."""
+
+
+class ModelDirectory(Protocol):
+    """Knows the published models by name."""
+
+    def resolve(self, name: str, *, rungs: bool, pictures: bool) -> Resolved:
+        """Return what a name stands for; raises UnknownModelError."""
+        ...
+
+    def name_of(self, digest: str) -> str:
+        """Return the name of a model, or the head of its digest."""
+        ...
+
+
+class NodeNames(Protocol):
+    """Knows what peers call themselves."""
+
+    def name_of(self, node: str) -> str:
+        """Return a node's name, or the tail of its PeerID."""
+        ...
+
+
+Answerer = Callable[[str, str], Awaitable[object]]
+"""Answers a query (what, argument) with something msgspec can write as JSON; raises GridError."""
+
+
+class Connection:
+    """One program."""
+
+    def __init__(self, door: "FrontDoor", plain: socket.socket) -> None:
+        self._door = door
+        self._plain = plain
+        self._writer = FrameWriter(plain, frames_max=OUTBOX_FRAMES_MAX, bytes_max=OUTBOX_BYTES_MAX)
+        self._client = b""
+        self._handles: dict[bytes, int] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def wait_flushed(self) -> None:
+        """Wait until every answer said so far has left, or the connection has ended."""
+        await self._writer.wait_flushed()
+
+    async def run(self) -> None:
+        """Serve the program until it leaves; raises OSError or EOFError when the connection breaks."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._writer.serve)
+                try:
+                    await self._read()
+                except ProtocolError as error:
+                    log.warning("client_misbehaved", error=error)
+                    self.say(Goodbye(reason=str(error)))
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._writer.release()
+            for handle in tuple(self._handles.values()):  # each outcome takes its handle away
+                self._door.driver.post(CancelRequested(handle=handle))
+
+    async def _read(self) -> None:
+        reader = FrameReader(self._plain)
+        while (frame := await reader.receive()) is not None:
+            header, payload = frame
+            message = decode_client(header)
+            if not self._client:
+                self._greet(message)
+                continue
+            match message:
+                case Submit():
+                    self._submit(message, payload)
+                case CancelJob():
+                    handle = self._handles.get(message.key)
+                    if handle is not None:
+                        self._door.driver.post(CancelRequested(handle=handle))
+                case Query():
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._query, message)
+                case _:
+                    raise ProtocolError("a second hello")
+
+    def _greet(self, message: object) -> None:
+        if not isinstance(message, ClientHello):
+            raise ProtocolError("the first message must be a hello")
+        if VERSION not in message.versions:
+            raise ProtocolError(
+                f"client speaks versions {message.versions}, this daemon {VERSION}; install one release"
+            )
+        self._client = message.client
+        door = self._door
+        self.say(
+            ServerHello(
+                version=VERSION,
+                node=door.node,
+                name=door.name,
+                grid=door.grid,
+                entries=door.config.entries,
+                draining=door.draining,
+            )
+        )
+
+    def _submit(self, message: Submit, payload: memoryview) -> None:
+        if message.key[:CLIENT_ID_BYTES] != self._client:
+            raise ProtocolError("a key that does not begin with the client's id")
+        if message.key in self._handles:
+            raise ProtocolError("a key that is already open")
+        door = self._door
+        try:
+            body = decode_request(message.body)
+            resolved = door.models.resolve(message.model, rungs=message.rungs, pictures=body.kind != "tensors")
+            check_request(resolved.manifest, body, len(payload))
+            if message.frame > FRAME_MAX:
+                raise BadInputError(f"frame number is {message.frame}, at most {FRAME_MAX} can be sent to peers")
+        except UnknownModelError as error:
+            self._refuse(message.key, Reason.UNKNOWN_MODEL.value, str(error))
+            return
+        except BadInputError as error:
+            self._refuse(message.key, "bad_input", str(error))
+            return
+        budget_s = door.default_deadline_s if message.budget_s is None else message.budget_s
+        if not budget_s > 0 or math.isnan(budget_s):
+            self._refuse(message.key, Reason.EXPIRED.value, f"deadline is already past: {budget_s:.3g} s were left")
+            return
+        if len(self._handles) >= door.config.jobs:
+            self._refuse(message.key, Reason.QUEUE_FULL.value, f"{len(self._handles)} jobs of this client are open")
+            return
+        self._admit(message, payload, resolved, budget_s)
+
+    def _admit(self, message: Submit, payload: memoryview, resolved: Resolved, budget_s: float) -> None:
+        door = self._door
+        now_s = trio.current_time()
+        handle = self._handles[message.key] = door.jobs.mint()
+        client = self._client.hex()[:16]
+        job = Job(
+            key=message.key,
+            entry=door.node,
+            client=client,
+            tenant=message.tenant,
+            priority=message.priority,
+            stream=f"{client}/{message.stream}" if message.stream else "",
+            frame=message.frame,
+            newest_wins=message.newest_wins,
+            input_bytes=len(payload),
+            arrival_s=now_s,
+            deadline_s=now_s + budget_s,
+            models=resolved.digests,
+        )
+        responder = ClientResponder(self, job)
+        door.jobs.add(JobEntry(handle=handle, job=job, body=message.body, payload=(payload,), responder=responder))
+        door.driver.post(JobArrived(handle=handle, job=job, origin=None))
+
+    def _refuse(self, key: bytes, reason: str, message: str) -> None:
+        entries = self._door.config.entries
+        self.say(JobError(key=key, reason=reason, message=message[:MESSAGE_MAX_CHARS], entries=entries))
+
+    def end(self, job: Job, answer: JobAnswer) -> None:
+        """Send a job's result."""
+        self._handles.pop(job.key, None)
+        total_s = trio.current_time() - job.arrival_s
+        own = answer.node == self._door.node
+        done = JobDone(
+            key=job.key,
+            model=self._door.models.name_of(answer.model),
+            model_digest=answer.model,
+            node=answer.node,
+            node_name=self._door.nodes.name_of(answer.node),
+            hops=answer.hops,
+            waiting_s=answer.waiting_s,
+            service_s=answer.service_s,
+            transfer_s=0.0 if own else max(0.0, total_s - answer.waiting_s - answer.service_s),
+            total_s=total_s,
+            body=answer.body,
+        )
+        self.say(done, answer.payload)
+
+    def fail(self, job: Job, reason: str, message: str, estimate_s: float | None) -> None:
+        """Send a job's named error."""
+        self._handles.pop(job.key, None)
+        text = _explain(reason, message)
+        if estimate_s is not None:
+            text += f" (best estimate {estimate_s:.3g} s)"
+        entries = self._door.config.entries
+        self.say(JobError(key=job.key, reason=reason, message=text, estimate_s=estimate_s, entries=entries))
+
+    async def _query(self, message: Query) -> None:
+        try:
+            document = msgspec.json.encode(await self._door.answer(message.what, message.argument))
+            self.say(Answer(number=message.number, document=document))
+        except GridError as error:
+            self.say(Answer(number=message.number, error=str(error)))
+
+    def say(self, message: ServerMessage, payload: Buffer = b"") -> None:
+        """Send a frame; a program that has gone or does not read its answers loses the connection."""
+        if self._nursery is None:
+            return
+        try:
+            frame = encode_frame(message, len(payload))
+        except ProtocolError as error:
+            log.warning("answer_too_large", error=error)
+            frame, payload = encode_frame(_instead_of(message, error)), b""
+        try:
+            self._writer.write(frame, payload)
+        except OSError as error:
+            log.debug("client_lost", error=error)
+            self._nursery.cancel_scope.cancel()
+        except OutboxFullError as error:
+            log.warning("client_cut_off", error=error)
+            self._nursery.cancel_scope.cancel()
+
+
+def _explain(reason: str, message: str) -> str:
+    """Return what a person can do about a reason, and what the runtime said where that tells more."""
+    remedy = _REMEDIES.get(reason, "")
+    if reason == Reason.MODEL_FAILED and message:
+        remedy = f"{remedy}: {message}"
+    return (remedy or message or reason)[:MESSAGE_MAX_CHARS]
+
+
+def _instead_of(message: ServerMessage, error: ProtocolError) -> ServerMessage:
+    """Return what to say in place of an answer that does not fit a frame."""
+    match message:
+        case JobDone():
+            return JobError(
+                key=message.key, reason=Reason.MODEL_FAILED.value, message=f"the result is too large: {error}"
+            )
+        case Answer():
+            return Answer(number=message.number, error=f"the answer is too large: {error}")
+        case _:
+            raise error
+
+
+class ClientResponder:
+    """Answers a program."""
+
+    def __init__(self, connection: Connection, job: Job) -> None:
+        self._connection = connection
+        self._job = job
+
+    def accepted(self, state: PeerState) -> None:
+        """Say nothing: a program waits for the outcome alone."""
+
+    def progress(self, state: PeerState) -> None:
+        """Say nothing."""
+
+    def answer(self, answer: JobAnswer, state: PeerState) -> None:
+        """Send the result."""
+        self._connection.end(self._job, answer)
+
+    def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
+        """Send the named error."""
+        self._connection.fail(self._job, failure.reason, failure.message, estimate_s)
+
+    def give_back(self, reason: Reason, state: PeerState, *, estimate_s: float | None) -> None:
+        """Send the named error: a program's job has nowhere else to go back to."""
+        self._connection.fail(self._job, reason.value, "", estimate_s)
