@@ -145,12 +145,28 @@ class Node:
         self.driver = Driver(self.core)
         self.jobs = JobTable()
         self.report = Report()
-        self.membership = Membership(
-            credentials,
-            name=name,
-            epoch=epoch,
-            control=control,
-            data=data,
+        self.membership = self._make_membership(state)
+        self.upkeep = Upkeep(credentials, self.membership, judge_connections=data.close_refused)
+        self.signed = self._make_signed_state(state, seed)
+        self.store = ChunkStore(state.store, config.runtime.disk_bytes)
+        self.house = self._make_house(state, seed, setup)
+        self.watch = self._make_watch(seed)
+        self.mesh = self._make_mesh(state, seed)
+        self.membership.begin(mesh=self.mesh, watch=self.watch)
+        self.admitting = self._make_admitting(state, seed)
+        self.services = self._make_services()
+        self.insight = Insight(self)
+        self.door = self._make_door()
+
+    # ------------------------------------------------------------ the parts
+
+    def _make_membership(self, state: StateDirectory) -> Membership:
+        return Membership(
+            self.credentials,
+            name=self.name,
+            epoch=self.epoch,
+            control=self._control,
+            data=self._data,
             driver=self.driver,
             cards_path=state.cards,
             on_trust_news=lambda notice, node: self.signed.heard(notice, node),
@@ -158,87 +174,97 @@ class Node:
             on_revoked=lambda: self.upkeep.judge_now(),
             on_fatal=self.fail,
         )
-        self.upkeep = Upkeep(credentials, self.membership, judge_connections=data.close_refused)
-        self.signed = SignedState(
+
+    def _make_signed_state(self, state: StateDirectory, seed: str) -> SignedState:
+        return SignedState(
             state,
-            credentials,
-            control=control,
-            data=data,
+            self.credentials,
+            control=self._control,
+            data=self._data,
             peers=self.membership,
             rng=random.Random(f"{seed}/trust"),
             on_changed=lambda: self.house.look(),
         )
-        self.store = ChunkStore(state.store, config.runtime.disk_bytes)
+
+    def _make_house(self, state: StateDirectory, seed: str, setup: str) -> ModelHouse:
         fetcher = PeerFetcher(
             store=self.store,
-            data=data,
+            data=self._data,
             peers=self.membership,
             rng=random.Random(f"{seed}/fetch"),
             on_misbehaviour=self._misbehaved,
         )
-        self.house = ModelHouse(
+        return ModelHouse(
             state=state,
             store=self.store,
             signed=self.signed,
             fetcher=fetcher,
-            executor=executor,
+            executor=self._executor,
             driver=self.driver,
-            wanted=config.runtime.models,
+            wanted=self.config.runtime.models,
             setup=setup,
         )
-        self.watch = Watch(
-            Liveness(credentials.node, epoch, random.Random(f"{seed}/watch")),
-            control=control,
-            data=data,
+
+    def _make_watch(self, seed: str) -> Watch:
+        return Watch(
+            Liveness(self.credentials.node, self.epoch, random.Random(f"{seed}/watch")),
+            control=self._control,
+            data=self._data,
             driver=self.driver,
             undertaker=self.membership,
         )
-        self.mesh = Mesh(
+
+    def _make_mesh(self, state: StateDirectory, seed: str) -> Mesh:
+        return Mesh(
             Discovery(
-                credentials.node,
-                _bootstrap(config, credentials),
+                self.credentials.node,
+                _bootstrap(self.config, self.credentials),
                 random.Random(f"{seed}/mesh"),
-                DiscoveryConfig(wanted=config.network.neighbours, low=min(6, config.network.neighbours)),
+                DiscoveryConfig(wanted=self.config.network.neighbours, low=min(6, self.config.network.neighbours)),
                 book=read_book(state.addresses),
             ),
-            control=control,
+            control=self._control,
             book_path=state.addresses,
-            grid_time_s=credentials.grid_time.now_s,
+            grid_time_s=self.credentials.grid_time.now_s,
             on_neighbour=self._greet,
         )
-        self.membership.begin(mesh=self.mesh, watch=self.watch)
-        self.admitting = Admitting(
-            credentials,
-            network=config.network,
+
+    def _make_admitting(self, state: StateDirectory, seed: str) -> Admitting:
+        return Admitting(
+            self.credentials,
+            network=self.config.network,
             invites_path=state.invites,
-            data=data,
+            data=self._data,
             peers=self.membership,
             rng=random.Random(f"{seed}/admit"),
             root=lambda: self.signed.client.file("metadata/1.root.json") or b"",
             cards=self.membership.cards_for_newcomers,
             on_renewed=self._on_renewed,
         )
-        self.services = Services(
-            data=data,
+
+    def _make_services(self) -> Services:
+        return Services(
+            data=self._data,
             cards=self.membership,
             models=self.house,
             renewer=self,
             own_state=lambda: self.core.state_record(trio.current_time()),
             own_table=self._own_table,
         )
-        self.insight = Insight(self)
-        self.door = FrontDoor(
-            socket,
-            config=config.client,
-            node=credentials.node,
-            name=name,
-            grid=credentials.grid.name,
+
+    def _make_door(self) -> FrontDoor:
+        return FrontDoor(
+            self.socket,
+            config=self.config.client,
+            node=self.credentials.node,
+            name=self.name,
+            grid=self.credentials.grid.name,
             jobs=self.jobs,
             driver=self.driver,
             models=self.house,
             nodes=self.membership,
             answer=self.insight.answer,
-            default_deadline_s=config.scheduler.placement.default_deadline_s,
+            default_deadline_s=self.config.scheduler.placement.default_deadline_s,
         )
 
     # ------------------------------------------------------------ from outside
