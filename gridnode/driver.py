@@ -6,7 +6,7 @@ carrying out of an action. simulator.node is this module's twin.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -14,6 +14,9 @@ from gridnode.config import INBOX_MAX
 from scheduler.actions import Action
 from scheduler.core import Core
 from scheduler.events import Event, TimerFired
+
+if TYPE_CHECKING:
+    from gridnode.turns import Turns
 
 
 class Hands(Protocol):
@@ -41,12 +44,19 @@ class Driver:
         The decision core; nobody else may call its handle().
     clock : callable
         Monotonic seconds; trio.current_time in the daemon.
+    turns : Turns, optional
+        On a virtual clock: each action is carried out when what the one before it set off has come to rest.
     """
 
-    def __init__(self, core: Core, *, clock: Callable[[], float] = trio.current_time) -> None:
+    def __init__(
+        self, core: Core, *, clock: Callable[[], float] = trio.current_time, turns: "Turns | None" = None
+    ) -> None:
         self._core = core
         self._clock = clock
+        self._turns = turns
         self._inbox: deque[tuple[Event, object]] = deque()
+        self._actions: deque[tuple[Action, object]] = deque()
+        """What the last event asked for and is not yet carried out."""
         self._wake = trio.Event()
         self._armed_s: float | None = None
         """Deadline that the timer waits for; None for none."""
@@ -87,24 +97,49 @@ class Driver:
             if deadline_s is None:
                 await self._wake.wait()
             elif deadline_s <= self._clock():
-                self.post(TimerFired())
-                await trio.lowlevel.checkpoint()
+                await self._ring()
             else:
                 with trio.move_on_at(deadline_s):
                     await self._wake.wait()
+
+    async def _ring(self) -> None:
+        """Tell the core that its time has come; on a virtual clock, after all else that happens at this instant."""
+        if self._turns is not None:
+            await self._turns.wait_timer()
+            deadline_s = self._core.next_deadline_s()
+            if deadline_s is None or deadline_s > self._clock():
+                return
+        self.post(TimerFired())
+        await trio.lowlevel.checkpoint()
 
     def _take_all(self, hands: Hands) -> None:
         """Feed the inbox until it is empty; what actions post joins its end."""
         self._is_feeding = True
         try:
-            while self._inbox:
-                event, attachment = self._inbox.popleft()
-                self._now_s = max(self._now_s, self._clock())
-                self.handled += 1
-                for action in self._core.handle(event, now_s=self._now_s):
-                    hands.carry_out(action, attachment)
-        finally:
+            while self._inbox or self._actions:
+                if not self._actions:
+                    self._feed()
+                    continue
+                action, attachment = self._actions.popleft()
+                hands.carry_out(action, attachment)
+                if self._turns is not None:
+                    self._turns.later(self._go_on)
+                    return
+        except BaseException:
             self._is_feeding = False
+            raise
+        self._is_feeding = False
         deadline_s = self._core.next_deadline_s()
         if deadline_s is not None and (self._armed_s is None or deadline_s < self._armed_s):
             self._wake.set()
+
+    def _feed(self) -> None:
+        event, attachment = self._inbox.popleft()
+        self._now_s = max(self._now_s, self._clock())
+        self.handled += 1
+        self._actions.extend([(action, attachment) for action in self._core.handle(event, now_s=self._now_s)])
+
+    def _go_on(self) -> None:
+        """Go on after an action whose consequences have come to rest."""
+        if self._hands is not None:
+            self._take_all(self._hands)

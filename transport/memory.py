@@ -3,7 +3,8 @@
 For tests, and for a whole daemon on a virtual clock. Every message is encoded and decoded as on a real wire, so
 sizes and limits are true. Below the planes lies one heap of deliveries, carried out one at a time in the order
 (due time, sequence) by `MemoryNetwork.serve`; under trio's MockClock a run repeats as exactly as trio's own choice
-among tasks that wake at one instant allows.
+among tasks that wake at one instant allows, or wholly when the network is given turns (gridnode.turns). Each
+direction of a link has draws of its own.
 
 What it does not model: packets (a link delays and orders whole messages, as TCP shows them), bandwidth shared
 between links, certificates, and libp2p's mesh (gossip floods over all neighbours, duplicates suppressed). A paused
@@ -33,7 +34,7 @@ import trio
 
 from transport.memory_control import MemoryControl
 from transport.memory_data import MemoryData
-from transport.memory_link import Link, Wire
+from transport.memory_link import Link, Turn, Wire
 
 __all__ = ["Link", "MemoryNetwork", "MemoryNode"]
 
@@ -58,10 +59,12 @@ class MemoryNetwork:
         Source of jitter and loss.
     link : Link
         Every direction that set_link does not change.
+    turn : callable, optional
+        Awaited before each delivery: with it a run repeats exactly, whatever trio does at one instant.
     """
 
-    def __init__(self, rng: random.Random, link: Link | None = None) -> None:
-        self._wire = Wire(rng, link or Link())
+    def __init__(self, rng: random.Random, link: Link | None = None, *, turn: Turn | None = None) -> None:
+        self._wire = Wire(rng, link or Link(), turn)
         self._nodes: dict[str, MemoryNode] = {}
 
     def join(self, node: str, *, on_bug: Callable[[Exception], None] = _raise) -> MemoryNode:

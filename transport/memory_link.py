@@ -8,7 +8,7 @@ import functools
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -25,6 +25,8 @@ SEGMENT_BYTES: Final = 64
 _FIRST_PORT: Final = 40_000
 
 Call = Callable[[], None]
+Turn = Callable[[], Awaitable[None]]
+"""Waits until everything at rest may be disturbed by the next delivery."""
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,11 +59,15 @@ class Wire:
         Source of jitter and loss.
     link : Link
         Every direction that set_link does not change.
+    turn : callable, optional
+        Awaited before each delivery, so that what the one before it set off comes first.
     """
 
-    def __init__(self, rng: random.Random, link: Link) -> None:
-        self._rng = rng
+    def __init__(self, rng: random.Random, link: Link, turn: Turn | None = None) -> None:
+        self._seed = rng.getrandbits(64)
+        self._rngs: dict[tuple[str, str], random.Random] = {}
         self._default = link
+        self._turn = turn
         self._links: dict[tuple[str, str], Link] = {}
         self._heap: list[tuple[float, int, str, str, Call]] = []
         self._order = itertools.count()
@@ -122,18 +128,27 @@ class Wire:
         if source in self._gone:
             return
         link = self._links.get((source, target), self._default)
-        if gossip and link.gossip_loss > 0.0 and self._rng.random() < link.gossip_loss:
+        if gossip and link.gossip_loss > 0.0 and self._rng(source, target).random() < link.gossip_loss:
             return
         sent_s = trio.current_time()
         if link.bytes_per_s is not None:
             sent_s = max(sent_s, self._idle_from_s.get((source, target), 0.0)) + size_bytes / link.bytes_per_s
             self._idle_from_s[source, target] = sent_s
-        due_s = sent_s + link.delay_s + (self._rng.random() * link.jitter_s if link.jitter_s else 0.0)
+        due_s = sent_s + link.delay_s
+        if link.jitter_s:
+            due_s += self._rng(source, target).random() * link.jitter_s
         due_s = max(due_s, self._last_due_s.get((source, target), 0.0))
         self._last_due_s[source, target] = due_s
         heapq.heappush(self._heap, (due_s, next(self._order), source, target, call))
         if self._heap[0][4] is call:
             self._wake.set()
+
+    def _rng(self, source: str, target: str) -> random.Random:
+        """Return the draws of one direction: those of others must not shift them."""
+        rng = self._rngs.get((source, target))
+        if rng is None:
+            rng = self._rngs[source, target] = random.Random(f"{self._seed}/link/{source}/{target}")
+        return rng
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until cancelled."""
@@ -143,6 +158,8 @@ class Wire:
             with trio.move_on_at(self._heap[0][0] if self._heap else trio.current_time() + 3600.0):
                 await self._wake.wait()
             while self._heap and self._heap[0][0] <= trio.current_time():
+                if self._turn is not None:
+                    await self._turn()
                 _, _, source, target, call = heapq.heappop(self._heap)
                 if self._is_blocked(source, target):
                     self._held.append((source, target, call))
