@@ -185,7 +185,7 @@ def _make_node(config: Config, state: StateDirectory, credentials: Credentials, 
         name=config.node.name or _host_label(),
         setup=setup,
         threads=threads,
-        probe=MachineProbe(own_pids=own_pids),
+        probe=MachineProbe(own_pids=own_pids, threads=threads * config.scheduler.queue.slots),
     )
     node.renewers = (data.renew, control.renew)
     parts["node"] = node

@@ -2,7 +2,10 @@
 
 The slow-down factor says how much longer a service takes now than when it was measured: other processes that
 want the cores, or a processor that has lowered its clock because of heat. Work of our own is not counted: the
-backlog already tells it.
+backlog already tells it; nor is work of processes that gave way on purpose (nice).
+
+A fair scheduler gives a run that wants ``threads`` cores beside others that keep ``u`` of ``n`` busy its part of
+them: with u + threads > n it takes about (u + threads) / n times as long, else it is not disturbed.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +14,7 @@ import msgspec
 import psutil
 
 SLOW_DOWN_MAX = 20.0
-"""Cap of the advertised factor: beyond it the node is as good as gone, and one noisy reading must not say so."""
+"""Cap of the advertised factor: one noisy reading of a clock must not say that the node is gone."""
 
 EWMA_WEIGHT = 0.3
 """Weight of the newest sample: at one sample a second a lasting change shows within about five seconds."""
@@ -31,10 +34,19 @@ class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineProbe:
-    """Samples this machine; the caller decides when (about once a second)."""
+    """Samples this machine; the caller decides when (about once a second).
 
-    def __init__(self, *, own_pids: Callable[[], Iterable[int]]) -> None:
+    Parameters
+    ----------
+    own_pids : callable
+        Returns the processes whose work is ours.
+    threads : int
+        Cores that our runs want at once, >= 1.
+    """
+
+    def __init__(self, *, own_pids: Callable[[], Iterable[int]], threads: int) -> None:
         self._own_pids = own_pids
+        self._threads = threads
         self._cores = psutil.cpu_count() or 1
         self._own_cpu_s: dict[int, float] = {}
         self._smoothed = 0.0
@@ -46,9 +58,10 @@ class MachineProbe:
         own = self._own_s()
         others = max(0.0, min(1.0, (busy - own) / (elapsed_s * self._cores)))
         self._smoothed += EWMA_WEIGHT * (others - self._smoothed)
-        slow_down = min(SLOW_DOWN_MAX, 1.0 / max(1.0 - self._smoothed, 1.0 / SLOW_DOWN_MAX) * _clock_factor())
+        wanted = self._smoothed * self._cores + min(self._threads, self._cores)
+        slow_down = max(1.0, wanted / self._cores) * _clock_factor()
         return MachineSample(
-            slow_down=max(1.0, slow_down),
+            slow_down=min(SLOW_DOWN_MAX, slow_down),
             memory_free_bytes=psutil.virtual_memory().available,
             power_class=_power_class(),
             temperature_c=_temperature_c(),
@@ -59,7 +72,8 @@ class MachineProbe:
         last, now = self._times, psutil.cpu_times()
         self._times = now
         idle = (now.idle - last.idle) + (getattr(now, "iowait", 0.0) - getattr(last, "iowait", 0.0))
-        return max(0.0, sum(now[:8]) - sum(last[:8]) - idle)
+        gave_way = getattr(now, "nice", 0.0) - getattr(last, "nice", 0.0)
+        return max(0.0, sum(now[:8]) - sum(last[:8]) - idle - gave_way)
 
     def _own_s(self) -> float:
         spent: dict[int, float] = {}

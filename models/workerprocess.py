@@ -63,6 +63,8 @@ class _Run:
         self.slot = slot
         self.payload_bytes = payload_bytes
         self.is_sent = False
+        self.sent_s = 0.0
+        self.answered_s = 0.0
         self.answer: protocol.Done | protocol.Failed | None = None
         self.over = trio.Event()
         self.kill_at_s = math.inf
@@ -251,6 +253,7 @@ class WorkerProcess:
         order = protocol.RunOrder(run=number, slot=run.slot, body=request.body, payload_bytes=run.payload_bytes)
         packet = protocol.encode(order)
         run.is_sent = True
+        run.sent_s = trio.current_time()
         while True:
             try:
                 # Past trio's own send: it always yields to other tasks once, which costs a turn of the loop.
@@ -275,9 +278,18 @@ class WorkerProcess:
         if isinstance(answer, protocol.Done):
             self.runs += 1
             payload = bytearray(self._memory.output(run.slot)[: answer.payload_bytes])
-            return RunOutcome(body=answer.body, payload=payload, service_s=answer.service_s)
+            return RunOutcome(body=answer.body, payload=payload, service_s=self._spent_s(run, answer))
         self.errors += 1
         return BadInputError(answer.reason) if answer.kind == "input" else InferenceError(answer.reason)
+
+    def _spent_s(self, run: _Run, answer: protocol.Done) -> float:
+        """Return the service time of a run.
+
+        A worker with a share may be stopped before it takes a request up, and cannot see that by its own clock.
+        """
+        if self._share is None:
+            return answer.service_s
+        return max(answer.service_s, run.answered_s - run.sent_s)
 
     def _let_go(self, number: int, run: _Run) -> None:
         """Free the slot of a run that is over, or abandon one that is not."""
@@ -381,6 +393,7 @@ class WorkerProcess:
         if isinstance(answer, protocol.Done) and answer.payload_bytes > self._memory.region_bytes:
             return False
         run.answer = answer
+        run.answered_s = trio.current_time()
         self._service_s.append(answer.service_s)
         if run.kill_at_s == math.inf:
             run.over.set()
