@@ -246,12 +246,12 @@ def _model_input():
 
 
 @pytest.fixture(scope="module")
-def real_grid(tmp_path_factory):
-    """Make a grid of one daemon that runs; tests of a module share it."""
+def real_grid(request, tmp_path_factory):
+    """Make a grid of one daemon that runs; tests of a module share it. The module's FIRST_SHARE is its cpu_share."""
     folder = tmp_path_factory.mktemp("grid", numbered=True)
     grid = RealGrid(Path(folder))
     try:
-        grid["n1"].start()
+        grid["n1"].start(share=getattr(request.module, "FIRST_SHARE", 1.0))
         grid["n1"].wait_ready()
         yield grid
     finally:
