@@ -5,10 +5,10 @@ happened. Cancel before the payload is fully sent closes the connection; after t
 the connection returns to the pool when the executor has answered.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+import msgspec
 import trio
 
 from gridnode.config import HANDOVER_TIMEOUT_S
@@ -60,6 +60,16 @@ class Cancellable(Protocol):
     def cancel(self, nursery: trio.Nursery) -> None:
         """Stop it; ``nursery`` runs the task that tells the peer."""
         ...
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job went to its executor, for measuring the link. A lease has none: the thief's asking began it."""
+
+    began_s: float
+    """When there was a connection."""
+    setup_s: float
+    """How long that had taken."""
+    input_bytes: int
 
 
 class Errand:
@@ -190,10 +200,12 @@ class Outbound:
         ended = False
         try:
             with errand.scope:
+                asked_s = trio.current_time()
                 async with self._data.exchange(action.peer) as exchange:
                     connected = True
                     errand.exchange = exchange
                     began_s = trio.current_time()
+                    way = Way(began_s=began_s, setup_s=began_s - asked_s, input_bytes=entry.job.input_bytes)
                     if isinstance(action, Offer):
                         ended = not await self._offer(exchange, action, entry)
                     else:
@@ -205,7 +217,7 @@ class Outbound:
                         await exchange.send(message, entry.payload)
                     if not ended:
                         errand.sent = True
-                        await self.follow(exchange, action.command, entry.job.key, began_s, entry.job.input_bytes)
+                        await self.follow(exchange, action.command, entry.job.key, way)
                         ended = True
                     exchange.finish()
         except PeerUnreachableError as error:
@@ -242,11 +254,11 @@ class Outbound:
 
     # ------------------------------------------------------------ following an executor
 
-    async def follow(self, exchange: Exchange, command: int, key: bytes, began_s: float, input_bytes: int) -> None:
+    async def follow(self, exchange: Exchange, command: int, key: bytes, way: Way) -> None:
         """Post what an executor says of a job until its outcome."""
         while True:
             message, payload = await exchange.receive()
-            if self.take(exchange.peer, command, key, message, payload, began_s=began_s, input_bytes=input_bytes):
+            if self.take(exchange.peer, command, key, message, payload, way=way):
                 return
 
     def take(
@@ -257,8 +269,7 @@ class Outbound:
         message: DataMessage,
         payload: memoryview,
         *,
-        began_s: float,
-        input_bytes: int,
+        way: Way | None,
     ) -> bool:
         """Post the event for one message about a job; True when it was the outcome.
 
@@ -288,7 +299,7 @@ class Outbound:
                         failure=None,
                         state=state_from_wire(message.state),
                         times=ServiceTimes(waiting_s=message.waiting_s, service_s=message.service_s),
-                        link=_link_sample(message, began_s=began_s, input_bytes=input_bytes),
+                        link=_link_sample(message, way),
                     ),
                     Answer(
                         model=message.model,
@@ -365,15 +376,16 @@ def _seconds(value: float) -> float:
     return min(max(value, 0.0), 1e6)
 
 
-def _link_sample(message: JobResult, *, began_s: float, input_bytes: int) -> LinkSample | None:
-    """Measure the way from what the whole took and what the executor says it spent.
+def _link_sample(message: JobResult, way: Way | None) -> LinkSample | None:
+    """Measure the link from what the whole took and what the executor says it spent.
 
-    Only for an answer of the peer itself: further hops would count as slowness of the first link. A lease has no
-    beginning here (minus infinity): the thief's asking began it.
+    An answer that came over further hops tells nothing of the first link but how long its connection took to make.
     """
-    if message.node != message.state.node or began_s == -math.inf:
+    if way is None:
         return None
-    way_s = max(0.0, trio.current_time() - began_s - message.waiting_s - message.service_s)
-    if input_bytes <= SMALL_BYTES:
-        return LinkSample(rtt_s=way_s, sent_bytes=input_bytes, sent_s=0.0)
-    return LinkSample(rtt_s=None, sent_bytes=input_bytes, sent_s=way_s)
+    if message.node != message.state.node:
+        return LinkSample(rtt_s=None, sent_bytes=0, sent_s=0.0, setup_s=way.setup_s)
+    taken_s = max(0.0, trio.current_time() - way.began_s - message.waiting_s - message.service_s)
+    if way.input_bytes <= SMALL_BYTES:
+        return LinkSample(rtt_s=taken_s, sent_bytes=way.input_bytes, sent_s=0.0, setup_s=way.setup_s)
+    return LinkSample(rtt_s=None, sent_bytes=way.input_bytes, sent_s=taken_s, setup_s=way.setup_s)

@@ -129,12 +129,15 @@ class EstimateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Largest factor on a peer's estimates."""
     trust_half_life_s: float = 10.0
     """Time in which the excess of the factor halves without new evidence, in seconds: nothing is for ever."""
+    setup_allowance_s: float = 0.5
+    """Most of the time to make a connection that is not counted as lateness, in seconds. Three round trips and two
+    handshakes on a slow board stay below it; a peer that is slow to accept on purpose gains no more."""
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         _check_between(self, "alpha", 1e-6, 1.0)
         _check_positive(self, "rtt_prior_s", "goodput_prior_bytes_s", "trust_tolerance", "trust_half_life_s")
-        _check_not_negative(self, "prior_weight", "goodput_sample_bytes", "trust_allowance_s")
+        _check_not_negative(self, "prior_weight", "goodput_sample_bytes", "trust_allowance_s", "setup_allowance_s")
         _check_between(self, "trust_limit", 1.0, 1e6)
 
 

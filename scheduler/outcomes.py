@@ -151,7 +151,7 @@ class Outcomes:
         why = event.failure
         if why is None:
             self._listening.answered(peer)
-            self._learn(shipment, event.times)
+            self._learn(shipment, event.times, setup_s=0.0 if event.link is None else event.link.setup_s)
             state = self._advertiser.state()
             reason = f"from {peer.node_id[-8:]}" if ledger.config.explain else "from a peer"
             ledger.reply(record, command=event.command, state=state, reason=reason)
@@ -163,9 +163,9 @@ class Outcomes:
         else:
             self._refused(shipment, why)
 
-    def _learn(self, shipment: Shipment, times: ServiceTimes | None) -> None:
+    def _learn(self, shipment: Shipment, times: ServiceTimes | None, *, setup_s: float) -> None:
         ledger, peer = self._ledger, shipment.peer
-        actual_s = ledger.now_s - shipment.sent_s
+        actual_s = ledger.now_s - shipment.sent_s - min(setup_s, ledger.config.estimate.setup_allowance_s)
         waiting_s = service_s = 0.0
         if times is not None and times.service_s >= 0 and math.isfinite(times.service_s):
             waiting_s, service_s = times.waiting_s, times.service_s

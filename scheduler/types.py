@@ -149,3 +149,5 @@ class LinkSample(msgspec.Struct, frozen=True, kw_only=True):
     sent_bytes: int
     sent_s: float
     """Time to hand the payload to the peer; 0 where it was too small to tell."""
+    setup_s: float = 0.0
+    """Time until there was a connection to use."""

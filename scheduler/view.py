@@ -58,6 +58,7 @@ class Peer:
     """One other node, as seen from here."""
 
     __slots__ = (
+        "_config",
         "blocked_until_s",
         "capabilities",
         "heard_s",
@@ -83,6 +84,7 @@ class Peer:
     )
 
     def __init__(self, node_id: NodeId, config: CoreConfig) -> None:
+        self._config = config
         self.node_id = node_id
         self.state: PeerState | None = None
         self.heard_s = 0.0
@@ -115,6 +117,13 @@ class Peer:
         """Jobs per second of its fastest model; 0 while its table is unknown."""
         self.place = 0
         """Index in the view's list."""
+
+    def begin_anew(self) -> None:
+        """Forget what an earlier life of the node made us doubt."""
+        self.trust = Trust(self._config.estimate)
+        self.window = Window(self._config.window)
+        self.blocked_until_s = 0.0
+        self.quarantine_s = 0.0
 
     def is_placeable(self, now_s: float) -> bool:
         """Return whether a new job may go there at all, whatever its model."""
@@ -242,6 +251,8 @@ class View:
             return False
         peer.state = state
         peer.heard_s = now_s
+        if old is not None and state.epoch > old.epoch:
+            peer.begin_anew()
         if state.table_digest != peer.table_digest:
             self._look_up(peer, state.table_digest)
         elif (

@@ -200,3 +200,14 @@ def test_records_with_equal_number_and_other_content_are_ordered_by_content(view
     assert view.get("b").state == other
     assert not view.merge(one, now_s=1.0)
     assert not view.merge(msgspec.structs.replace(other), now_s=1.0)
+
+
+def test_a_node_that_was_restarted_is_not_doubted_for_its_last_life(view):
+    peer = view.get("b")
+    peer.trust.learn(promised_s=0.01, actual_s=5.0, now_s=3.0)
+    peer.window.close()
+    peer.blocked_until_s, peer.quarantine_s = 60.0, 60.0
+    assert peer.trust.factor(3.0) > 10
+    view.merge(make_state(epoch=2), now_s=3.5)
+    assert (peer.trust.factor(3.5), peer.blocked_until_s, peer.quarantine_s) == (1.0, 0.0, 0.0)
+    assert peer.window.size == CoreConfig().window.initial
