@@ -1,0 +1,77 @@
+"""What an executor says of a job becomes events of the core. The daemon's Outbound.take is the model."""
+
+import math
+from typing import Final
+
+from scheduler.events import Accepted, Nacked, Progressed, ReplyReceived
+from scheduler.types import LinkSample, NodeId, Reason, ServiceTimes
+from simulator.records import Answer, Failure, Site
+from simulator.wording import reason_from_wire, state_from_wire
+from transport.wire import DataMessage, JobAccepted, JobFailed, JobProgress, JobRefused, JobResult
+
+_SMALL_BYTES: Final = 32 * 1024
+"""Up to this size a payload's transfer is a round trip; above it, it tells the link's goodput."""
+
+
+def follow(site: Site, peer: NodeId, command: int, message: DataMessage, *, began_s: float, input_bytes: int) -> bool:
+    """Post the event for one message about a job; True when it was the outcome."""
+    match message:
+        case JobAccepted():
+            found = (site.commands.get((peer, key)) for key in message.covered)
+            covered = tuple(each for each in found if each is not None)
+            site.post(Accepted(command=command, state=state_from_wire(message.state), covered=covered))
+            return False
+        case JobProgress():
+            site.post(Progressed(command=command, state=state_from_wire(message.state)))
+            return False
+        case JobRefused():
+            post_refused(site, command, message)
+        case JobResult():
+            _post_result(site, command, message, began_s=began_s, input_bytes=input_bytes)
+        case JobFailed():
+            reason = Reason.MODEL_FAILED if message.reason == "bad_input" else reason_from_wire(message.reason)
+            state = state_from_wire(message.state)
+            site.post(
+                ReplyReceived(command=command, model=None, failure=reason, state=state, times=None),
+                Failure(reason=message.reason, message=message.message),
+            )
+        case _:
+            raise AssertionError(f"an executor said {type(message).__name__}")
+    return True
+
+
+def post_refused(site: Site, command: int, message: JobRefused) -> None:
+    """Post the event for a refusal."""
+    state = state_from_wire(message.state)
+    reason = reason_from_wire(message.reason)
+    site.post(Nacked(command=command, reason=reason, state=state, estimate_s=message.estimate_s))
+
+
+def _post_result(site: Site, command: int, message: JobResult, *, began_s: float, input_bytes: int) -> None:
+    site.post(
+        ReplyReceived(
+            command=command,
+            model=message.model,
+            failure=None,
+            state=state_from_wire(message.state),
+            times=ServiceTimes(waiting_s=message.waiting_s, service_s=message.service_s),
+            link=_link_sample(site.engine.now_s, message, began_s=began_s, input_bytes=input_bytes),
+        ),
+        Answer(
+            model=message.model,
+            node=message.node,
+            hops=message.hops,
+            waiting_s=message.waiting_s,
+            service_s=message.service_s,
+        ),
+    )
+
+
+def _link_sample(now_s: float, message: JobResult, *, began_s: float, input_bytes: int) -> LinkSample | None:
+    """Measure the way, for an answer of the peer itself to what was sent to it."""
+    if message.node != message.state.node or began_s == -math.inf:
+        return None
+    way_s = max(0.0, now_s - began_s - message.waiting_s - message.service_s)
+    if input_bytes <= _SMALL_BYTES:
+        return LinkSample(rtt_s=way_s, sent_bytes=input_bytes, sent_s=0.0)
+    return LinkSample(rtt_s=None, sent_bytes=input_bytes, sent_s=way_s)
