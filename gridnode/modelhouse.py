@@ -334,9 +334,9 @@ class ModelHouse:
         """Load a model, compare its golden outputs, measure it if that was not done before."""
         self._set(entry, "checking")
         manifest = entry.manifest
+        assert entry.path is not None
+        await self._executor.load(entry.digest, manifest, entry.path)
         async with self._measuring:
-            assert entry.path is not None
-            await self._executor.load(entry.digest, manifest, entry.path)
             golden = await trio.to_thread.run_sync(self._read_golden, manifest)
             kept = self._profiles.get((entry.digest, self._setup))
             if kept is None:
