@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from gridnode.errors import NotJoinedError, StateDirectoryError
+from gridnode.logs import EventLog
 from gridnode.statedir import StateDirectory
 from transport.certificates import ADMIT, GridTrust, PeerCertificate
 from transport.files import StateFileError, read_bounded, read_private, write_atomically
@@ -19,6 +20,8 @@ from transport.identity import NodeKey
 from transport.issuing import Issuer, chain_ders
 from transport.revocation import Revocations
 from transport.wire import TransportError
+
+log = EventLog("credentials")
 
 CHAIN_MAX_BYTES: Final = 16 * 1024
 RENEWAL_SHARE: Final = 2 / 3
@@ -61,7 +64,7 @@ class Credentials:
             self.chain_pem = _read(state.certificate)
             self.ca_pem = _read(state.authority)
             self.grid = read_grid_file(state.grid)
-            self.grid_time = GridTime.load(clock, state.grid_time)
+            self.grid_time = _load_grid_time(state, clock)
             self.revocations = Revocations.load(state.revocations)
             self.trust = GridTrust(
                 self.ca_pem, self.grid.grid_id, revocations=self.revocations, grid_time=self.grid_time
@@ -146,6 +149,15 @@ def _read(path: Path) -> bytes:
     if data is None:
         raise NotJoinedError(f"{path} is missing: call 'gridnode grid create NAME' or 'gridnode join TOKEN'")
     return data
+
+
+def _load_grid_time(state: StateDirectory, clock: Callable[[], float]) -> GridTime:
+    """Read grid time; a damaged file is no reason to stay down, since every signed document refills it."""
+    try:
+        return GridTime.load(clock, state.grid_time)
+    except StateFileError as error:
+        log.warning("grid_time_damaged", error=error)
+        return GridTime(clock, path=state.grid_time)
 
 
 def _load_issuer(state: StateDirectory) -> Issuer | None:

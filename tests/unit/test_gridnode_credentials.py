@@ -80,7 +80,7 @@ def test_a_missing_file_says_how_to_join(state, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["node.key", "node.crt", "ca.crt", "grid.json", "gridtime", "revocations.bin", "admit/intermediate.key"]
+    "name", ["node.key", "node.crt", "ca.crt", "grid.json", "revocations.bin", "admit/intermediate.key"]
 )
 @pytest.mark.parametrize("content", [b"\xff{]", b"", b"x" * 1_000_000])
 def test_a_damaged_file_is_named(state, name, content):
@@ -131,3 +131,12 @@ def test_a_renewal_that_is_no_good_leaves_the_old_certificate(state, tmp_path, s
 def test_an_expired_certificate_is_no_reason_not_to_start(state):
     credentials = load(state, NOW_S + 40 * 86_400)
     assert credentials.certificate.not_after_s < credentials.grid_time.now_s()
+
+
+def test_a_damaged_grid_time_is_refilled_and_no_reason_to_stay_down(state):
+    state.grid_time.write_bytes(b"\xff{]")
+    credentials = load(state)
+    assert credentials.grid_time.now_s() == NOW_S
+    credentials.grid_time.observe(NOW_S + 1000)
+    credentials.grid_time.save()
+    assert load(state).grid_time.floor_s == NOW_S + 1000
