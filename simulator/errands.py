@@ -8,7 +8,7 @@ from scheduler.actions import Offer, Send, Steal
 from scheduler.events import OfferAnswered, SendFailed, StealAnswered, TableReceived
 from simulator.conversation import Conversation
 from simulator.engine import Timer
-from simulator.following import follow, post_refused
+from simulator.following import Way, follow, post_refused
 from simulator.pool import Attempt, End
 from simulator.records import HANDOVER_TIMEOUT_S, Entry, Site
 from simulator.wording import clamp_s, job_to_wire, state_from_wire, state_to_wire, table_from_wire
@@ -36,6 +36,8 @@ class _Errand:
         self.command = command
         self.end: End | None = None
         self.is_over = False
+        self.asked_s = 0.0
+        """When the connection was asked for."""
         self._attempt: Attempt | None = None
 
     def start(self) -> None:
@@ -44,6 +46,7 @@ class _Errand:
         self.site.engine.soon(self._begin)
 
     def _begin(self) -> None:
+        self.asked_s = self.site.engine.now_s
         if not self.is_over:
             self._attempt = self.site.plane.lease(self.peer, self)
 
@@ -106,7 +109,7 @@ class SendErrand(_Errand):
         super().__init__(site, action.peer, action.command)
         self._action = action
         self._entry = entry
-        self._began_s = 0.0
+        self._way: Way | None = None
         self._is_sent = False
         self._patience: Timer | None = None
         site.commands[action.peer, entry.job.key] = action.command
@@ -115,8 +118,9 @@ class SendErrand(_Errand):
         """Send the job, or the offer."""
         action = self._action
         assert action.job is not None, "the core says how a job leaves"
-        self._began_s = self.site.engine.now_s
-        header = job_to_wire(action.job, self.site.body, now_s=self._began_s)
+        now_s = self.site.engine.now_s
+        self._way = Way(began_s=now_s, setup_s=now_s - self.asked_s, input_bytes=self._entry.job.input_bytes)
+        header = job_to_wire(action.job, self.site.body, now_s=now_s)
         estimate_s, state = clamp_s(action.estimate_s), state_to_wire(self.site.own_state())
         if isinstance(action, Offer):
             end.send(JobOffer(job=header, estimate_s=estimate_s, state=state))
@@ -132,8 +136,7 @@ class SendErrand(_Errand):
         if isinstance(self._action, Offer) and not self._is_sent:
             self._take_ruling(end, message)
             return
-        job = self._entry.job
-        if follow(self.site, self.peer, self.command, message, began_s=self._began_s, input_bytes=job.input_bytes):
+        if follow(self.site, self.peer, self.command, message, self._way):
             self.finish()
 
     def _take_ruling(self, end: End, message: DataMessage) -> None:
@@ -142,7 +145,8 @@ class SendErrand(_Errand):
             self.finish()
             return
         assert isinstance(message, OfferAccepted), "an offer is accepted or refused"
-        rtt_s = self.site.engine.now_s - self._began_s
+        assert self._way is not None, "an answer came over a connection"
+        rtt_s = self.site.engine.now_s - self._way.began_s
         self.site.post(OfferAnswered(command=self.command, state=state_from_wire(message.state), rtt_s=rtt_s))
         if not self.is_over:
             job = self._entry.job

@@ -117,7 +117,8 @@ class Run:
         engine = self._site.engine
         service_s = self._cost.draw_s(self._rng)
         if engine.now_s + service_s >= entry.job.deadline_s:
-            self._timer = engine.at(entry.job.deadline_s, lambda: self._note(entry, None))
+            # The core's own timer for the deadline comes first: it is the one that says why the job ends.
+            self._timer = engine.at(entry.job.deadline_s, lambda: engine.soon(lambda: self._note(entry, None)))
         else:
             self._timer = engine.after(service_s, lambda: self._note(entry, service_s))
 
@@ -131,6 +132,8 @@ class Run:
 
     def _note(self, entry: Entry, service_s: float | None) -> None:
         """Keep the outcome of one request; without a service time it came too late."""
+        if self._is_over:
+            return
         if service_s is None:
             self._outcomes[entry.handle] = _LATE
         else:

@@ -1,7 +1,8 @@
 """What an executor says of a job becomes events of the core. The daemon's Outbound.take is the model."""
 
-import math
 from typing import Final
+
+import msgspec
 
 from scheduler.events import Accepted, Nacked, Progressed, ReplyReceived
 from scheduler.types import LinkSample, NodeId, Reason, ServiceTimes
@@ -13,7 +14,17 @@ _SMALL_BYTES: Final = 32 * 1024
 """Up to this size a payload's transfer is a round trip; above it, it tells the link's goodput."""
 
 
-def follow(site: Site, peer: NodeId, command: int, message: DataMessage, *, began_s: float, input_bytes: int) -> bool:
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job went to its executor, for measuring the link; a lease has none."""
+
+    began_s: float
+    """When there was a connection."""
+    setup_s: float
+    """How long that had taken."""
+    input_bytes: int
+
+
+def follow(site: Site, peer: NodeId, command: int, message: DataMessage, way: Way | None) -> bool:
     """Post the event for one message about a job; True when it was the outcome."""
     match message:
         case JobAccepted():
@@ -27,7 +38,7 @@ def follow(site: Site, peer: NodeId, command: int, message: DataMessage, *, bega
         case JobRefused():
             post_refused(site, command, message)
         case JobResult():
-            _post_result(site, command, message, began_s=began_s, input_bytes=input_bytes)
+            _post_result(site, command, message, way)
         case JobFailed():
             reason = Reason.MODEL_FAILED if message.reason == "bad_input" else reason_from_wire(message.reason)
             state = state_from_wire(message.state)
@@ -47,7 +58,7 @@ def post_refused(site: Site, command: int, message: JobRefused) -> None:
     site.post(Nacked(command=command, reason=reason, state=state, estimate_s=message.estimate_s))
 
 
-def _post_result(site: Site, command: int, message: JobResult, *, began_s: float, input_bytes: int) -> None:
+def _post_result(site: Site, command: int, message: JobResult, way: Way | None) -> None:
     site.post(
         ReplyReceived(
             command=command,
@@ -55,7 +66,7 @@ def _post_result(site: Site, command: int, message: JobResult, *, began_s: float
             failure=None,
             state=state_from_wire(message.state),
             times=ServiceTimes(waiting_s=message.waiting_s, service_s=message.service_s),
-            link=_link_sample(site.engine.now_s, message, began_s=began_s, input_bytes=input_bytes),
+            link=_link_sample(site.engine.now_s, message, way),
         ),
         Answer(
             model=message.model,
@@ -67,11 +78,13 @@ def _post_result(site: Site, command: int, message: JobResult, *, began_s: float
     )
 
 
-def _link_sample(now_s: float, message: JobResult, *, began_s: float, input_bytes: int) -> LinkSample | None:
-    """Measure the way, for an answer of the peer itself to what was sent to it."""
-    if message.node != message.state.node or began_s == -math.inf:
+def _link_sample(now_s: float, message: JobResult, way: Way | None) -> LinkSample | None:
+    """Measure the link; an answer over further hops tells of the first one only how long its connection took."""
+    if way is None:
         return None
-    way_s = max(0.0, now_s - began_s - message.waiting_s - message.service_s)
-    if input_bytes <= _SMALL_BYTES:
-        return LinkSample(rtt_s=way_s, sent_bytes=input_bytes, sent_s=0.0)
-    return LinkSample(rtt_s=None, sent_bytes=input_bytes, sent_s=way_s)
+    if message.node != message.state.node:
+        return LinkSample(rtt_s=None, sent_bytes=0, sent_s=0.0, setup_s=way.setup_s)
+    taken_s = max(0.0, now_s - way.began_s - message.waiting_s - message.service_s)
+    if way.input_bytes <= _SMALL_BYTES:
+        return LinkSample(rtt_s=taken_s, sent_bytes=way.input_bytes, sent_s=0.0, setup_s=way.setup_s)
+    return LinkSample(rtt_s=None, sent_bytes=way.input_bytes, sent_s=taken_s, setup_s=way.setup_s)

@@ -3,8 +3,6 @@
 The daemon's gridnode.inbound and gridnode.leases are the models.
 """
 
-import math
-
 from scheduler.actions import Accept, GrantLease, NackOffer
 from scheduler.events import OfferReceived, SendFailed, StealRequested
 from scheduler.types import Job, PeerState
@@ -201,7 +199,7 @@ class Grant:
     def take(self, end: End, message: DataMessage) -> None:
         """Take what the thief says of a job."""
         lease = self._open[getattr(message, "key", b"")]
-        if not follow(self._site, end.peer, lease.command, message, began_s=-math.inf, input_bytes=0):
+        if not follow(self._site, end.peer, lease.command, message, None):
             return
         self._close(lease)
         if not self._open:
