@@ -142,11 +142,15 @@ def test_a_node_of_another_grid_with_our_addresses_gets_nothing(pair, tmp_path, 
          "--socket", str(tmp_path / "s.sock"), "--set", f'network.bootstrap=["{dial}"]', "--log-level", "debug"],
         stdout=log, stderr=log,
     ) as process:  # fmt: skip
-        wait_until(lambda: b"dial_failed" in (tmp_path / "log").read_bytes())
-        with Grid(str(tmp_path / "s.sock")) as grid:
-            assert grid.peers()["items"] == []
-        process.terminate()
-        assert process.wait(20) == 0
+        try:
+            wait_until(lambda: b"dial_failed" in (tmp_path / "log").read_bytes())
+            wait_until((tmp_path / "s.sock").exists)
+            with Grid(str(tmp_path / "s.sock")) as grid:
+                assert grid.peers()["items"] == []
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
     assert len(pair["n1"].ask("peers")["items"]) >= 1
     assert pair["n1"].is_alive()
 
