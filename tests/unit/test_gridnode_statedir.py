@@ -58,7 +58,10 @@ def test_the_lock_of_a_process_that_died_is_free(state):
 
 def test_the_lock_does_not_pass_to_child_processes(state):
     state.open()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    program = "print('up', flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, close_fds=False) as child:
+        child.stdout.readline()  # between fork and exec a child has all descriptors
         state.close()
         state.open()
         state.close()
