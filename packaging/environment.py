@@ -73,9 +73,10 @@ def main():
     python = suitable_python()
     inside = ENVIRONMENT / "bin" / "python"
     sys.stderr.write("set-up: environment for %s in .venv\n" % kind)
-    if not inside.exists():
+    if not (inside.exists() and (inside.parent / "pip").exists()):
+        # One without pip was made by another tool, or left half-made.
         run(
-            [python, "-m", "venv", str(ENVIRONMENT)],
+            [python, "-m", "venv", "--clear", str(ENVIRONMENT)],
             "python3 -m venv does not work",
             "install the venv module, e.g. 'apt install python3-venv'",
         )

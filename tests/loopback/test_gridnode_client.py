@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from time import monotonic  # noqa: TID251 - how long a real wait took
+from time import monotonic
 
 import anyio
 import msgspec
