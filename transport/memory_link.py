@@ -119,7 +119,7 @@ class Wire:
     def _release(self) -> None:
         held, self._held = self._held, []
         for source, target, call in held:
-            self.send(source, target, 0, call)
+            self._put(source, target, 0, call)
 
     # ------------------------------------------------------------ delivery
 
@@ -127,9 +127,20 @@ class Wire:
         """Make a call at the target once a message of this size has reached it."""
         if source in self._gone:
             return
-        link = self._links.get((source, target), self._default)
-        if gossip and link.gossip_loss > 0.0 and self._rng(source, target).random() < link.gossip_loss:
+        if (
+            gossip
+            and (loss := self._link(source, target).gossip_loss) > 0.0
+            and self._rng(source, target).random() < loss
+        ):
             return
+        self._put(source, target, size_bytes, call)
+
+    def _link(self, source: str, target: str) -> Link:
+        return self._links.get((source, target), self._default)
+
+    def _put(self, source: str, target: str, size_bytes: int, call: Call) -> None:
+        """Put a message on its way."""
+        link = self._link(source, target)
         sent_s = trio.current_time()
         if link.bytes_per_s is not None:
             sent_s = max(sent_s, self._idle_from_s.get((source, target), 0.0)) + size_bytes / link.bytes_per_s
