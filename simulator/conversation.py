@@ -1,85 +1,83 @@
 """The executor's side of one connection: jobs that came over it, and what their sender is told.
 
-The daemon's gridnode.conversation is the model.
+The twin of gridnode.conversation. A connection carries one job, or the jobs of one steal; when it breaks before each
+has had its outcome, nobody waits for the answers any more and the jobs are cancelled.
 """
 
-from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from scheduler.events import CancelRequested, JobArrived
-from scheduler.types import PeerState, Reason
-from simulator.engine import Call
-from simulator.pool import End
-from simulator.records import Answer, Entry, Failure, Site
-from simulator.wording import estimate_to_wire, job_from_wire, state_to_wire
-from transport.wire import DataMessage, JobAccepted, JobFailed, JobHeader, JobProgress, JobRefused, JobResult
+from scheduler.types import Job, PeerState, Reason
+from simulator import messages
+from simulator.answers import Answer, Entry, Failure, Hearer
 
-_COVERED_MAX = 256
-"""Keys listed in one JobAccepted."""
-_MESSAGE_MAX = 1024
-"""Characters of a failure's text on the wire."""
+if TYPE_CHECKING:
+    from simulator.node import SimNode
+
+COVERED_MAX = 256
+"""Keys listed in one acknowledgement."""
 
 
-class PeerResponder:
+def clamp_s(value: float) -> float:
+    """Fit seconds into the wire's range."""
+    return min(max(value, 0.0), 1e6)
+
+
+class JobAnswerer:
     """Tells a peer about one job it handed over."""
 
-    def __init__(self, conversation: "Conversation", header: JobHeader) -> None:
-        self._conversation = conversation
-        self._key = header.key
-        self._attempt = header.attempt
+    __slots__ = ("_attempt", "_key", "_talk")
+
+    def __init__(self, talk: "Conversation", key: bytes, attempt: int) -> None:
+        self._talk = talk
+        self._key = key
+        self._attempt = attempt
 
     def accepted(self, state: PeerState) -> None:
-        """Say which of the sender's jobs are here."""
-        covered = self._conversation.open_keys()[:_COVERED_MAX]
-        self._conversation.say(
-            JobAccepted(key=self._key, attempt=self._attempt, covered=covered, state=state_to_wire(state))
-        )
+        """Send an acknowledgement with the sender's open jobs here."""
+        talk = self._talk
+        covered = talk.open_keys()[:COVERED_MAX]
+        size = messages.job_accepted(self._key, self._attempt, covered, state) if talk.is_limited else 0
+        talk.say(size, talk.hearer.hear_accepted, self._key, covered, state)
 
     def progress(self, state: PeerState) -> None:
-        """Say that the job is still in hand."""
-        self._conversation.say(JobProgress(key=self._key, attempt=self._attempt, state=state_to_wire(state)))
+        """Send a progress report."""
+        talk = self._talk
+        size = messages.job_progress(self._key, self._attempt, state) if talk.is_limited else 0
+        talk.say(size, talk.hearer.hear_progress, self._key, state)
 
     def answer(self, answer: Answer, state: PeerState) -> None:
         """Send the result."""
-        message = JobResult(
-            key=self._key,
-            attempt=self._attempt,
-            model=answer.model,
-            node=answer.node,
-            hops=answer.hops,
-            waiting_s=answer.waiting_s,
-            service_s=answer.service_s,
-            body=self._conversation.site.result_body,
-            state=state_to_wire(state),
-        )
-        self._conversation.end(self._key, message)
+        talk = self._talk
+        size = 0
+        if talk.is_limited:
+            parts = (answer.model, answer.node, answer.hops, talk.result_bytes, answer.output_bytes)
+            size = messages.job_result(self._key, self._attempt, state, answer=parts)
+        talk.end(self._key, size, talk.hearer.hear_result, self._key, answer, state)
 
-    def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
-        """Send the failure; with an estimate it is a refusal."""
+    def fail(self, failure: Failure, state: PeerState, estimate_s: float | None) -> None:
+        """Send the failure; one with an estimate is a refusal, which the sender may use."""
         if estimate_s is not None:
-            self._refuse(failure.reason, state, estimate_s)
+            self.give_back(failure.reason, state, estimate_s)
             return
-        message = JobFailed(
-            key=self._key,
-            attempt=self._attempt,
-            reason=failure.reason,
-            message=failure.message[:_MESSAGE_MAX],
-            state=state_to_wire(state),
-        )
-        self._conversation.end(self._key, message)
+        talk = self._talk
+        size = 0
+        if talk.is_limited:
+            text = failure.message[:1024]
+            size = messages.job_failed(self._key, self._attempt, failure.reason.value, text, state)
+        talk.end(self._key, size, talk.hearer.hear_failed, self._key, failure, state)
 
-    def give_back(self, reason: Reason, state: PeerState, *, estimate_s: float | None) -> None:
-        """Send the refusal."""
-        self._refuse(reason.value, state, estimate_s)
-
-    def _refuse(self, reason: str, state: PeerState, estimate_s: float | None) -> None:
-        message = JobRefused(
-            key=self._key,
-            attempt=self._attempt,
-            reason=reason,
-            estimate_s=estimate_to_wire(estimate_s),
-            state=state_to_wire(state),
-        )
-        self._conversation.end(self._key, message)
+    def give_back(self, reason: Reason, state: PeerState, estimate_s: float | None) -> None:
+        """Send a refusal."""
+        talk = self._talk
+        told_s = None if estimate_s is None else clamp_s(estimate_s)
+        size = 0
+        if talk.is_limited:
+            size = messages.job_refused(self._key, self._attempt, reason.value, told_s, state)
+        talk.end(self._key, size, talk.hearer.hear_refused, self._key, reason, told_s, state)
 
 
 class Conversation:
@@ -87,92 +85,96 @@ class Conversation:
 
     Parameters
     ----------
-    site : Site
-        This node.
-    end : End
-        The connection.
-    on_over : callable
-        Called when each job has had its outcome and all of them have left.
+    node : SimNode
+        The executor.
+    peer : str
+        Who handed the jobs over.
+    send : callable
+        Sends on the connection: size, call at the other side, its arguments.
+    hearer : Hearer
+        Who hears it there.
+    is_live : bool, default True
+        Whether anything is sent yet: a thief listens first until it has all it was granted.
     """
 
-    def __init__(self, site: Site, end: End, *, on_over: Call) -> None:
-        self.site = site
-        self._end = end
-        self._on_over = on_over
+    __slots__ = ("_handles", "_is_live", "_node", "_outbox", "_peer", "_send", "hearer", "is_limited")
+
+    def __init__(
+        self, node: "SimNode", peer: str, send: Callable[..., None], hearer: Hearer, *, is_live: bool = True
+    ) -> None:
+        self._node = node
+        self._peer = peer
+        self._send = send
+        self._is_live = is_live
         self._handles: dict[bytes, int] = {}
-        self._outbox: deque[DataMessage] = deque()
-        self._is_running = False
-        self._is_called = False
-        self._unsent = 0
+        # Any: a message is a size, a call and its arguments, whatever they are.
+        self._outbox: list[tuple[Any, ...]] = []
+        self.hearer = hearer
+        self.is_limited = node.endpoint.to(peer).is_limited
+        """Whether sizes matter."""
+
+    @property
+    def result_bytes(self) -> int:
+        """Length of an encoded result without its payload."""
+        return self._node.result_bytes
 
     def open_keys(self) -> tuple[bytes, ...]:
-        """Return the keys of the peer's jobs on this connection that wait for their outcome."""
+        """Return the keys of the jobs that wait for their outcome."""
         return tuple(self._handles)
 
     def admit(
-        self, header: JobHeader, *, stolen: bool = False, offer: int | None = None, estimate_s: float | None = None
+        self,
+        job: Job,
+        budget_s: float,
+        body_bytes: int,
+        *,
+        stolen: bool = False,
+        offer: int | None = None,
+        estimate_s: float | None = None,
     ) -> None:
         """Take a job in and tell the core."""
-        site = self.site
-        handle = self._handles[header.key] = site.mint()
-        job = job_from_wire(header, now_s=site.engine.now_s)
-        site.entries[handle] = Entry(handle, job, PeerResponder(self, header))
-        site.post(
+        node = self._node
+        handle = self._handles[job.key] = node.mint()
+        now_s = node.engine.now_s
+        arrived = msgspec.structs.replace(job, arrival_s=now_s, deadline_s=now_s + budget_s)
+        answerer = JobAnswerer(self, job.key, job.attempt)
+        node.jobs[handle] = Entry(handle, arrived, body_bytes=body_bytes, answerer=answerer)
+        node.post(
             JobArrived(
                 handle=handle,
-                job=job,
-                origin=self._end.peer,
+                job=arrived,
+                origin=self._peer,
                 offer=offer,
                 stolen=stolen,
                 sender_estimate_s=estimate_s,
             )
         )
 
-    def run(self) -> None:
-        """Begin to talk: all jobs are here."""
-        self._is_running = True
-        self._call()
+    def begin(self) -> None:
+        """Send what had to wait, and from now on everything at once."""
+        self._is_live = True
+        outbox, self._outbox = self._outbox, []
+        for message in outbox:
+            self._send(*message)
 
-    def say(self, message: JobAccepted | JobProgress) -> None:
-        """Queue a report; an older one of the same kind and key that has not left yet is replaced."""
-        for index, waiting in enumerate(self._outbox):
-            if type(waiting) is type(message) and getattr(waiting, "key", None) == message.key:
-                self._outbox[index] = message
-                return
-        self._outbox.append(message)
-        self._call()
+    def say(self, *message: Any) -> None:  # noqa: ANN401
+        """Send a report: size, call at the other side, its arguments."""
+        if self._is_live:
+            self._send(*message)
+        else:
+            self._outbox.append(message)
 
-    def end(self, key: bytes, message: DataMessage) -> None:
-        """Queue a job's outcome."""
+    def end(self, key: bytes, *message: Any) -> None:  # noqa: ANN401
+        """Send a job's outcome."""
         self._handles.pop(key, None)
-        self._outbox.append(message)
-        self._call()
+        self.say(*message)
 
     def cancel(self, key: bytes) -> None:
-        """Tell the core that the peer wants no answer for a key; one that has ended is left."""
+        """Tell the core that nobody wants an answer for a key; one that has ended is left."""
         handle = self._handles.get(key)
         if handle is not None:
-            self.site.post(CancelRequested(handle=handle))
+            self._node.post(CancelRequested(handle=handle))
 
-    def abandon(self) -> None:
+    def on_broken(self) -> None:
         """Cancel all open jobs: nobody waits for them any more."""
-        self._is_running = False
-        for handle in tuple(self._handles.values()):
-            self.site.post(CancelRequested(handle=handle))
-
-    def _call(self) -> None:
-        if self._is_running and not self._is_called:
-            self._is_called = True
-            self.site.engine.soon(self._talk)
-
-    def _talk(self) -> None:
-        self._is_called = False
-        while self._is_running and self._outbox:
-            self._unsent += 1
-            self._end.send(self._outbox.popleft(), on_sent=self._note_sent)
-
-    def _note_sent(self) -> None:
-        self._unsent -= 1
-        if self._is_running and not self._handles and not self._outbox and not self._unsent:
-            self._is_running = False
-            self._on_over()
+        self._node.post_all([CancelRequested(handle=handle) for handle in self._handles.values()])

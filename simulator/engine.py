@@ -1,126 +1,112 @@
-"""The virtual clock: one heap of calls, carried out one at a time in the order (due time, sequence).
+"""The virtual clock: a heap of calls in the order of (due time, sequence).
 
-Owns time and chance. Knows nothing of nodes. Streams of random numbers belong to a purpose and an entity, so that
-adding a node, or a kind of draw, does not shift the draws of others.
+Owns time and order, and knows nothing of what the calls mean. Two calls due at one instant are made in the order in
+which they were asked for, so that a run is a function of its seed.
 """
 
-import math
 import random
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from typing import Final
-
-Call = Callable[[], None]
+from math import inf
+from typing import Any, Final
 
 _COMPACT_AT: Final = 4096
-"""Cancelled timers in the heap at which they are dropped: far timeouts of what ended long ago must not pile up."""
+"""Cancelled calls at which they are dropped from the heap: far timeouts of what ended long ago must not pile up."""
 
 
-class Timer:
-    """A call to be made at a time; may be cancelled."""
+def stream(seed: str, purpose: str, entity: str) -> random.Random:
+    """Return the draws of one purpose and entity.
 
-    __slots__ = ("_engine", "call", "due_s")
-
-    def __init__(self, engine: "Engine", due_s: float, call: Call) -> None:
-        self._engine = engine
-        self.due_s = due_s
-        self.call: Call | None = call
-        """None once it was made or cancelled."""
-
-    def cancel(self) -> None:
-        """Do not make the call; harmless afterwards."""
-        if self.call is not None:
-            self.call = None
-            self._engine.note_cancelled()
+    Each has a stream of its own, so that adding a node or changing the policy does not shift the arrivals (common
+    random numbers).
+    """
+    return random.Random(f"{seed}/{purpose}/{entity}")
 
 
 class Engine:
-    """The heap of calls.
+    """Makes calls at their time.
 
     Parameters
     ----------
-    seed : int or str
-        Of all streams.
+    start_s : float, default 0.0
+        Present time at the beginning, in seconds.
 
     Examples
     --------
-    >>> engine = Engine(7)
-    >>> _ = engine.after(2.0, lambda: print(engine.now_s))
+    >>> engine = Engine()
+    >>> _ = engine.at(2.0, print, "second")
+    >>> _ = engine.at(1.0, print, "first")
     >>> engine.run()
+    2
+    >>> engine.now_s
     2.0
     """
 
-    def __init__(self, seed: int | str) -> None:
-        self._seed = seed
-        self._heap: list[tuple[float, int, Timer]] = []
+    __slots__ = ("_cancelled", "_heap", "_sequence", "now_s")
+
+    def __init__(self, start_s: float = 0.0) -> None:
+        self.now_s = start_s
+        """Present time in seconds."""
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
-        self._cancelled = 0
-        self._compact_at = _COMPACT_AT
-        self._is_stopped = False
-        self.now_s = 0.0
-        self.calls = 0
-        """Calls made so far."""
+        self._cancelled: set[int] = set()
 
-    def stream(self, purpose: str, entity: str) -> random.Random:
-        """Return a new stream of random numbers that belongs to a purpose and an entity."""
-        return random.Random(f"{self._seed}/{purpose}/{entity}")
-
-    def at(self, due_s: float, call: Call) -> Timer:
-        """Make a call at a time, now at the earliest; calls of one instant in the order in which they were asked for.
-
-        Raises
-        ------
-        ValueError
-            The time is not a number: it would spoil the order of all.
-        """
-        if math.isnan(due_s):
-            raise ValueError("a call cannot be due at a time that is not a number")
-        timer = Timer(self, max(due_s, self.now_s), call)
-        self._sequence += 1
-        heappush(self._heap, (timer.due_s, self._sequence, timer))
-        return timer
-
-    def after(self, delay_s: float, call: Call) -> Timer:
-        """Make a call after a time in seconds."""
-        return self.at(self.now_s + delay_s, call)
-
-    def soon(self, call: Call) -> None:
-        """Make a call at this instant, behind all that is due by now."""
-        self.at(self.now_s, call)
-
-    def stop(self) -> None:
-        """Let `run` return after the present call."""
-        self._is_stopped = True
-
-    def run(self, until_s: float = math.inf) -> None:
-        """Make calls until none is left, `stop` was called, or the next one is due after a time.
+    # Any: checking each call's arguments statically (ParamSpec) is right but makes bound tuples untypable.
+    def at(self, due_s: float, call: Callable[..., object], *args: Any) -> int:  # noqa: ANN401
+        """Have a call made.
 
         Parameters
         ----------
-        until_s : float
-            Calls due at that very time are made. A finite one is the present time afterwards, unless stopped.
+        due_s : float
+            When, in seconds, not before now.
+        call : callable
+            What; given the arguments that follow.
+
+        Returns
+        -------
+        int
+            Number to cancel it by.
         """
-        self._is_stopped = False
-        heap = self._heap
+        assert due_s >= self.now_s, f"a call for {due_s} at {self.now_s}"
+        sequence = self._sequence = self._sequence + 1
+        heappush(self._heap, (due_s, sequence, call, args))
+        return sequence
+
+    def cancel(self, number: int) -> None:
+        """Take back a call that has not been made yet."""
+        self._cancelled.add(number)
+        if len(self._cancelled) > _COMPACT_AT:
+            self._heap[:] = [entry for entry in self._heap if entry[1] not in self._cancelled]
+            heapify(self._heap)
+            self._cancelled.clear()
+
+    def next_s(self) -> float:
+        """Return when the next call is due, in seconds; infinity for never. A cancelled call may count."""
+        return self._heap[0][0] if self._heap else inf
+
+    def run(self, until_s: float = inf) -> int:
+        """Make all calls due until a time, that time included.
+
+        Parameters
+        ----------
+        until_s : float, default infinity
+            Last time, in seconds; the clock ends there, or at the last call where there is no end.
+
+        Returns
+        -------
+        int
+            Calls made.
+        """
+        heap, cancelled = self._heap, self._cancelled
+        made = 0
         while heap and heap[0][0] <= until_s:
-            due_s, _, timer = heappop(heap)
-            call, timer.call = timer.call, None
-            if call is None:
-                self._cancelled -= 1
+            due_s, number, call, args = heappop(heap)
+            if cancelled and number in cancelled:
+                cancelled.discard(number)
                 continue
             self.now_s = due_s
-            self.calls += 1
-            call()
-            if self._is_stopped:
-                return
-        if until_s != math.inf:
+            made += 1
+            call(*args)
+        if until_s != inf:
             self.now_s = max(self.now_s, until_s)
-
-    def note_cancelled(self) -> None:
-        """Count a cancelled timer, and drop them all when they are many; called by timers."""
-        self._cancelled += 1
-        if self._cancelled > self._compact_at and 2 * self._cancelled > len(self._heap):
-            # In place: `run` holds on to the list.
-            self._heap[:] = [entry for entry in self._heap if entry[2].call is not None]
-            heapify(self._heap)
-            self._cancelled = 0
+        return made

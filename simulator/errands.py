@@ -1,262 +1,327 @@
-"""What a simulated node begins at peers: sending and offering a job, stealing, and pulling a table.
+"""What a node asks of its peers: to take a job, to give some, for their capability table.
 
-Each ends by posting the event that answers its command, whatever happened. The daemon's gridnode.outbound and
-gridnode.stolen are the models.
+The twin of gridnode.outbound, gridnode.stolen and gridnode.mouth. One connection per errand; each ends by posting the
+event that answers its command. Where an event is posted and something is sent at one instant, the sending comes first:
+so it does in the daemon, where the actions of the core wait for the task that posted.
 """
 
+from typing import TYPE_CHECKING, Final, NamedTuple
+
 from scheduler.actions import Offer, Send, Steal
-from scheduler.events import OfferAnswered, SendFailed, StealAnswered, TableReceived
-from simulator.conversation import Conversation
-from simulator.engine import Timer
-from simulator.following import Way, follow, post_refused
-from simulator.pool import Attempt, End
-from simulator.records import HANDOVER_TIMEOUT_S, Entry, Site
-from simulator.wording import clamp_s, job_to_wire, state_from_wire, state_to_wire, table_from_wire
-from transport.wire import (
-    DataMessage,
-    JobCancel,
-    JobOffer,
-    JobPayload,
-    JobRefused,
-    JobSend,
-    OfferAccepted,
-    StealAnswer,
-    StealRequest,
-    Table,
-    TableRequest,
+from scheduler.events import (
+    Accepted,
+    Event,
+    Nacked,
+    OfferAnswered,
+    Progressed,
+    ReplyReceived,
+    SendFailed,
+    StealAnswered,
+    TableReceived,
 )
+from scheduler.types import CapabilityTable, Job, LinkSample, PeerState, Reason, ServiceTimes
+from simulator import messages
+from simulator.answers import Answer, Entry, Failure
+from simulator.connection import Connection
+from simulator.conversation import Conversation, clamp_s
+
+if TYPE_CHECKING:
+    from simulator.node import SimNode
+    from simulator.serving import Grant
+
+SMALL_BYTES: Final = 32 * 1024
+"""Up to this size a payload's transfer is a round trip; above it, it tells the link's goodput."""
+HANDOVER_TIMEOUT_S: Final = 10.0
+"""Longest time a grant, or the answer to a cancel, may take before the connection is cut."""
+TABLE_TIMEOUT_S: Final = 5.0
 
 
-class _Errand:
-    """One connection to a peer for one command."""
+class Way(NamedTuple):
+    """What is known of the way of a job of ours to a peer."""
 
-    def __init__(self, site: Site, peer: str, command: int) -> None:
-        self.site = site
-        self.peer = peer
-        self.command = command
-        self.end: End | None = None
-        self.is_over = False
-        self.asked_s = 0.0
-        """When the connection was asked for."""
-        self._attempt: Attempt | None = None
-
-    def start(self) -> None:
-        """Begin, once the core has said all it had to say."""
-        self.site.errands[self.command] = self
-        self.site.engine.soon(self._begin)
-
-    def _begin(self) -> None:
-        self.asked_s = self.site.engine.now_s
-        if not self.is_over:
-            self._attempt = self.site.plane.lease(self.peer, self)
-
-    def connected(self, end: End) -> None:
-        """Take the connection; see pool.Caller."""
-        self.end = end
-        end.reader = self
-        self.greet(end)
-
-    def greet(self, end: End) -> None:
-        """Send the first message."""
-        raise NotImplementedError
-
-    def take(self, end: End, message: DataMessage) -> None:
-        """Take a message; see pool.Reader."""
-        raise NotImplementedError
-
-    def refused(self) -> None:
-        """Fail without a connection; see pool.Caller."""
-        self.fail()
-
-    def lose(self, end: End) -> None:
-        """Fail since the connection broke; see pool.Reader."""
-        self.fail()
-
-    def cancel(self) -> None:
-        """Stop: close the connection."""
-        self.fail()
-
-    def finish(self) -> None:
-        """Give the connection back: the exchange is complete."""
-        self._conclude()
-        assert self.end is not None, "only a connection carries answers"
-        self.site.plane.release(self.end)
-
-    def fail(self) -> None:
-        """End without an answer."""
-        if self.is_over:
-            return
-        self._conclude()
-        if self.end is not None:
-            self.site.plane.close(self.end)
-        elif self._attempt is not None:
-            self._attempt.give_up()
-        self.tell_failed()
-
-    def tell_failed(self) -> None:
-        """Post the event of a failure."""
-        self.site.post(SendFailed(command=self.command, connected=self.end is not None))
-
-    def _conclude(self) -> None:
-        self.is_over = True
-        self.site.errands.pop(self.command, None)
+    began_s: float
+    setup_s: float
+    """Time that the connection took."""
+    input_bytes: int
 
 
-class SendErrand(_Errand):
-    """Sends a job, or offers it first, and follows it to its outcome."""
+def reply_event(command: int, answer: Answer, state: PeerState, *, way: Way | None, now_s: float) -> ReplyReceived:
+    """Make the event of a result, with a sample of the link where it tells one; see gridnode.outbound."""
+    times = ServiceTimes(waiting_s=answer.waiting_s, service_s=answer.service_s)
+    link = None if way is None else _sample(answer, way, executor=state.node_id, now_s=now_s)
+    return ReplyReceived(command=command, model=answer.model, failure=None, state=state, times=times, link=link)
 
-    def __init__(self, site: Site, action: Send | Offer, entry: Entry) -> None:
-        super().__init__(site, action.peer, action.command)
+
+def _sample(answer: Answer, way: Way, *, executor: str, now_s: float) -> LinkSample:
+    if answer.node != executor:
+        return LinkSample(rtt_s=None, sent_bytes=0, sent_s=0.0, setup_s=way.setup_s)
+    taken_s = max(0.0, now_s - way.began_s - answer.waiting_s - answer.service_s)
+    if way.input_bytes <= SMALL_BYTES:
+        return LinkSample(rtt_s=taken_s, sent_bytes=way.input_bytes, sent_s=0.0, setup_s=way.setup_s)
+    return LinkSample(rtt_s=None, sent_bytes=way.input_bytes, sent_s=taken_s, setup_s=way.setup_s)
+
+
+def failure_event(command: int, failure: Failure, state: PeerState) -> ReplyReceived:
+    """Make the event of a failure."""
+    return ReplyReceived(command=command, model=None, failure=failure.reason, state=state, times=None)
+
+
+class SendErrand:
+    """A job sent or offered to a peer, until its outcome."""
+
+    __slots__ = (
+        "_action",
+        "_asked_s",
+        "_began_s",
+        "_connection",
+        "_entry",
+        "_is_cancelled",
+        "_limit",
+        "_node",
+        "_opening",
+        "_sent",
+    )
+
+    def __init__(self, node: "SimNode", action: Send | Offer, entry: Entry) -> None:
+        self._node = node
         self._action = action
         self._entry = entry
-        self._way: Way | None = None
-        self._is_sent = False
-        self._patience: Timer | None = None
-        site.commands[action.peer, entry.job.key] = action.command
+        self._connection: Connection | None = None
+        self._asked_s = node.engine.now_s
+        self._began_s = 0.0
+        self._sent = False
+        self._is_cancelled = False
+        self._limit: int | None = None
+        node.errands[action.command] = self
+        node.commands[action.peer, entry.job.key] = action.command
+        self._opening = node.lease(action.peer, self)
 
-    def greet(self, end: End) -> None:
-        """Send the job, or the offer."""
-        action = self._action
-        assert action.job is not None, "the core says how a job leaves"
-        now_s = self.site.engine.now_s
-        self._way = Way(began_s=now_s, setup_s=now_s - self.asked_s, input_bytes=self._entry.job.input_bytes)
-        header = job_to_wire(action.job, self.site.body, now_s=now_s)
-        estimate_s, state = clamp_s(action.estimate_s), state_to_wire(self.site.own_state())
+    def on_connected(self, connection: Connection) -> None:
+        """Send the job or the offer."""
+        node, action, job = self._node, self._action, self._action.job
+        assert job is not None
+        self._opening = None
+        self._connection = connection
+        connection.errand = self
+        self._began_s = now_s = node.engine.now_s
+        budget_s = clamp_s(job.deadline_s - now_s)
+        estimate_s = clamp_s(action.estimate_s)
+        body_bytes = self._entry.body_bytes
+        state = node.core.state_record(now_s)
+        server = node.peers[action.peer]
         if isinstance(action, Offer):
-            end.send(JobOffer(job=header, estimate_s=estimate_s, state=state))
+            size = messages.job_offer(job, state, body_bytes) if connection.is_limited else 0
+            connection.ask(size, server.on_offer, connection, self, job, budget_s, body_bytes, estimate_s, state)
         else:
-            message = JobSend(job=header, estimate_s=estimate_s, state=state)
-            end.send(message, self._entry.job.input_bytes, self._note_sent)
+            self._sent = True
+            size = messages.job_send(job, state, body_bytes) if connection.is_limited else 0
+            connection.ask(size, server.on_job, connection, self, job, budget_s, body_bytes, estimate_s)
 
-    def _note_sent(self) -> None:
-        self._is_sent = True
+    def on_unreachable(self) -> None:
+        """Tell the core that nothing of the job can be there."""
+        self._opening = None
+        self._end(SendFailed(command=self._action.command, connected=False))
 
-    def take(self, end: End, message: DataMessage) -> None:
-        """Take the answer to the offer, or what the executor says."""
-        if isinstance(self._action, Offer) and not self._is_sent:
-            self._take_ruling(end, message)
-            return
-        if follow(self.site, self.peer, self.command, message, self._way):
-            self.finish()
+    def on_broken(self) -> None:
+        """Tell the core that the connection died."""
+        self._end(SendFailed(command=self._action.command, connected=True))
 
-    def _take_ruling(self, end: End, message: DataMessage) -> None:
-        if isinstance(message, JobRefused):
-            post_refused(self.site, self.command, message)
-            self.finish()
-            return
-        assert isinstance(message, OfferAccepted), "an offer is accepted or refused"
-        assert self._way is not None, "an answer came over a connection"
-        rtt_s = self.site.engine.now_s - self._way.began_s
-        self.site.post(OfferAnswered(command=self.command, state=state_from_wire(message.state), rtt_s=rtt_s))
-        if not self.is_over:
-            job = self._entry.job
-            end.send(JobPayload(key=job.key), job.input_bytes, self._note_sent)
+    def _end(self, event: Event, attachment: object = None, *, is_complete: bool = False) -> None:
+        node, command = self._node, self._action.command
+        if self._limit is not None:
+            node.engine.cancel(self._limit)
+        node.errands.pop(command, None)
+        place = self._action.peer, self._entry.job.key
+        if node.commands.get(place) == command:
+            del node.commands[place]
+        connection = self._connection
+        if connection is not None:
+            connection.errand = None
+            if is_complete:
+                node.endpoint.put_back(connection)
+            else:
+                connection.close_asker()
+        node.post(event, attachment)
+
+    def hear_room(self, state: PeerState) -> None:
+        """Send the payload: the offer was accepted."""
+        node, connection, job = self._node, self._connection, self._entry.job
+        assert connection is not None
+        self._sent = True
+        size = messages.job_payload(job.key, job.input_bytes) if connection.is_limited else 0
+        connection.ask(size, node.peers[self._action.peer].on_payload, connection)
+        rtt_s = node.engine.now_s - self._began_s
+        node.post(OfferAnswered(command=self._action.command, state=state, rtt_s=rtt_s))
+
+    def hear_accepted(self, key: bytes, covered: tuple[bytes, ...], state: PeerState) -> None:
+        """Pass on that the job is there."""
+        commands = self._node.covered(self._action.peer, covered)
+        self._node.post(Accepted(command=self._action.command, state=state, covered=commands))
+
+    def hear_progress(self, key: bytes, state: PeerState) -> None:
+        """Pass on that it is in hand."""
+        self._node.post(Progressed(command=self._action.command, state=state))
+
+    def hear_refused(self, key: bytes, reason: Reason, estimate_s: float | None, state: PeerState) -> None:
+        """Pass on that it comes back, or that the offer was refused."""
+        event = Nacked(command=self._action.command, reason=reason, state=state, estimate_s=estimate_s)
+        self._end(event, is_complete=True)
+
+    def hear_result(self, key: bytes, answer: Answer, state: PeerState) -> None:
+        """Pass the result on."""
+        event = reply_event(
+            self._action.command,
+            answer,
+            state,
+            way=Way(self._began_s, self._began_s - self._asked_s, self._entry.job.input_bytes),
+            now_s=self._node.engine.now_s,
+        )
+        self._end(event, answer, is_complete=True)
+
+    def hear_failed(self, key: bytes, failure: Failure, state: PeerState) -> None:
+        """Pass the failure on."""
+        self._end(failure_event(self._action.command, failure, state), failure, is_complete=True)
 
     def cancel(self) -> None:
-        """Close the connection while the payload is under way; tell the executor afterwards."""
-        if not self._is_sent or self.end is None:
-            self.site.engine.soon(self.fail)
-        elif self._patience is None:
-            self._patience = self.site.engine.after(HANDOVER_TIMEOUT_S, self.fail)
-            self.end.send(JobCancel(key=self._entry.job.key))
+        """Stop it: unsaid before the payload has left, with a word to the peer afterwards."""
+        node, connection = self._node, self._connection
+        if not self._sent or connection is None:
+            if self._opening is not None:
+                self._opening.cancel()
+            self._end(SendFailed(command=self._action.command, connected=connection is not None))
+        elif not self._is_cancelled:
+            self._is_cancelled = True
+            self._limit = node.engine.at(node.engine.now_s + HANDOVER_TIMEOUT_S, self._cut)
+            key = self._entry.job.key
+            connection.ask(messages.job_cancel(key), node.peers[self._action.peer].on_cancel, connection, key)
 
-    def _conclude(self) -> None:
-        super()._conclude()
-        if self._patience is not None:
-            self._patience.cancel()
-        place = self.peer, self._entry.job.key
-        if self.site.commands.get(place) == self.command:
-            del self.site.commands[place]
+    def _cut(self) -> None:
+        self._limit = None
+        self._end(SendFailed(command=self._action.command, connected=True))
 
 
-class StealErrand(_Errand):
-    """Asks a peer for work and serves what it grants."""
+class StealErrand:
+    """A question for work, and the service of what was granted."""
 
-    def __init__(self, site: Site, action: Steal) -> None:
-        super().__init__(site, action.victim, action.command)
+    __slots__ = ("_action", "_answered", "_connection", "_conversation", "_left", "_limit", "_node")
+
+    def __init__(self, node: "SimNode", action: Steal) -> None:
+        self._node = node
         self._action = action
+        self._connection: Connection | None = None
         self._conversation: Conversation | None = None
-        self._is_answered = False
-        self._due = 0
-        """Granted jobs still to come."""
-        self._patience: Timer | None = None
+        self._answered = False
+        self._left = 0
+        self._limit: int | None = None
+        node.lease(action.victim, self)
 
-    def greet(self, end: End) -> None:
+    def on_connected(self, connection: Connection) -> None:
         """Ask."""
         action = self._action
-        end.send(StealRequest(models=action.models, room=action.room, state=state_to_wire(action.state)))
+        self._connection = connection
+        connection.errand = self
+        size = messages.steal_request(action.models, action.room, action.state) if connection.is_limited else 0
+        connection.ask(size, self._node.peers[action.victim].on_steal, connection, self, action)
 
-    def take(self, end: End, message: DataMessage) -> None:
-        """Take the answer, granted jobs, cancels of theirs, and the last word."""
-        match message:
-            case StealAnswer() if not self._is_answered:
-                self._take_answer(end, message)
-            case StealAnswer():
-                self.finish()
-            case JobSend() if self._conversation is not None and self._due:
-                self._due -= 1
-                self._conversation.admit(message.job, stolen=True)
-                if not self._due:
-                    self._stop_waiting()
-                    self._conversation.run()
-            case JobCancel() if self._conversation is not None:
-                self._conversation.cancel(message.key)
-            case _:
-                raise AssertionError(f"a victim said {type(message).__name__}")
+    def on_unreachable(self) -> None:
+        """Tell the core that there is no victim."""
+        self._node.post(SendFailed(command=self._action.command, connected=False))
 
-    def _take_answer(self, end: End, message: StealAnswer) -> None:
-        self._is_answered = True
-        state = state_from_wire(message.state)
-        self.site.post(StealAnswered(command=self.command, granted=message.granted, state=state))
-        if message.granted:
-            self._due = message.granted
-            self._conversation = Conversation(self.site, end, on_over=self._await_bracket)
-            self._wait()
+    def on_broken(self) -> None:
+        """Cancel what was granted, or tell the core that there is no answer."""
+        self._set_limit(None)
+        assert self._connection is not None
+        self._connection.close_asker()
+        if self._conversation is not None:
+            self._conversation.on_broken()
+        if not self._answered:
+            self._node.post(SendFailed(command=self._action.command, connected=True))
+
+    def _set_limit(self, wait_s: float | None) -> None:
+        """Bound the present wait: the connection is cut after it."""
+        engine = self._node.engine
+        if self._limit is not None:
+            engine.cancel(self._limit)
+        self._limit = None if wait_s is None else engine.at(engine.now_s + wait_s, self._cut)
+
+    def _cut(self) -> None:
+        self._limit = None
+        self.on_broken()
+
+    def hear_answer(self, granted: int, state: PeerState, grant: "Grant | None") -> None:
+        """Take note of how many jobs come."""
+        connection = self._connection
+        assert connection is not None
+        self._answered = True
+        if grant is None:
+            self._node.endpoint.put_back(connection)
         else:
-            self.finish()
+            self._left = granted
+            self._conversation = Conversation(self._node, self._action.victim, connection.ask, grant, is_live=False)
+            self._set_limit(HANDOVER_TIMEOUT_S)
+        self._node.post(StealAnswered(command=self._action.command, granted=granted, state=state))
 
-    def _await_bracket(self) -> None:
-        self._wait()
+    def hear_job(self, job: Job, budget_s: float, body_bytes: int) -> None:
+        """Take in a granted job; answer once all are here."""
+        conversation = self._conversation
+        assert conversation is not None
+        self._left -= 1
+        if not self._left:
+            self._set_limit(None)
+            conversation.begin()
+        conversation.admit(job, budget_s, body_bytes, stolen=True)
 
-    def _wait(self) -> None:
-        self._stop_waiting()
-        self._patience = self.site.engine.after(HANDOVER_TIMEOUT_S, self.fail)
+    def hear_cancel(self, key: bytes) -> None:
+        """Stop one granted job."""
+        if self._conversation is not None:
+            self._conversation.cancel(key)
 
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-
-    def tell_failed(self) -> None:
-        """Say that there was no answer, or cancel what came: nobody waits for it."""
-        if not self._is_answered:
-            super().tell_failed()
-        elif self._conversation is not None:
-            self._conversation.abandon()
-
-    def _conclude(self) -> None:
-        super()._conclude()
-        self._stop_waiting()
+    def hear_end(self) -> None:
+        """Put the connection back: the victim has all outcomes."""
+        assert self._connection is not None
+        self._node.endpoint.put_back(self._connection)
 
 
-class PullErrand(_Errand):
-    """Fetches a peer's capability table; the core asks again while it lacks one."""
+class TableErrand:
+    """A pull of a peer's capability table; without an answer the core asks again."""
 
-    def start(self) -> None:
-        """Begin; there is no command."""
-        self.site.engine.soon(self._begin)
+    __slots__ = ("_connection", "_limit", "_node", "_opening", "_peer")
 
-    def greet(self, end: End) -> None:
+    def __init__(self, node: "SimNode", peer: str) -> None:
+        self._node = node
+        self._peer = peer
+        self._connection: Connection | None = None
+        self._limit = node.engine.at(node.engine.now_s + TABLE_TIMEOUT_S, self._cut)
+        self._opening = node.lease(peer, self)
+
+    def on_connected(self, connection: Connection) -> None:
         """Ask."""
-        end.send(TableRequest())
+        self._opening = None
+        self._connection = connection
+        connection.errand = self
+        server = self._node.peers[self._peer]
+        connection.ask(messages.TABLE_REQUEST_BYTES, server.on_table_request, connection, self)
 
-    def take(self, end: End, message: DataMessage) -> None:
-        """Take the table."""
-        assert isinstance(message, Table), "a request for a table is answered with one"
-        self.finish()
-        self.site.post(TableReceived(table=table_from_wire(message)))
+    def on_unreachable(self) -> None:
+        """Give up."""
+        self._node.engine.cancel(self._limit)
 
-    def tell_failed(self) -> None:
-        """Say nothing."""
+    def on_broken(self) -> None:
+        """Give up."""
+        self._node.engine.cancel(self._limit)
+        if self._connection is not None:
+            self._connection.close_asker()
 
-    def _conclude(self) -> None:
-        self.is_over = True
+    def _cut(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        elif self._connection is not None:
+            self._connection.errand = None
+            self._connection.close_asker()
+
+    def hear_table(self, table: CapabilityTable) -> None:
+        """Pass the table on."""
+        assert self._connection is not None
+        self._node.engine.cancel(self._limit)
+        self._node.endpoint.put_back(self._connection)
+        self._node.post(TableReceived(table=table))

@@ -1,295 +1,335 @@
-"""One simulated node: drives one decision core, and carries out what it asks for.
+"""A simulated node: drives one decision core and carries out what it asks for.
 
-The twin of gridnode.driver and gridnode.hands. Events reach the core one at a time, in the order (due time, sequence),
-never from inside the carrying out of an action.
+The twin of gridnode.driver, gridnode.hands and gridnode.inbound. The core is scheduler.core.Core, the very class that
+the daemon drives; a standing test holds that both drivers take the same decisions. Events reach the core one at a
+time, in the order in which they happened, never from inside the carrying out of an action.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Protocol
 
-import msgspec
-
 from scheduler import actions
+from scheduler.actions import Action
+from scheduler.config import CoreConfig
 from scheduler.core import Core
-from scheduler.events import Event, JobArrived, ModelChanged, TimerFired
-from scheduler.types import CapabilityTable, Job, ModelDigest, NodeId, PeerState, Reason
-from simulator.engine import Engine, Timer
-from simulator.errands import PullErrand, SendErrand, StealErrand
-from simulator.execution import ModelCost, Run, capabilities_of
-from simulator.network import Wire
-from simulator.pool import End, Plane
-from simulator.records import Answer, Attachment, Cancellable, Entry, Failure, Question, Responder
-from simulator.serving import Considered, Grant, Service
-from simulator.wording import table_digest, table_to_wire
-from transport.wire import DataMessage, JobOffer, JobSend, StealRequest, TableRequest
+from scheduler.events import AdvertReceived, Event, JobArrived, StealRequested, TimerFired
+from scheduler.policy import Policy
+from scheduler.types import CapabilityTable, Job, ModelDigest, PeerState, Reason
+from simulator import messages
+from simulator.answers import Answer, Answerer, Entry, Failure
+from simulator.connection import Connection, Endpoint, Opener, Opening
+from simulator.conversation import Conversation
+from simulator.engine import Engine, stream
+from simulator.errands import SendErrand, StealErrand, TableErrand
+from simulator.gossip import Gossip
+from simulator.machine import Machine, ModelProfile
+from simulator.network import Network
+from simulator.serving import Grant, OfferQuestion
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A node as it is switched on."""
+class Cancellable(Protocol):
+    """Something of ours at a peer."""
 
-    name: NodeId
-    models: Mapping[ModelDigest, ModelCost]
-    """All models it may run."""
-    loaded: frozenset[ModelDigest] | None = None
-    """Those that are ready from the start; None for all."""
+    def cancel(self) -> None:
+        """Stop it."""
 
 
-class Watcher(Protocol):
-    """Sees what happens to the nodes."""
-
-    def acted(self, node: NodeId, action: actions.Action) -> None:
-        """Take note of an action before it is carried out."""
-        ...
-
-    def advertised(self, node: NodeId, state: PeerState) -> None:
-        """Carry a state record to the other nodes."""
-        ...
-
-    def drained(self, node: NodeId) -> None:
-        """Take note that a drain is complete."""
-        ...
+Observer = Callable[[str, float, Action], None]
+"""Told of each action of each core before it is carried out: node, time in seconds, action."""
 
 
-class Bodies(msgspec.Struct, frozen=True, kw_only=True):
-    """Encoded bodies of requests and results; only their lengths count."""
-
-    request: bytes = b"\x81\xa4kind\xa5image"
-    result: bytes = b"\x81\xa8emulated\xc3"
-
-
-class Node:
+class SimNode:
     """One node.
 
     Parameters
     ----------
-    device : Device
-        What it is.
-    core : Core
-        Its decision core.
-    engine : Engine
-        The clock.
-    wire : Wire
-        What lies between the nodes.
-    planes : dict
-        The data planes of all nodes.
-    watcher : Watcher
-        Sees what happens.
-    bodies : Bodies
-        Of requests and results.
+    name : str
+        Its id.
+    network : Network
+        All links.
+    seed : str
+        Seeds the streams of draws of its core and its machine.
+    config : CoreConfig
+        For its core.
+    models : mapping of digest to ModelProfile
+        What its machine can run.
+    peers : dict of str to SimNode
+        All nodes of the world by name; the node enters itself.
+    loaded : frozenset of digest, optional
+        Models in memory at the start; all where not given.
+    epoch : int, default 1
+        Boot counter.
+    policy : Policy, optional
+        In place of the one the configuration names.
+    observer : callable, optional
+        Told of each action.
     """
 
     def __init__(
         self,
-        device: Device,
-        core: Core,
+        name: str,
         *,
-        engine: Engine,
-        wire: Wire,
-        planes: dict[str, Plane],
-        watcher: Watcher,
-        bodies: Bodies,
+        network: Network,
+        seed: str,
+        config: CoreConfig,
+        models: Mapping[ModelDigest, ModelProfile],
+        peers: "dict[str, SimNode]",
+        loaded: frozenset[ModelDigest] | None = None,
+        epoch: int = 1,
+        policy: Policy | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        self.name = device.name
-        self.core = core
-        self.engine = engine
-        self.body = bodies.request
-        self.result_body = bodies.result
-        self.plane = Plane(device.name, wire, planes, self.idle_end)
-        self.entries: dict[int, Entry] = {}
+        self.name = name
+        self.engine: Engine = network.engine
+        self.endpoint = Endpoint(name, network)
+        self.peers = peers
+        peers[name] = self
+        rng = stream(seed, "core", name)
+        self.core = Core(config, node_id=name, epoch=epoch, rng=rng, now_s=self.engine.now_s, policy=policy)
+        kept = frozenset(models) if loaded is None else loaded
+        self.machine = Machine(self, models, kept, rng=stream(seed, "service", name))
+        self.gossip = Gossip(self.endpoint, self._on_advert, peers)
+        self.jobs: dict[int, Entry] = {}
         self.errands: dict[int, Cancellable] = {}
-        self.commands: dict[tuple[NodeId, bytes], int] = {}
-        self.is_dead = False
-        self._device = device
-        self._watcher = watcher
-        self._service_rng = engine.stream("service", device.name)
-        self._capabilities = capabilities_of(device.models)
-        self._table_digest = table_digest(self._capabilities)
-        self._loaded = set(device.models if device.loaded is None else device.loaded)
-        self._runs: dict[int, Run] = {}
-        self._questions: dict[int, Question] = {}
-        self._asked = 0
-        self._minted = 0
-        self._inbox: deque[tuple[Event, Attachment]] = deque()
+        """What can be cancelled at peers, by command."""
+        self.commands: dict[tuple[str, bytes], int] = {}
+        """(peer, key) of jobs open at peers."""
+        self.result_bytes = 64
+        """Length of an encoded result without its payload."""
+        self.is_alive = True
+        self.is_drained = False
+        self._observer = observer
+        self._inbox: deque[tuple[Event, object]] = deque()
         self._is_feeding = False
-        self._timer: Timer | None = None
+        self._ring_s = inf
+        self._minted = 0
+        self._asked = 0
+        self._offers: dict[int, OfferQuestion] = {}
+        self._steals: dict[int, tuple[Connection, StealErrand]] = {}
+        self._carry = self._make_hands()
 
-    # ------------------------------------------------------------ the driver
+    # The driver.
 
     def start(self) -> None:
-        """Tell the core its models; from now on it is driven."""
-        self._tell_models()
+        """Tell the core of its models; from now on it gossips."""
+        self.machine.tell_models()
+        self._arm(self.core.next_deadline_s())
 
-    def post(self, event: Event, attachment: Attachment = None) -> None:
-        """Give the core an event; it takes it now, or in its turn while an action is carried out."""
-        if self.is_dead:
-            return
-        self._inbox.append((event, attachment))
-        if not self._is_feeding:
-            self._take_all()
+    def post(self, event: Event, attachment: object = None) -> None:
+        """Give the core an event, behind those that wait."""
+        if self.is_alive:
+            self._inbox.append((event, attachment))
+            if not self._is_feeding:
+                self._take_all()
+
+    def post_all(self, events: Sequence[Event]) -> None:
+        """Give the core events that happened together: none is carried out before all wait."""
+        if self.is_alive and events:
+            self._inbox.extend([(event, None) for event in events])
+            if not self._is_feeding:
+                self._take_all()
 
     def _take_all(self) -> None:
+        """Feed the inbox until it is empty; what actions post joins its end."""
         self._is_feeding = True
-        core, now_s = self.core, self.engine.now_s
-        while self._inbox:
-            event, attachment = self._inbox.popleft()
-            for action in core.handle(event, now_s=now_s):
-                self._watcher.acted(self.name, action)
-                self._carry_out(action, attachment)
+        inbox, handle, carry, observer = self._inbox, self.core.handle, self._carry, self._observer
+        now_s = self.engine.now_s
+        while inbox:
+            event, attachment = inbox.popleft()
+            for action in handle(event, now_s=now_s):
+                if observer is not None:
+                    observer(self.name, now_s, action)
+                carry[type(action)](action, attachment)
         self._is_feeding = False
-        self._keep_time()
-
-    def _keep_time(self) -> None:
-        """Wake at the core's next deadline. A timer that is too early is left: it finds nothing to do."""
         due_s = self.core.next_deadline_s()
-        if due_s is None or (self._timer is not None and self._timer.due_s <= due_s):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.engine.at(due_s, self._ring)
+        if due_s is not None and due_s < self._ring_s:
+            self._arm(due_s)
 
-    def _ring(self) -> None:
-        self._timer = None
-        if self.is_dead:
+    def _arm(self, due_s: float | None) -> None:
+        """Have the timer of the core ring at its next deadline."""
+        if due_s is not None:
+            at_s = self._ring_s = max(due_s, self.engine.now_s)
+            self.engine.at(at_s, self._ring, at_s, False)
+
+    def _ring(self, at_s: float, is_last: bool) -> None:
+        if at_s != self._ring_s or not self.is_alive:
+            return  # another was set since
+        now_s = self.engine.now_s
+        if not is_last and self.engine.next_s() == now_s:
+            # After all else that happens at this instant: an execution may end at the deadline of its job.
+            self.engine.at(now_s, self._ring, at_s, True)
             return
+        self._ring_s = inf
         due_s = self.core.next_deadline_s()
-        if due_s is not None and due_s <= self.engine.now_s:
+        if due_s is not None and due_s <= now_s:
             self.post(TimerFired())
-        else:
-            self._keep_time()
+        if self._ring_s == inf:
+            self._arm(self.core.next_deadline_s())
 
-    def die(self) -> None:
-        """Stop at once, as a killed process."""
-        self.is_dead = True
-        self.plane.break_all()
-        if self._timer is not None:
-            self._timer.cancel()
-
-    # ------------------------------------------------------------ the hands
-
-    def arrive(self, handle: int, job: Job, responder: Responder) -> None:
-        """Take a job of an own client under a handle that was minted for it."""
-        self.entries[handle] = Entry(handle, job, responder)
-        self.post(JobArrived(handle=handle, job=job, origin=None))
+    # Jobs.
 
     def mint(self) -> int:
         """Return a new handle."""
         self._minted += 1
         return self._minted
 
-    def own_state(self) -> PeerState:
-        """Return the core's state record of now."""
-        return self.core.state_record(self.engine.now_s)
+    def submit(self, job: Job, answerer: Answerer, *, body_bytes: int = 0) -> int:
+        """Take a job of an own client; returns its handle."""
+        handle = self.mint()
+        self.jobs[handle] = Entry(handle, job, body_bytes=body_bytes, answerer=answerer)
+        self.post(JobArrived(handle=handle, job=job, origin=None))
+        return handle
 
-    def _carry_out(self, action: actions.Action, attachment: Attachment) -> None:
-        match action:
-            case actions.Execute():
-                Run(self, action, self._device.models[action.model], self._service_rng, self._runs)
-            case actions.Send() | actions.Offer():
-                SendErrand(self, action, self.entries[action.handle]).start()
-            case actions.Steal():
-                StealErrand(self, action).start()
-            case actions.Accept() | actions.NackOffer():
-                if (question := self._questions.pop(action.offer, None)) is not None:
-                    question.rule(action)
-            case actions.GrantLease():
-                self._questions.pop(action.request).rule(action)
-            case actions.Reply():
-                self._reply(action, attachment)
-            case actions.Reject() | actions.Nack():
-                self._end(action, attachment)
-            case actions.Acknowledge() | actions.Progress():
-                self._tell(action)
-            case actions.Cancel():
-                self._cancel(action.command)
-            case actions.LoadModel():
-                self.engine.after(self._device.models[action.model].load_s, lambda: self._set_loaded(action.model))
-            case actions.EvictModel():
-                self.engine.soon(lambda: self._set_evicted(action.model))
-            case actions.Advertise():
-                self._watcher.advertised(self.name, action.state)
-            case actions.PullTable():
-                PullErrand(self, action.peer, -1).start()
-            case actions.Drained():
-                self._watcher.drained(self.name)
+    def covered(self, peer: str, keys: tuple[bytes, ...]) -> tuple[int, ...]:
+        """Return our commands behind keys that a peer says its state counts."""
+        found = [self.commands.get((peer, key)) for key in keys]
+        return tuple([command for command in found if command is not None])
 
-    def _reply(self, action: actions.Reply, attachment: Attachment) -> None:
-        responder = self.entries.pop(action.handle).responder
-        outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
-        if isinstance(outcome, Answer):
-            responder.answer(outcome, action.state)
-        else:
-            failure = outcome if outcome is not None else Failure(reason=Reason.LOST.value)
-            responder.fail(failure, action.state, estimate_s=None)
+    def lease(self, peer: str, opener: Opener) -> Opening | None:
+        """Get a connection to a peer."""
+        return self.endpoint.lease(self.peers[peer].endpoint, opener)
 
-    def _end(self, action: actions.Reject | actions.Nack, attachment: Attachment) -> None:
-        responder = self.entries.pop(action.handle).responder
-        if isinstance(action, actions.Nack):
-            responder.give_back(action.why, action.state, estimate_s=action.estimate_s)
-            return
-        failure = Failure(reason=action.why.value, message=action.reason)
-        if isinstance(attachment, Failure) and action.why in (Reason.MODEL_FAILED, Reason.EXPIRED):
-            failure = attachment
-        responder.fail(failure, action.state, estimate_s=action.estimate_s)
+    def kill(self) -> None:
+        """End as kill -9 would: nothing is said, connections break."""
+        self.is_alive = False
+        self.gossip.break_all()
+        self.endpoint.break_all()
+        self.endpoint.network.remove(self.name)
 
-    def _tell(self, action: actions.Acknowledge | actions.Progress) -> None:
-        entry = self.entries.get(action.handle)
-        if entry is None:
-            return
-        if isinstance(action, actions.Acknowledge):
-            entry.responder.accepted(action.state)
-        else:
-            entry.responder.progress(action.state)
+    # What comes from peers.
 
-    def _cancel(self, command: int) -> None:
-        found = self._runs.get(command) or self.errands.get(command)
-        if found is not None:
-            found.cancel()
+    def on_job(
+        self, connection: Connection, errand: SendErrand, job: Job, budget_s: float, body_bytes: int, estimate_s: float
+    ) -> None:
+        """Take a job that a peer sent."""
+        talk = Conversation(self, connection.asker.name, connection.answer, errand)
+        connection.served = talk
+        talk.admit(job, budget_s, body_bytes, estimate_s=estimate_s)
 
-    # ------------------------------------------------------------ models
+    def on_offer(
+        self,
+        connection: Connection,
+        errand: SendErrand,
+        job: Job,
+        budget_s: float,
+        body_bytes: int,
+        estimate_s: float,
+        state: PeerState,
+    ) -> None:
+        """Ask the core about an offer."""
+        self._asked += 1
+        question = self._offers[self._asked] = OfferQuestion(
+            self,
+            connection,
+            errand,
+            number=self._asked,
+            job=job,
+            budget_s=budget_s,
+            body_bytes=body_bytes,
+            estimate_s=estimate_s,
+        )
+        self.post(question.event(state))
 
-    def _tell_models(self) -> None:
+    def on_payload(self, connection: Connection) -> None:
+        """Take the payload of an accepted offer."""
+        if isinstance(connection.served, OfferQuestion):
+            connection.served.take_payload()
+
+    def on_cancel(self, connection: Connection, key: bytes) -> None:
+        """Stop a peer's job, unless its outcome crossed the cancel."""
+        if isinstance(connection.served, Conversation):
+            connection.served.cancel(key)
+
+    def on_steal(self, connection: Connection, errand: StealErrand, action: actions.Steal) -> None:
+        """Ask the core what a thief may have."""
+        self._asked += 1
+        self._steals[self._asked] = connection, errand
         self.post(
-            ModelChanged(
-                table_digest=self._table_digest, capabilities=self._capabilities, loaded=frozenset(self._loaded)
+            StealRequested(
+                request=self._asked,
+                peer=connection.asker.name,
+                state=action.state,
+                models=action.models,
+                room=action.room,
             )
         )
 
-    def _set_loaded(self, model: ModelDigest) -> None:
-        self._loaded.add(model)
-        self._tell_models()
+    def on_table_request(self, connection: Connection, errand: TableErrand) -> None:
+        """Send the capability table."""
+        machine = self.machine
+        table = CapabilityTable(node_id=self.name, digest=machine.table_digest, entries=machine.capabilities)
+        size = messages.table(self.name, table.digest, table.entries) if connection.is_limited else 0
+        connection.answer(size, errand.hear_table, table)
 
-    def _set_evicted(self, model: ModelDigest) -> None:
-        self._loaded.discard(model)
-        self._tell_models()
+    def _on_advert(self, state: PeerState) -> None:
+        self.post(AdvertReceived(state=state))
 
-    # ------------------------------------------------------------ what peers begin
+    # The hands: what the core asks for.
 
-    def ask(self, question: Question) -> int:
-        """Keep a question until the core's ruling; returns its number."""
-        self._asked += 1
-        self._questions[self._asked] = question
-        return self._asked
+    def _make_hands(self) -> dict[type, Callable[..., object]]:
+        """Tie each action to what carries it out."""
+        return {
+            actions.Execute: lambda action, _: self.machine.execute(action),
+            actions.Send: self._send,
+            actions.Offer: self._send,
+            actions.Steal: lambda action, _: StealErrand(self, action),
+            actions.Accept: self._rule,
+            actions.NackOffer: self._rule,
+            actions.GrantLease: lambda action, _: Grant(self, *self._steals.pop(action.request), action),
+            actions.Reply: self._reply,
+            actions.Reject: self._reject,
+            actions.Nack: self._nack,
+            actions.Acknowledge: self._acknowledge,
+            actions.Progress: self._progress,
+            actions.Cancel: self._cancel,
+            actions.LoadModel: lambda action, _: self.machine.load(action.model),
+            actions.EvictModel: lambda action, _: self.machine.evict(action.model),
+            actions.Advertise: lambda action, _: self.gossip.publish(action.state),
+            actions.PullTable: lambda action, _: TableErrand(self, action.peer),
+            actions.Drained: self._drained,
+        }
 
-    def idle_end(self, end: End) -> None:
-        """Let a connection that a peer made wait for its next exchange."""
-        end.reader = self
+    def _send(self, action: actions.Send | actions.Offer, _: object) -> None:
+        SendErrand(self, action, self.jobs[action.handle])
 
-    def take(self, end: End, message: DataMessage) -> None:
-        """Begin to serve an exchange; see pool.Reader."""
-        match message:
-            case JobSend():
-                Service(self, end).begin(message)
-            case JobOffer():
-                Considered(self, end, message).consider()
-            case StealRequest():
-                Grant(self, end, message).ask()
-            case TableRequest():
-                table = CapabilityTable(node_id=self.name, digest=self._table_digest, entries=self._capabilities)
-                end.send(table_to_wire(table))
-            case _:
-                pass  # a cancel that crossed our outcome
+    def _rule(self, action: actions.Accept | actions.NackOffer, _: object) -> None:
+        self._offers.pop(action.offer).rule(action)
 
-    def lose(self, end: End) -> None:
-        """Forget an idle connection; see pool.Reader."""
-        self.plane.close(end)
+    def _reply(self, action: actions.Reply, attachment: object) -> None:
+        entry = self.jobs.pop(action.handle)
+        outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
+        if isinstance(outcome, Answer):
+            entry.answerer.answer(outcome, action.state)
+        else:
+            failure = outcome if isinstance(outcome, Failure) else Failure(reason=Reason.LOST)
+            entry.answerer.fail(failure, action.state, None)
+
+    def _reject(self, action: actions.Reject, attachment: object) -> None:
+        failure = Failure(reason=action.why, message=action.reason)
+        if isinstance(attachment, Failure) and action.why in (Reason.MODEL_FAILED, Reason.EXPIRED):
+            failure = attachment
+        self.jobs.pop(action.handle).answerer.fail(failure, action.state, action.estimate_s)
+
+    def _nack(self, action: actions.Nack, _: object) -> None:
+        self.jobs.pop(action.handle).answerer.give_back(action.why, action.state, action.estimate_s)
+
+    def _acknowledge(self, action: actions.Acknowledge, _: object) -> None:
+        entry = self.jobs.get(action.handle)
+        if entry is not None:
+            entry.answerer.accepted(action.state)
+
+    def _progress(self, action: actions.Progress, _: object) -> None:
+        entry = self.jobs.get(action.handle)
+        if entry is not None:
+            entry.answerer.progress(action.state)
+
+    def _cancel(self, action: actions.Cancel, _: object) -> None:
+        if not self.machine.cancel(action.command):
+            errand = self.errands.get(action.command)
+            if errand is not None:
+                errand.cancel()
+
+    def _drained(self, action: actions.Drained, _: object) -> None:
+        self.is_drained = True

@@ -1,243 +1,218 @@
-"""What peers begin at a simulated node: jobs sent, offers, steals, and requests for its table.
+"""What peers ask of a node: to take offers, to share work. The twin of gridnode.inbound and gridnode.leases."""
 
-The daemon's gridnode.inbound and gridnode.leases are the models.
-"""
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from scheduler.actions import Accept, GrantLease, NackOffer
-from scheduler.events import OfferReceived, SendFailed, StealRequested
-from scheduler.types import Job, PeerState
-from simulator.conversation import Conversation
-from simulator.engine import Timer
-from simulator.following import follow
-from simulator.pool import End
-from simulator.records import HANDOVER_TIMEOUT_S, Site
-from simulator.wording import estimate_to_wire, job_from_wire, job_to_wire, state_from_wire, state_to_wire
-from transport.wire import (
-    DataMessage,
-    JobCancel,
-    JobOffer,
-    JobPayload,
-    JobRefused,
-    JobSend,
-    OfferAccepted,
-    StateRecord,
-    StealAnswer,
-    StealRequest,
-)
+from scheduler.events import Accepted, Event, Nacked, OfferReceived, Progressed, SendFailed
+from scheduler.types import Job, PeerState, Reason
+from simulator import messages
+from simulator.answers import Answer, Entry, Failure
+from simulator.connection import Connection
+from simulator.conversation import Conversation, clamp_s
+from simulator.errands import HANDOVER_TIMEOUT_S, SendErrand, StealErrand, failure_event, reply_event
+
+if TYPE_CHECKING:
+    from simulator.node import SimNode
 
 
-class Service:
-    """Serves one job that a peer sent; also the second half of an accepted offer."""
+class OfferQuestion:
+    """A peer's offer: it waits for the core's ruling, then for the payload."""
 
-    def __init__(self, site: Site, end: End) -> None:
-        self.site = site
-        self.end = end
-        self.conversation = Conversation(site, end, on_over=self._finish)
-        end.reader = self
+    __slots__ = (
+        "_body_bytes",
+        "_budget_s",
+        "_connection",
+        "_errand",
+        "_estimate_s",
+        "_job",
+        "_limit",
+        "_node",
+        "_number",
+    )
 
-    def begin(self, message: JobSend) -> None:
+    def __init__(
+        self,
+        node: "SimNode",
+        connection: Connection,
+        errand: SendErrand,
+        *,
+        number: int,
+        job: Job,
+        budget_s: float,
+        body_bytes: int,
+        estimate_s: float,
+    ) -> None:
+        self._node = node
+        self._connection = connection
+        self._errand = errand
+        self._number = number
+        self._job = job
+        self._budget_s = budget_s
+        self._body_bytes = body_bytes
+        self._estimate_s = estimate_s
+        self._limit: int | None = None
+
+    def event(self, state: PeerState) -> OfferReceived:
+        """Make the event that asks the core."""
+        now_s = self._node.engine.now_s
+        return OfferReceived(
+            offer=self._number,
+            peer=self._connection.asker.name,
+            job=msgspec.structs.replace(self._job, arrival_s=now_s, deadline_s=now_s + self._budget_s),
+            state=state,
+            sender_estimate_s=self._estimate_s,
+        )
+
+    def rule(self, ruling: Accept | NackOffer) -> None:
+        """Tell the asker."""
+        connection, errand, key = self._connection, self._errand, self._job.key
+        state = ruling.state
+        if isinstance(ruling, NackOffer):
+            told_s = None if ruling.estimate_s is None else clamp_s(ruling.estimate_s)
+            size = messages.job_refused(key, self._job.attempt, ruling.why.value, told_s, state)
+            connection.answer(size, errand.hear_refused, key, ruling.why, told_s, state)
+            return
+        connection.served = self
+        self._limit = self._node.engine.at(ruling.expires_s + HANDOVER_TIMEOUT_S, self._cut)
+        connection.answer(messages.offer_accepted(key, state), errand.hear_room, state)
+
+    def take_payload(self) -> None:
         """Take the job in."""
-        self.conversation.admit(message.job, estimate_s=message.estimate_s)
-        self.conversation.run()
+        self.on_broken()
+        connection = self._connection
+        talk = Conversation(self._node, connection.asker.name, connection.answer, self._errand)
+        connection.served = talk
+        talk.admit(self._job, self._budget_s, self._body_bytes, offer=self._number, estimate_s=self._estimate_s)
 
-    def take(self, end: End, message: DataMessage) -> None:
-        """Take a cancel."""
-        assert isinstance(message, JobCancel), f"a sender said {type(message).__name__}"
-        self.conversation.cancel(message.key)
-
-    def lose(self, end: End) -> None:
-        """Cancel what nobody waits for any more."""
-        self.conversation.abandon()
-
-    def _finish(self) -> None:
-        self.site.idle_end(self.end)
-
-
-class Considered(Service):
-    """An offer: asks the core, and takes the payload if it agrees."""
-
-    def __init__(self, site: Site, end: End, offer: JobOffer) -> None:
-        super().__init__(site, end)
-        self._offer = offer
-        self._number = site.ask(self)
-        self._patience: Timer | None = None
-        self._has_payload = False
-
-    def consider(self) -> None:
-        """Ask the core."""
-        offer = self._offer
-        self.site.post(
-            OfferReceived(
-                offer=self._number,
-                peer=self.end.peer,
-                job=job_from_wire(offer.job, now_s=self.site.engine.now_s),
-                state=_state_of(self.end, offer.state),
-                sender_estimate_s=offer.estimate_s,
-            )
-        )
-
-    def rule(self, ruling: Accept | NackOffer | GrantLease) -> None:
-        """Take the core's answer; see records.Question."""
-        self.site.engine.soon(lambda: self._answer(ruling))
-
-    def _answer(self, ruling: Accept | NackOffer | GrantLease) -> None:
-        header = self._offer.job
-        if isinstance(ruling, Accept):
-            self.end.send(OfferAccepted(key=header.key, state=state_to_wire(ruling.state)))
-            self._patience = self.site.engine.at(ruling.expires_s + HANDOVER_TIMEOUT_S, self._give_up)
-            return
-        assert isinstance(ruling, NackOffer), "an offer is accepted or refused"
-        message = JobRefused(
-            key=header.key,
-            attempt=header.attempt,
-            reason=ruling.why.value,
-            estimate_s=estimate_to_wire(ruling.estimate_s),
-            state=state_to_wire(ruling.state),
-        )
-        self.end.send(message, on_sent=self._finish)
-
-    def take(self, end: End, message: DataMessage) -> None:
-        """Take the payload, then cancels."""
-        if self._has_payload:
-            super().take(end, message)
-            return
-        assert isinstance(message, JobPayload), "an accepted offer is followed by its payload"
-        self._has_payload = True
-        self._stop_waiting()
-        self.conversation.admit(self._offer.job, offer=self._number, estimate_s=self._offer.estimate_s)
-        self.conversation.run()
-
-    def lose(self, end: End) -> None:
+    def on_broken(self) -> None:
         """Wait no more."""
-        self._stop_waiting()
-        super().lose(end)
+        if self._limit is not None:
+            self._node.engine.cancel(self._limit)
+            self._limit = None
 
-    def _give_up(self) -> None:
-        self.site.plane.close(self.end)
-
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
+    def _cut(self) -> None:
+        self._limit = None
+        self._connection.served = None
+        self._connection.close_server()
 
 
 class Lease:
-    """One granted job; can be cancelled like any errand."""
+    """One granted job; can be cancelled like an errand."""
 
-    def __init__(self, grant: "Grant", command: int, job: Job) -> None:
+    __slots__ = ("_grant", "command", "entry", "is_cancelled", "limit")
+
+    def __init__(self, grant: "Grant", command: int, entry: Entry) -> None:
         self._grant = grant
         self.command = command
-        self.job = job
-        self.is_sent = False
-        self.cut: Timer | None = None
-        """Closes the connection unless the thief answers the cancel before."""
+        self.entry = entry
+        self.is_cancelled = False
+        self.limit: int | None = None
 
     def cancel(self) -> None:
-        """Have the thief told, now or behind the job; see records.Cancellable."""
-        if self.cut is None:
-            self.cut = self._grant.cut_later()
-            if self.is_sent:
-                self._grant.tell_cancelled(self)
+        """Have the thief told."""
+        if not self.is_cancelled:
+            self.is_cancelled = True
+            self._grant.cancel(self)
 
 
 class Grant:
-    """A steal: asks the core, hands over what it grants and follows it."""
+    """All leases of one ruling on a steal; hears what the thief says of them.
 
-    def __init__(self, site: Site, end: End, request: StealRequest) -> None:
-        self._site = site
-        self._end = end
-        self._request = request
+    Parameters
+    ----------
+    node : SimNode
+        The victim.
+    connection : Connection
+        Begun by the thief.
+    errand : StealErrand
+        The thief's.
+    ruling : GrantLease
+        What the core granted.
+    """
+
+    __slots__ = ("_connection", "_errand", "_node", "_open", "_state", "_thief")
+
+    def __init__(self, node: "SimNode", connection: Connection, errand: StealErrand, ruling: GrantLease) -> None:
+        self._node = node
+        self._connection = connection
+        self._errand = errand
+        self._thief = connection.asker.name
+        self._state = ruling.state
         self._open: dict[bytes, Lease] = {}
-        self._state: StateRecord | None = None
-        self._number = site.ask(self)
-        end.reader = self
+        granted = len(ruling.grants)
+        size = messages.steal_answer(granted, ruling.state)
+        connection.answer(size, errand.hear_answer, granted, ruling.state, self if granted else None)
+        if granted:
+            connection.served = self
+        for (command, handle), job in zip(ruling.grants, ruling.jobs, strict=True):
+            self._hand_over(command, node.jobs[handle], job)
 
-    def ask(self) -> None:
-        """Ask the core."""
-        request = self._request
-        self._site.post(
-            StealRequested(
-                request=self._number,
-                peer=self._end.peer,
-                state=_state_of(self._end, request.state),
-                models=request.models,
-                room=request.room,
-            )
-        )
+    def _hand_over(self, command: int, entry: Entry, job: Job) -> None:
+        node = self._node
+        lease = self._open[job.key] = Lease(self, command, entry)
+        node.errands[command] = lease
+        node.commands[self._thief, job.key] = command
+        size = messages.job_send(job, self._state, entry.body_bytes) if self._connection.is_limited else 0
+        budget_s = clamp_s(job.deadline_s - node.engine.now_s)
+        self._connection.answer(size, self._errand.hear_job, job, budget_s, entry.body_bytes)
 
-    def rule(self, ruling: Accept | NackOffer | GrantLease) -> None:
-        """Take the core's answer; see records.Question."""
-        assert isinstance(ruling, GrantLease), "a steal is answered with a grant"
-        self._state = state_to_wire(ruling.state)
-        for (command, _), job in zip(ruling.grants, ruling.jobs, strict=True):
-            lease = self._open[job.key] = Lease(self, command, job)
-            self._site.errands[command] = lease
-            self._site.commands[self._end.peer, job.key] = command
-        self._site.engine.soon(self._hand_over)
+    def cancel(self, lease: Lease) -> None:
+        """Send a cancel, and cut the connection unless it is answered."""
+        engine, key = self._node.engine, lease.entry.job.key
+        lease.limit = engine.at(engine.now_s + HANDOVER_TIMEOUT_S, self._cut, lease)
+        self._connection.answer(messages.job_cancel(key), self._errand.hear_cancel, key)
 
-    def _hand_over(self) -> None:
-        assert self._state is not None, "there was a ruling"
-        waiting = list(self._open.values())
-        then = self._finish if not waiting else lambda: self._send_next(waiting)
-        self._end.send(StealAnswer(granted=len(waiting), state=self._state), on_sent=then)
+    def _cut(self, lease: Lease) -> None:
+        lease.limit = None
+        self._connection.close_server()
+        self.on_broken()
 
-    def _send_next(self, waiting: list[Lease]) -> None:
-        if not waiting:
-            return
-        lease = waiting.pop(0)
-        assert self._state is not None, "there was a ruling"
-        header = job_to_wire(lease.job, self._site.body, now_s=self._site.engine.now_s)
-        message = JobSend(job=header, estimate_s=0.0, state=self._state)
-
-        def sent() -> None:
-            if lease.cut is not None:
-                self.tell_cancelled(lease)
-            lease.is_sent = True
-            self._send_next(waiting)
-
-        self._end.send(message, lease.job.input_bytes, sent)
-
-    def take(self, end: End, message: DataMessage) -> None:
-        """Take what the thief says of a job."""
-        lease = self._open[getattr(message, "key", b"")]
-        if not follow(self._site, end.peer, lease.command, message, None):
-            return
-        self._close(lease)
-        if not self._open:
-            assert self._state is not None, "there was a ruling"
-            end.send(StealAnswer(granted=0, state=self._state), on_sent=self._finish)
-
-    def lose(self, end: End) -> None:
+    def on_broken(self) -> None:
         """Take back what has no outcome yet: the thief is gone."""
-        while self._open:
-            lease = next(iter(self._open.values()))
-            self._close(lease)
-            self._site.post(SendFailed(command=lease.command, connected=True))
+        self._connection.served = None
+        leases = [self._release(key) for key in tuple(self._open)]
+        self._node.post_all([SendFailed(command=lease.command, connected=True) for lease in leases])
 
-    def cut_later(self) -> Timer:
-        """Close the connection if a cancel stays without an answer."""
-        return self._site.engine.after(HANDOVER_TIMEOUT_S, self._cut)
+    def _release(self, key: bytes) -> Lease:
+        node = self._node
+        lease = self._open.pop(key)
+        if lease.limit is not None:
+            node.engine.cancel(lease.limit)
+        node.errands.pop(lease.command, None)
+        if node.commands.get((self._thief, key)) == lease.command:
+            del node.commands[self._thief, key]
+        return lease
 
-    def tell_cancelled(self, lease: Lease) -> None:
-        """Tell the thief of a cancel."""
-        self._end.send(JobCancel(key=lease.job.key))
+    def _end(self, key: bytes, event: Event, attachment: object = None) -> None:
+        """Take an outcome; after the last one the thief hears that all have come."""
+        self._release(key)
+        if not self._open:
+            self._connection.served = None
+            self._connection.answer(messages.steal_answer(0, self._state), self._errand.hear_end)
+        self._node.post(event, attachment)
 
-    def _cut(self) -> None:
-        self._site.plane.close(self._end)
-        self.lose(self._end)
+    def hear_accepted(self, key: bytes, covered: tuple[bytes, ...], state: PeerState) -> None:
+        """Pass on that a job is there."""
+        commands = self._node.covered(self._thief, covered)
+        self._node.post(Accepted(command=self._open[key].command, state=state, covered=commands))
 
-    def _close(self, lease: Lease) -> None:
-        if lease.cut is not None:
-            lease.cut.cancel()
-        del self._open[lease.job.key]
-        self._site.errands.pop(lease.command, None)
-        place = self._end.peer, lease.job.key
-        if self._site.commands.get(place) == lease.command:
-            del self._site.commands[place]
+    def hear_progress(self, key: bytes, state: PeerState) -> None:
+        """Pass on that a job is in hand."""
+        self._node.post(Progressed(command=self._open[key].command, state=state))
 
-    def _finish(self) -> None:
-        self._site.idle_end(self._end)
+    def hear_refused(self, key: bytes, reason: Reason, estimate_s: float | None, state: PeerState) -> None:
+        """Pass on that a job comes back."""
+        command = self._open[key].command
+        self._end(key, Nacked(command=command, reason=reason, state=state, estimate_s=estimate_s))
 
+    def hear_result(self, key: bytes, answer: Answer, state: PeerState) -> None:
+        """Pass a result on."""
+        command, now_s = self._open[key].command, self._node.engine.now_s
+        event = reply_event(command, answer, state, way=None, now_s=now_s)
+        self._end(key, event, answer)
 
-def _state_of(end: End, record: StateRecord) -> PeerState | None:
-    """Return the state that came with a question, if it is the asker's own."""
-    return state_from_wire(record) if record.node == end.peer else None
+    def hear_failed(self, key: bytes, failure: Failure, state: PeerState) -> None:
+        """Pass a failure on."""
+        self._end(key, failure_event(self._open[key].command, failure, state), failure)

@@ -1,50 +1,98 @@
-"""A fleet of simulated nodes with its jobs and faults: what a scenario is made of.
+"""A fleet on one clock: nodes, what lies between them, the jobs they get, and what goes wrong.
 
-Owns the nodes, the network between them and the outcomes of jobs. All nodes know one another by gossip, which reaches
-each of them directly; a mesh of bounded degree is not modelled.
+Owns the wiring and the clients' side; decides nothing.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
-from scheduler.actions import Action
 from scheduler.config import CoreConfig
-from scheduler.core import Core
-from scheduler.events import AdvertReceived, CancelRequested, DrainRequested, PeerLost
-from scheduler.types import Job, ModelDigest, NodeId, PeerState, Reason
-from simulator.engine import Engine
-from simulator.network import Link, Wire
-from simulator.node import Bodies, Device, Node
-from simulator.pool import Plane
-from simulator.records import Answer, Failure
+from scheduler.events import CancelRequested, Event
+from scheduler.types import DEFAULT_PRIORITY, Capability, Job, ModelDigest, PeerState, Reason
+from simulator.answers import Answer, Failure
+from simulator.distributions import ServiceTime
+from simulator.engine import Engine, stream
+from simulator.machine import ModelProfile
+from simulator.metrics import Metrics
+from simulator.network import Link, Network, NetworkConfig
+from simulator.node import Observer, SimNode
+from simulator.workload import Arrivals
 
-ActionWatcher = Callable[[NodeId, float, Action], None]
-"""Told node, time in seconds and action, before the action is carried out."""
+
+class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One node of a fleet."""
+
+    name: str
+    models: Mapping[ModelDigest, ModelProfile]
+    loaded: frozenset[ModelDigest] | None = None
+    """Models in memory at the start; None for all."""
+    config: CoreConfig | None = None
+    """Of its core; None for the fleet's."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The one end of one job, as its client sees it."""
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source sends."""
 
-    key: bytes
-    entry: NodeId
-    stream: str
-    arrival_s: float
-    end_s: float
-    failure: str | None
-    """Why there was no result; None when there was one."""
-    executor: NodeId | None = None
-    model: ModelDigest | None = None
-    hops: int = 0
-    waiting_s: float = 0.0
-    service_s: float = 0.0
+    models: tuple[ModelDigest, ...]
+    input_bytes: int
+    output_bytes: int = 4096
+    """Expected; a prior of the transfer estimate."""
+    body_bytes: int = 40
+    """Length of the encoded request that goes with the header."""
+    budget_s: float = 5.0
+    priority: int = DEFAULT_PRIORITY
+    stream: str = ""
+    newest_wins: bool = False
 
-    @property
-    def sojourn_s(self) -> float:
-        """Time from arrival to outcome, in seconds."""
-        return self.end_s - self.arrival_s
+
+def profile(
+    model: ModelDigest, service: ServiceTime, *, mean_s: float, load_s: float = 0.0, memory_bytes: int = 0
+) -> ModelProfile:
+    """Make a model profile of a node that tells the truth of its mean."""
+    capability = Capability(model=model, mean_s=mean_s, p95_s=mean_s, memory_bytes=memory_bytes, load_s=load_s)
+    return ModelProfile(capability=capability, service=service)
+
+
+class Client:
+    """Waits for the one outcome of a job; see answers.Answerer."""
+
+    __slots__ = ("_metrics", "_world", "handle", "is_open", "job")
+
+    def __init__(self, world: "World", job: Job) -> None:
+        self._world = world
+        self._metrics = world.metrics
+        self.job = job
+        self.handle = 0
+        self.is_open = True
+
+    def accepted(self, state: PeerState) -> None:
+        """Do nothing: an own client is not told."""
+
+    def progress(self, state: PeerState) -> None:
+        """Do nothing: an own client is not told."""
+
+    def answer(self, answer: Answer, state: PeerState) -> None:
+        """Count the result."""
+        self.is_open = False
+        job = self.job
+        self._metrics.answered(
+            entry=job.entry,
+            executor=answer.node,
+            arrival_s=job.arrival_s,
+            deadline_s=job.deadline_s,
+            now_s=self._world.engine.now_s,
+        )
+
+    def fail(self, failure: Failure, state: PeerState, estimate_s: float | None) -> None:
+        """Count the end."""
+        self.is_open = False
+        self._metrics.ended(failure.reason, self.job.arrival_s)
+
+    def give_back(self, reason: Reason, state: PeerState, estimate_s: float | None) -> None:
+        """Count the end; a core gives nothing back to an own client."""
+        self.fail(Failure(reason=reason), state, estimate_s)
 
 
 class World:
@@ -52,217 +100,130 @@ class World:
 
     Parameters
     ----------
-    devices : sequence of Device
-        The nodes; all are switched on at time 0, in this order.
-    seed : int or str
-        Of all random draws. One seed and one scenario give one history.
+    specs : iterable of NodeSpec
+        The nodes; all know all.
+    seed : str
+        Seeds every draw, one stream per purpose and entity.
     config : CoreConfig
-        Of every node.
-    link : Link
-        Between any two nodes; `wire.set_link` changes single ones.
-    bodies : Bodies
-        Of requests and results.
-    on_action : callable, optional
-        Told of every action of every node.
-
-    Examples
-    --------
-    >>> from simulator.execution import ModelCost
-    >>> world = World([Device(name="a", models={"m": ModelCost(mean_s=0.1)})], seed=7)
-    >>> key = b"0" * 24
-    >>> job = Job(key=key, entry="a", input_bytes=0, arrival_s=1.0, deadline_s=6.0, models=("m",))
-    >>> world.submit([job])
-    >>> world.run(2.0)
-    >>> [(each.executor, round(each.sojourn_s, 3)) for each in world.outcomes]
-    [('a', 0.1)]
+        Of the cores.
+    link : Link, optional
+        Every link.
+    network : NetworkConfig, optional
+        What connections cost.
+    network_seed : str, optional
+        Of jitter and loss; `seed` where not given.
+    start_s : float, default 0.0
+        Time at the start, in seconds.
+    warm_s : float, default 0.0
+        Jobs that arrive earlier after the start are not counted.
+    observer : callable, optional
+        Told of each action of each core.
     """
 
     def __init__(
         self,
-        devices: Sequence[Device],
+        specs: Iterable[NodeSpec],
         *,
-        seed: int | str,
+        seed: str,
         config: CoreConfig | None = None,
         link: Link | None = None,
-        bodies: Bodies | None = None,
-        on_action: ActionWatcher | None = None,
+        network: NetworkConfig | None = None,
+        network_seed: str | None = None,
+        start_s: float = 0.0,
+        warm_s: float = 0.0,
+        observer: Observer | None = None,
     ) -> None:
-        self.engine = Engine(seed)
-        self.wire = Wire(self.engine, link or Link())
-        self.outcomes: list[Outcome] = []
-        self.nodes: dict[NodeId, Node] = {}
-        self.drained_s: dict[NodeId, float] = {}
-        """When drains were complete."""
-        self._on_action = on_action
-        self._open: dict[bytes, _Client] = {}
-        self._planes: dict[str, Plane] = {}
-        for device in devices:
-            self._add(device, config or CoreConfig(), bodies or Bodies())
-        self.engine.soon(self._start)
+        self.seed = seed
+        self.engine = Engine(start_s)
+        self.network = Network(self.engine, seed=network_seed or seed, link=link, config=network)
+        self.metrics = Metrics(start_s + warm_s)
+        self.nodes: dict[str, SimNode] = {}
+        self._sources = 0
+        for spec in specs:
+            SimNode(
+                spec.name,
+                network=self.network,
+                seed=seed,
+                config=spec.config or config or CoreConfig(),
+                models=spec.models,
+                loaded=spec.loaded,
+                peers=self.nodes,
+                observer=observer,
+            )
 
-    def _add(self, device: Device, config: CoreConfig, bodies: Bodies) -> None:
-        if device.name in self.nodes:
-            raise ValueError(f"two devices are named {device.name!r}; give each a name of its own")
-        rng = self.engine.stream("core", device.name)
-        core = Core(config, node_id=device.name, epoch=1, rng=rng, now_s=0.0)
-        self.nodes[device.name] = Node(
-            device,
-            core,
-            engine=self.engine,
-            wire=self.wire,
-            planes=self._planes,
-            watcher=self,
-            bodies=bodies,
-        )
-
-    def _start(self) -> None:
+    def start(self, neighbours: Mapping[str, Iterable[str]] | None = None) -> None:
+        """Switch all nodes on, with the mesh where gossip is forwarded."""
+        for name, others in (neighbours or {}).items():
+            for other in others:
+                self.nodes[name].gossip.connect(other)
         for node in self.nodes.values():
             node.start()
 
-    # ------------------------------------------------------------ what happens
+    def at(self, due_s: float, call: Callable[..., object], *args: Any) -> None:  # noqa: ANN401
+        """Have something happen at a time."""
+        self.engine.at(due_s, call, *args)
 
-    def submit(self, jobs: Iterable[Job]) -> None:
-        """Let jobs arrive at their entry nodes at their arrival times."""
-        for job in jobs:
-            self.engine.at(job.arrival_s, partial(self._arrive, job))
+    def run(self, until_s: float) -> int:
+        """Let time pass; returns the calls made."""
+        return self.engine.run(until_s)
 
-    def feed(self, jobs: Iterable[Job]) -> None:
-        """Let jobs of an endless workload arrive, in the order of their arrival times; one is looked ahead."""
-        rest = iter(jobs)
+    # Jobs.
 
-        def next_one() -> None:
-            job = next(rest, None)
-            if job is not None:
-                self.engine.at(job.arrival_s, lambda: arrive(job))
+    def feed(self, entry: str, arrivals: Arrivals, spec: JobSpec, *, start_s: float, end_s: float) -> None:
+        """Have jobs arrive at a node between two times, by a source of its own."""
+        self._sources += 1
+        name = f"{entry}/{self._sources}"
+        times = arrivals.times_s(stream(self.seed, "arrivals", name), start_s)
+        self._next_arrival(times, entry, spec, self._sources.to_bytes(16, "big"), 1, end_s)
 
-        def arrive(job: Job) -> None:
-            self._arrive(job)
-            next_one()
+    def _next_arrival(
+        self, times: Iterator[float], entry: str, spec: JobSpec, client: bytes, count: int, end_s: float
+    ) -> None:
+        at_s = next(times)
+        if at_s < end_s:
+            self.engine.at(at_s, self._arrive, times, entry, spec, client, count, end_s)
 
-        next_one()
+    def _arrive(
+        self, times: Iterator[float], entry: str, spec: JobSpec, client: bytes, count: int, end_s: float
+    ) -> None:
+        self.submit(entry, spec, key=client + count.to_bytes(8, "big"), frame=count if spec.stream else 0)
+        self._next_arrival(times, entry, spec, client, count + 1, end_s)
 
-    def kill(self, name: NodeId, at_s: float, *, noticed_after_s: float = 1.0) -> None:
-        """Kill a node at a time; the others take it for lost some seconds later."""
-        self.engine.at(at_s, lambda: self._kill(name, noticed_after_s))
+    def submit(self, entry: str, spec: JobSpec, *, key: bytes, frame: int = 0) -> Client:
+        """Have one job arrive now."""
+        now_s = self.engine.now_s
+        job = Job(
+            key=key,
+            entry=entry,
+            priority=spec.priority,
+            stream=spec.stream,
+            frame=frame,
+            newest_wins=spec.newest_wins,
+            input_bytes=spec.input_bytes,
+            output_bytes=spec.output_bytes,
+            arrival_s=now_s,
+            deadline_s=now_s + spec.budget_s,
+            models=spec.models,
+        )
+        client = Client(self, job)
+        self.metrics.submitted(now_s)
+        node = self.nodes[entry]
+        if node.is_alive:
+            client.handle = node.submit(job, client, body_bytes=spec.body_bytes)
+        return client
 
-    def drain(self, name: NodeId, at_s: float) -> None:
-        """Let a node drain from a time on."""
-        self.engine.at(at_s, lambda: self.nodes[name].post(DrainRequested()))
-
-    def cancel(self, key: bytes, at_s: float) -> None:
-        """Let the client of a job want it no more at a time."""
-        self.engine.at(at_s, lambda: self._cancel(key))
-
-    def run(self, until_s: float = math.inf) -> None:
-        """Let time pass. Nodes gossip for ever, so there has to be an end."""
-        self.engine.run(until_s)
-
-    @property
-    def open_jobs(self) -> int:
-        """Jobs that have arrived and have no outcome yet."""
-        return len(self._open)
-
-    # ------------------------------------------------------------ what nodes say
-
-    def acted(self, node: NodeId, action: Action) -> None:
-        """Take note of an action; see node.Watcher."""
-        if self._on_action is not None:
-            self._on_action(node, self.engine.now_s, action)
-
-    def advertised(self, node: NodeId, state: PeerState) -> None:
-        """Gossip a state record to all others; see node.Watcher."""
-        event = AdvertReceived(state=state)
-        for name, other in self.nodes.items():
-            if name != node and not other.is_dead:
-                self.wire.gossip(node, name, partial(other.post, event))
-
-    def drained(self, node: NodeId) -> None:
-        """Take note of a complete drain; see node.Watcher."""
-        self.drained_s[node] = self.engine.now_s
-
-    # ------------------------------------------------------------
-
-    def _arrive(self, job: Job) -> None:
-        node = self.nodes[job.entry]
-        client = _Client(self, job)
-        if node.is_dead:
-            client.fail_with(Reason.LOST.value)
-            return
-        self._open[job.key] = client
-        client.handle = node.mint()
-        node.arrive(client.handle, job, client)
-
-    def _cancel(self, key: bytes) -> None:
-        client = self._open.get(key)
-        if client is not None:
+    def cancel(self, client: Client) -> None:
+        """Have a client lose interest."""
+        if client.is_open:
             self.nodes[client.job.entry].post(CancelRequested(handle=client.handle))
 
-    def _kill(self, name: NodeId, noticed_after_s: float) -> None:
-        node = self.nodes[name]
-        node.die()
-        self.wire.remove(name)
-        for client in [each for each in self._open.values() if each.job.entry == name]:
-            client.fail_with(Reason.LOST.value)
-        self.engine.after(noticed_after_s, lambda: self._notice(name))
+    # What goes wrong.
 
-    def _notice(self, name: NodeId) -> None:
+    def kill(self, name: str) -> None:
+        """End a node as kill -9 would."""
+        self.nodes[name].kill()
+
+    def tell_all(self, event: Event) -> None:
+        """Give every node that lives an event, in their order."""
         for node in self.nodes.values():
-            if not node.is_dead:
-                node.post(PeerLost(peer=name))
-
-    def end(self, outcome: Outcome) -> None:
-        """Keep the outcome of a job."""
-        self._open.pop(outcome.key, None)
-        self.outcomes.append(outcome)
-
-
-class _Client:
-    """Waits for one job; see records.Responder."""
-
-    def __init__(self, world: World, job: Job) -> None:
-        self._world = world
-        self.job = job
-        self.handle = 0
-
-    def accepted(self, state: PeerState) -> None:
-        """Nothing: clients only want outcomes."""
-
-    def progress(self, state: PeerState) -> None:
-        """Nothing: clients only want outcomes."""
-
-    def answer(self, answer: Answer, state: PeerState) -> None:
-        job = self.job
-        self._world.end(
-            Outcome(
-                key=job.key,
-                entry=job.entry,
-                stream=job.stream,
-                arrival_s=job.arrival_s,
-                end_s=self._world.engine.now_s,
-                failure=None,
-                executor=answer.node,
-                model=answer.model,
-                hops=answer.hops,
-                waiting_s=answer.waiting_s,
-                service_s=answer.service_s,
-            )
-        )
-
-    def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
-        self.fail_with(failure.reason)
-
-    def give_back(self, reason: Reason, state: PeerState, *, estimate_s: float | None) -> None:
-        self.fail_with(reason.value)
-
-    def fail_with(self, reason: str) -> None:
-        job = self.job
-        self._world.end(
-            Outcome(
-                key=job.key,
-                entry=job.entry,
-                stream=job.stream,
-                arrival_s=job.arrival_s,
-                end_s=self._world.engine.now_s,
-                failure=reason,
-            )
-        )
+            node.post(event)
