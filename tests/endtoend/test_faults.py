@@ -13,14 +13,17 @@ from gridnode.errors import GridError
 pytestmark = pytest.mark.slow
 
 FIRST_SHARE = 0.3
-"""n2 is the fastest: what is killed and stopped is where the work goes."""
+SHARES = {"n1": FIRST_SHARE, "n2": 1.0, "n3": 0.15}
+BUSY_S = 60.0
+"""How long it may take until another node has answered a few frames: measurements on a noisy machine may be off at
+first, and are corrected by what is seen."""
 
 
 @pytest.fixture(scope="module")
 def trio_of_nodes(real_grid):
     """Add two daemons; the last is the slow one that programs talk to."""
-    for name, share in (("n2", 1.0), ("n3", 0.15)):
-        real_grid.join(name).start(share=share)
+    for name in ("n2", "n3"):
+        real_grid.join(name).start(share=SHARES[name])
     for name in ("n2", "n3"):
         real_grid[name].wait_ready()
     for name in ("n1", "n2", "n3"):
@@ -84,6 +87,11 @@ class Burst:
     def outcomes(self):
         return sum(self.nodes.values()) + sum(self.errors.values())
 
+    def busiest(self):
+        """Return the node, other than the entry, that has answered most; None before it has answered a few."""
+        name = max(("n1", "n2"), key=lambda name: self.nodes[name])
+        return name if self.nodes[name] > 5 else None
+
     def nodes_since(self, moment_s):
         return {node for at_s, node in self.recent if at_s > moment_s}
 
@@ -95,46 +103,48 @@ def status_of(daemon, name):
 def test_a_stopped_process_is_suspected_and_work_goes_elsewhere_until_it_is_back(
     trio_of_nodes, model_input, wait_until
 ):
+    """What is stopped is where the work goes."""
     grid = trio_of_nodes
     for name in ("n1", "n3"):
         grid[name].wait_peers(2)
     with Burst([grid["n3"].socket], model_input, deadline_s=8.0) as burst:
-        wait_until(lambda: burst.nodes["n2"] > 5)
-        grid["n2"].signal(signal.SIGSTOP)
+        victim = wait_until(burst.busiest, BUSY_S)
+        grid[victim].signal(signal.SIGSTOP)
         try:
             at_s = time.monotonic()
-            wait_until(lambda: status_of(grid["n3"], "n2") in ("suspect", "dead"), 10.0)
+            wait_until(lambda: status_of(grid["n3"], victim) in ("suspect", "dead"), 10.0)
             suspected_s = time.monotonic() - at_s
             assert suspected_s < 6.0
             wait_until(lambda: time.monotonic() > at_s + suspected_s + 1.0)
         finally:
-            grid["n2"].signal(signal.SIGCONT)
+            grid[victim].signal(signal.SIGCONT)
         back_s = time.monotonic()
-        wait_until(lambda: status_of(grid["n3"], "n2") == "alive", 20.0)
-        wait_until(lambda: "n2" in burst.nodes_since(back_s + 1.0), 30.0)
+        wait_until(lambda: status_of(grid["n3"], victim) == "alive", 20.0)
+        wait_until(lambda: victim in burst.nodes_since(back_s + 1.0), BUSY_S)
     assert burst.outcomes == burst.sent
     assert not burst.errors
-    assert "n2" not in {node for at, node in burst.recent if at_s + suspected_s + 0.5 < at < back_s}
+    assert victim not in {node for at, node in burst.recent if at_s + suspected_s + 0.5 < at < back_s}
     assert grid["n3"].ask()["invariant_violations"] == 0
 
 
 def test_no_frame_is_lost_when_an_executor_is_killed_under_load(trio_of_nodes, model_input, wait_until):
     grid = trio_of_nodes
     with Burst([grid["n3"].socket], model_input) as burst:
-        wait_until(lambda: burst.nodes["n2"] > 5, 40.0)
-        grid["n2"].kill()
+        victim = wait_until(burst.busiest, BUSY_S)
+        other = "n1" if victim == "n2" else "n2"
+        grid[victim].kill()
         at_s = time.monotonic()
         wait_until(lambda: time.monotonic() > at_s + 2.0)
     assert burst.outcomes == burst.sent
     assert not burst.errors
     assert burst.late_answers == 0
-    assert "n2" not in burst.nodes_since(at_s + 1.0)
-    for name in ("n1", "n3"):
+    assert victim not in burst.nodes_since(at_s + 1.0)
+    for name in (other, "n3"):
         assert grid[name].ask()["invariant_violations"] == 0
-    wait_until(lambda: status_of(grid["n1"], "n2") == "dead", 20.0)
-    grid["n2"].start(share=1.0)
-    grid["n2"].wait_ready()
-    wait_until(lambda: status_of(grid["n3"], "n2") == "alive")
+    wait_until(lambda: status_of(grid[other], victim) == "dead", 20.0)
+    grid[victim].start(share=SHARES[victim])
+    grid[victim].wait_ready()
+    wait_until(lambda: status_of(grid["n3"], victim) == "alive")
 
 
 def test_a_killed_entry_node_costs_no_frame_of_a_program_that_knows_another(trio_of_nodes, model_input, wait_until):
@@ -146,7 +156,7 @@ def test_a_killed_entry_node_costs_no_frame_of_a_program_that_knows_another(trio
         wait_until(lambda: burst.outcomes > done + 50)
     assert burst.outcomes == burst.sent
     assert not burst.errors
-    grid["n3"].start(share=0.15)
+    grid["n3"].start(share=SHARES["n3"])
     grid["n3"].wait_ready()
     assert grid["n3"].ask()["epoch"] == 2
 
