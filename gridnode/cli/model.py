@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gridnode.publish import Built, Published
     from gridnode.status import ModelStatus
 
-TAKEN_S = 10.0
+TAKEN_S = 30.0
 """How long a publisher waits to see that the daemon took what was published."""
 
 
