@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python -P -m
 
-.PHONY: setup demo test test-slow test-fast check lint types contracts lock lock-check bench sim clean
+.PHONY: setup setup-dev demo test test-fast test-slow check lock lock-check bench clean
 
 setup: ## environment for running
 	@$(PYTHON) packaging/environment.py runtime

@@ -19,7 +19,7 @@ from gridnode.logs import EventLog, short
 from gridnode.signedstate import PeerSource
 from transport.base import DataPlane
 from transport.cards import Address, NodeCard
-from transport.certificates import ADMIT, ROLES
+from transport.certificates import ROLES
 from transport.door import Door, DoorConfig
 from transport.doorwire import CARDS_MAX, Bundle
 from transport.files import StateFileError
@@ -211,8 +211,3 @@ class Admitting:
             log.error("door_did_not_renew", error=error, remedy="make an invite on an admit node: its door opens then")
             return None
         return grant.chain_pem
-
-
-def may_admit(card: NodeCard) -> bool:
-    """Say whether a node has role admit."""
-    return ADMIT in card.certificate.roles

@@ -4,7 +4,7 @@ The core knows jobs by handle and keeps no bytes; this table keeps body, payload
 job at its one outcome.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -100,10 +100,6 @@ class JobTable:
     def pop(self, handle: int) -> JobEntry | None:
         """Forget a job and return it."""
         return self._entries.pop(handle, None)
-
-    def open_keys_of(self, origin: Responder) -> Iterator[bytes]:
-        """Iterate over the keys of the open jobs that came with a responder."""
-        return (entry.job.key for entry in self._entries.values() if entry.responder is origin)
 
     def __len__(self) -> int:
         """Return how many jobs are at this node."""

@@ -124,7 +124,6 @@ class ModelHouse:
         self._wake = trio.Event()
         self._measuring = trio.Lock()
         self._preparing = trio.CapacityLimiter(PREPARATIONS_MAX)
-        self._settled = trio.Event()
 
     # ------------------------------------------------------------ what others ask
 
@@ -218,10 +217,6 @@ class ModelHouse:
         """Compare soon what there is with what the signed state wants."""
         self._wake.set()
 
-    async def wait_settled(self) -> None:
-        """Wait until every wanted model is ready, refused, or waits for a peer that has it."""
-        await self._settled.wait()
-
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled."""
         async with trio.open_nursery() as nursery:
@@ -252,7 +247,6 @@ class ModelHouse:
             entry = self._entries[digest] = ModelEntry(digest, manifests[digest])
             self._nursery.start_soon(self._prepare, entry)
         self._tell_core()
-        self._look_settled()
 
     def _read_signed(self) -> tuple[dict[str, str], dict[str, Manifest], frozenset[str]]:
         """Read names, manifests and the deployment. Blocks."""
@@ -391,11 +385,6 @@ class ModelHouse:
     def _set(self, entry: ModelEntry, state: str, problem: str = "") -> None:
         entry.state, entry.problem = state, problem
         self._tell_core()
-        self._look_settled()
-
-    def _look_settled(self) -> None:
-        if all(entry.state in ("ready", "cold", "refused") or entry.problem for entry in self._entries.values()):
-            self._settled.set()
 
     def _tell_core(self) -> None:
         capabilities = self.capabilities()
