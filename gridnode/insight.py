@@ -188,6 +188,7 @@ class Insight:
         node = self._node
         core = node.core.statistics()
         report = node.report
+        trust = node.signed.status()
         text = MetricsText()
         text.counter(
             "gridnode_jobs_answered",
@@ -223,7 +224,15 @@ class Insight:
             ("gridnode_neighbours", "Control connections.", len(node.neighbours())),
             ("gridnode_ready", "Whether the node takes work.", int(node.is_ready)),
             ("gridnode_memory_bytes", "Resident memory of the daemon.", self._process.memory_info().rss),
-        ):
+            ("gridnode_tasks", "Tasks of the daemon's event loop.", trio.lowlevel.current_statistics().tasks_living),
+            ("gridnode_open_descriptors", "Open file descriptors of the daemon.", self._process.num_fds()),
+            ("gridnode_certificate_expires_timestamp_seconds", "When this node's certificate ends, since 1970.",
+             node.credentials.certificate.not_after_s),
+            ("gridnode_trust_expires_timestamp_seconds", "When the signed state held ends, since 1970; 0 for none.",
+             trust.expires_s),
+            ("gridnode_trust_expired", "Whether the signed state has ended or is missing: nothing new is installed.",
+             int(trust.expired)),
+        ):  # fmt: skip
             text.gauge(name, help_text, [((), gauge)])
         text.gauge(
             "gridnode_worker_memory_bytes",
