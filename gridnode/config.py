@@ -272,9 +272,6 @@ def default_socket(environment: Mapping[str, str]) -> Path:
 INBOX_MAX: Final = 65_536
 """Events waiting for the core. Each job makes about ten; more than this means that the core has stopped."""
 
-GOSSIP_PER_SECOND_MAX: Final = 200.0
-"""Gossip messages a node handles per second before it drops; about a quarter of a core with the stock muxer."""
-
 OUTBOX_FRAMES_MAX: Final = 4096
 """Frames waiting for one client to read. A program that does not read loses its connection, not our memory."""
 
@@ -286,6 +283,3 @@ PROBE_INTERVAL_S: Final = 1.0
 
 HANDOVER_TIMEOUT_S: Final = 10.0
 """Longest time a granted payload may take to a thief, and a cancelled exchange to be answered, before it is cut."""
-
-DECISION_LOG_MAX: Final = 1024
-"""Finished jobs whose way `gridnode explain` can still tell."""

@@ -35,7 +35,6 @@ from transport.files import StateFileError
 
 log = EventLog("daemon")
 
-EXIT_FAILED: Final = 1
 EXIT_RESTART: Final = 75
 """Told to the service manager when the daemon must simply start anew (EX_TEMPFAIL of sysexits.h)."""
 

@@ -261,12 +261,6 @@ class OwnerRepository:
         """
         self._change({path: data}, now_s)
 
-    def remove_target(self, path: str, now_s: float) -> None:
-        """Take a file out of the state; raises KeyError where there is none."""
-        if path not in self._view.files:
-            raise KeyError(path)
-        self._change({path: None}, now_s)
-
     def renew(self, now_s: float) -> None:
         """Sign root and targets anew without a change, for another lifetime."""
         self.rotate_keys(now_s)
@@ -324,7 +318,7 @@ class OwnerRepository:
             raise ValueError(f"root takes {len(data)} bytes, at most {ROOT_MAX_BYTES} are accepted; drop keys")
         state = msgspec.structs.replace(self._view.state, roots=(*self._view.state.roots, data))
         # Targets keep their content; they must hold under the new keys too.
-        self._commit(msgspec.structs.replace(state, targets=self._targets({}, now_s, root, fresh)))
+        self._commit(msgspec.structs.replace(state, targets=self._targets({}, now_s, fresh)))
 
     # ------------------------------------------------------------ inside
 
@@ -347,15 +341,13 @@ class OwnerRepository:
             if data is not None and not 0 < len(data) <= TARGET_MAX_BYTES:
                 raise ValueError(f"target {path!r} has {len(data)} bytes, allowed are 1..{TARGET_MAX_BYTES}")
         signers = self._signers(self._view.root, extra=())
-        targets = self._targets(files, now_s, self._view.root, signers)
+        targets = self._targets(files, now_s, signers)
         for data in files.values():
             if data is not None:
                 self._directory.put_target(data)
         self._commit(msgspec.structs.replace(self._view.state, targets=targets))
 
-    def _targets(
-        self, files: Mapping[str, bytes | None], now_s: float, root: Root, signers: Sequence[CryptoSigner]
-    ) -> bytes:
+    def _targets(self, files: Mapping[str, bytes | None], now_s: float, signers: Sequence[CryptoSigner]) -> bytes:
         """Sign the next version of the targets."""
         present = self._view.targets
         listed = self._view.files

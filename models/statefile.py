@@ -98,14 +98,6 @@ class StateDirectory:
                 return verify(state, grid_id)
         return None
 
-    def any_grid_id(self) -> str | None:
-        """Return the hash of the first root of the newest undamaged state, unchecked; None where there is none."""
-        for path in reversed(self._states()):
-            state = self._read_state(path)
-            if state is not None:
-                return hashlib.sha256(state.roots[0]).hexdigest()
-        return None
-
     def commit(self, state: SignedState) -> None:
         """Make a state the newest, durably; the caller has checked it. Raises StateWriteError."""
         states = self._states()

@@ -108,11 +108,6 @@ class TrustClient:
 
     # ------------------------------------------------------------ reading
 
-    @property
-    def is_bootstrapped(self) -> bool:
-        """Whether a root is held. Without one, refresh first asks sources for it: its hash is the grid's id."""
-        return self._view is not None
-
     def versions(self) -> tuple[int, int]:
         """Return (root version, timestamp version), 0 for what is not held. Tuples compare as states' ages do."""
         view = self._view

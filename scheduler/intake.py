@@ -68,7 +68,6 @@ class Intake:
             origin=event.origin,
             stolen=event.stolen,
             sender_estimate_s=event.sender_estimate_s,
-            now_s=ledger.now_s,
         )
         ledger.jobs[event.handle] = record
         reservation = None if event.offer is None else ledger.release(event.offer)

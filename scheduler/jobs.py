@@ -31,7 +31,6 @@ class JobRecord:
 
     __slots__ = (
         "acknowledged",
-        "arrived_s",
         "attempt",
         "avoid",
         "due_s",
@@ -59,14 +58,12 @@ class JobRecord:
         origin: NodeId | None,
         stolen: bool,
         sender_estimate_s: float | None,
-        now_s: float,
     ) -> None:
         self.handle = handle
         self.job = job
         self.origin = origin
         self.stolen = stolen
         self.sender_estimate_s = sender_estimate_s
-        self.arrived_s = now_s
         self.attempt = job.attempt
         self.stage: int = Stage.UNPLACED
         self.model: ModelDigest = job.models[0] if job.models else ""

@@ -18,8 +18,6 @@ ModelDigest = str
 """Hex SHA-256 of a model's manifest."""
 
 DEFAULT_PRIORITY = 1
-PRIORITY_CLASSES = 4
-"""Priorities run from 0 (served first) to PRIORITY_CLASSES - 1."""
 
 
 class SchedulerError(Exception):
@@ -68,6 +66,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     client: str = ""
     tenant: str = ""
     priority: int = DEFAULT_PRIORITY
+    """Class 0 is served first; the wire carries 0 to 3."""
     stream: str = ""
     """Frames of one stream share this name; empty for a single request."""
     frame: int = 0

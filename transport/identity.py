@@ -18,7 +18,6 @@ from transport.files import StateFileError, create_exclusively, read_private
 from transport.wire import RemoteProtocolError
 
 RAW_KEY_BYTES: Final = 32
-SIGNATURE_BYTES: Final = 64
 KEY_FILE_MAX_BYTES: Final = 4096
 """A PKCS 8 PEM file of an Ed25519 key takes 119 bytes; more is another file."""
 

@@ -119,10 +119,10 @@ def test_grid_id_is_the_hash_of_the_first_root_and_survives_rotation(grid):
 
 def test_node_without_root_gets_it_from_any_peer_by_the_grid_id(grid):
     node = TrustClient(grid.path / "node", grid.owner.grid_id)
-    assert not node.is_bootstrapped
+    assert node.versions() == (0, 0)
     assert node.status(NOW).expired
     assert node.refresh([lambda path: None, grid.desk.file], NOW).advanced
-    assert node.is_bootstrapped
+    assert node.versions() != (0, 0)
 
 
 def test_refresh_without_news_changes_nothing(grid):
@@ -309,7 +309,7 @@ def test_metadata_of_another_grid_is_refused(grid, tmp_path):
     assert changes.faults[0].kind == "invalid"
     fresh = TrustClient(grid.path / "fresh", grid.owner.grid_id)
     assert fresh.refresh([foreign.desk.file], NOW).faults[0].kind == "invalid"
-    assert not fresh.is_bootstrapped
+    assert fresh.versions() == (0, 0)
     with pytest.raises(WrongGridError):
         TrustClient(tmp_path / "foreign" / "desk", grid.owner.grid_id)
 
@@ -483,7 +483,7 @@ def test_node_with_every_state_file_lost_starts_again_from_peers(grid):
     for path in (grid.path / "node").glob("state-*.bin"):
         path.write_bytes(b"\0" * 100)
     again = TrustClient(grid.path / "node", grid.owner.grid_id)
-    assert not again.is_bootstrapped
+    assert again.versions() == (0, 0)
     assert again.refresh([grid.desk.file], NOW).advanced
     assert "street" in again.models()
 

@@ -162,7 +162,7 @@ def test_records_are_expected_less_often_in_larger_grids():
 
 def make_shipment(peer, command, *, now_s, transfer_s=0.1, service_s=0.5):
     job = Job(key=b"", entry="a", input_bytes=1, arrival_s=0.0, deadline_s=9.0, models=("m",))
-    record = JobRecord(handle=1, job=job, origin=None, stolen=False, sender_estimate_s=None, now_s=0.0)
+    record = JobRecord(handle=1, job=job, origin=None, stolen=False, sender_estimate_s=None)
     return Shipment(
         command=command,
         record=record,
