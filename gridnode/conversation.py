@@ -30,7 +30,7 @@ from transport.wire import (
 )
 
 COVERED_MAX = 256
-"""Keys listed in one JobAccepted; a peer has fewer jobs open here, else the rest count a moment later."""
+"""Keys listed in one JobAccepted, the oldest; more open jobs of one peer count a moment later."""
 
 
 class PeerResponder:
@@ -43,7 +43,7 @@ class PeerResponder:
 
     def accepted(self, state: PeerState) -> None:
         """Send JobAccepted with the sender's open jobs here."""
-        covered = self._conversation.open_keys()[:COVERED_MAX]
+        covered = self._conversation.covered()
         record = state_to_wire(state)
         self._conversation.say(JobAccepted(key=self._key, attempt=self._attempt, covered=covered, state=record))
 
@@ -120,9 +120,9 @@ class Conversation:
         self._outbox: deque[tuple[DataMessage, Sequence[Buffer]]] = deque()
         self._wake = trio.Event()
 
-    def open_keys(self) -> tuple[bytes, ...]:
-        """Return the keys of the peer's jobs on this connection that wait for their outcome."""
-        return tuple(self._handles)
+    def covered(self) -> tuple[bytes, ...]:
+        """Return the keys of the peer's jobs that this node's state counts, on whichever connections they came."""
+        return self._jobs.keys_of(self._exchange.peer, COVERED_MAX)
 
     def admit(
         self,
@@ -145,6 +145,7 @@ class Conversation:
         if header.key in self._handles:
             raise RemoteProtocolError("peer sent one key twice on a connection")
         handle = self._handles[header.key] = self._jobs.mint()
+        self._jobs.open_for(self._exchange.peer, handle, header.key)
         job = job_from_wire(header, now_s=trio.current_time())
         responder = PeerResponder(self, header)
         self._jobs.add(JobEntry(handle=handle, job=job, body=header.body, payload=(payload,), responder=responder))
@@ -170,7 +171,7 @@ class Conversation:
 
     def end(self, key: bytes, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
         """Queue a job's outcome."""
-        self._handles.pop(key, None)
+        self._jobs.close_for(self._exchange.peer, self._handles.pop(key))
         self._outbox.append((message, payload))
         self._wake.set()
 

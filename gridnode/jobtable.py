@@ -5,6 +5,7 @@ job at its one outcome.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -82,6 +83,7 @@ class JobTable:
 
     def __init__(self) -> None:
         self._entries: dict[int, JobEntry] = {}
+        self._keys: dict[str, dict[int, bytes]] = {}
         self._minted = 0
 
     def mint(self) -> int:
@@ -100,6 +102,21 @@ class JobTable:
     def pop(self, handle: int) -> JobEntry | None:
         """Forget a job and return it."""
         return self._entries.pop(handle, None)
+
+    def open_for(self, peer: str, handle: int, key: bytes) -> None:
+        """Note that a peer waits here for the outcome of a key."""
+        self._keys.setdefault(peer, {})[handle] = key
+
+    def close_for(self, peer: str, handle: int) -> None:
+        """Note that the peer has its outcome."""
+        keys = self._keys[peer]
+        del keys[handle]
+        if not keys:
+            del self._keys[peer]
+
+    def keys_of(self, peer: str, limit: int) -> tuple[bytes, ...]:
+        """Return the keys a peer waits for here, oldest first, on whichever connections they came; at most `limit`."""
+        return tuple(islice(self._keys.get(peer, {}).values(), limit))
 
     def __len__(self) -> int:
         """Return how many jobs are at this node."""

@@ -5,6 +5,7 @@ has had its outcome, nobody waits for the answers any more and the jobs are canc
 """
 
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -39,7 +40,7 @@ class JobAnswerer:
     def accepted(self, state: PeerState) -> None:
         """Send an acknowledgement with the sender's open jobs here."""
         talk = self._talk
-        covered = talk.open_keys()[:COVERED_MAX]
+        covered = talk.covered()
         size = messages.job_accepted(self._key, self._attempt, covered, state) if talk.is_limited else 0
         talk.say(size, talk.hearer.hear_accepted, self._key, covered, state)
 
@@ -118,9 +119,9 @@ class Conversation:
         """Length of an encoded result without its payload."""
         return self._node.result_bytes
 
-    def open_keys(self) -> tuple[bytes, ...]:
-        """Return the keys of the jobs that wait for their outcome."""
-        return tuple(self._handles)
+    def covered(self) -> tuple[bytes, ...]:
+        """Return the keys of the peer's jobs that this node's state counts, on whichever connections they came."""
+        return tuple(islice(self._node.waited_for[self._peer].values(), COVERED_MAX))
 
     def admit(
         self,
@@ -135,6 +136,7 @@ class Conversation:
         """Take a job in and tell the core."""
         node = self._node
         handle = self._handles[job.key] = node.mint()
+        node.waited_for.setdefault(self._peer, {})[handle] = job.key
         now_s = node.engine.now_s
         arrived = msgspec.structs.replace(job, arrival_s=now_s, deadline_s=now_s + budget_s)
         answerer = JobAnswerer(self, job.key, job.attempt)
@@ -166,7 +168,7 @@ class Conversation:
 
     def end(self, key: bytes, *message: Any) -> None:  # noqa: ANN401
         """Send a job's outcome."""
-        self._handles.pop(key, None)
+        del self._node.waited_for[self._peer][self._handles.pop(key)]
         self.say(*message)
 
     def cancel(self, key: bytes) -> None:

@@ -96,6 +96,8 @@ class SimNode:
         """What can be cancelled at peers, by command."""
         self.commands: dict[tuple[str, bytes], int] = {}
         """(peer, key) of jobs open at peers."""
+        self.waited_for: dict[str, dict[int, bytes]] = {}
+        """Keys that a peer waits for here, by peer and handle, oldest first."""
         self.result_bytes = 64
         """Length of an encoded result without its payload."""
         self.is_alive = True

@@ -30,3 +30,14 @@ def test_handles_are_never_used_twice():
     first = table.mint()
     table.pop(first)
     assert table.mint() != first
+
+
+def test_keys_of_a_peer_are_those_it_waits_for_oldest_first():
+    table = JobTable()
+    for handle, (peer, key) in enumerate([("a", b"1"), ("b", b"2"), ("a", b"3"), ("a", b"4")], start=1):
+        table.open_for(peer, handle, key)
+    assert table.keys_of("a", 10) == (b"1", b"3", b"4")
+    table.close_for("a", 1)
+    assert table.keys_of("a", 1) == (b"3",)
+    table.close_for("b", 2)
+    assert table.keys_of("b", 10) == ()
