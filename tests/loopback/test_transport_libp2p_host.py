@@ -128,11 +128,11 @@ async def hear(host: Libp2pHost, data: bytes) -> GossipMessage:
 
 
 async def meet(a: Running, b: Running) -> None:
-    """Connect two hosts and wait until gossip passes both ways."""
+    """Connect two hosts and wait until gossip passes both ways: each has the other in its mesh."""
     await a.host.connect(b.dial)
     for source, target in ((a, b), (b, a)):
-        name = ID.from_base58(target.host.node)
-        await until(lambda s=source, n=name: n in s.host._pubsub.peer_topics.get(s.host._prefix + STATE_TOPIC, ()))  # type: ignore[misc]
+        name, topic = ID.from_base58(target.host.node), source.host._prefix + STATE_TOPIC
+        await until(lambda s=source, n=name, t=topic: n in s.host._pubsub.router.mesh.get(t, ()))  # type: ignore[misc]
 
 
 def test_gossip_reaches_everyone_over_a_line_and_names_origin_and_forwarder() -> None:
