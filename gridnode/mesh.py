@@ -9,12 +9,12 @@ import trio
 from gridnode.logs import EventLog, short
 from transport.addressbook import Address, BookEntry, load_book, save_book
 from transport.base import ControlPlane
-from transport.discovery import (
+from transport.discovery import Discovery
+from transport.discovery_events import (
     AddressesLearned,
     DialFailed,
     DialPeer,
     DialSucceeded,
-    Discovery,
     DiscoveryStatistics,
     DropPeer,
     Event,

@@ -9,14 +9,13 @@ import pytest
 
 from transport.addressbook import BOOK_MAX_BYTES, Address, BookEntry, load_book, save_book
 from transport.base import Dial
-from transport.discovery import (
+from transport.discovery import Discovery, DiscoveryConfig
+from transport.discovery_events import (
     Action,
     AddressesLearned,
     DialFailed,
     DialPeer,
     DialSucceeded,
-    Discovery,
-    DiscoveryConfig,
     DropPeer,
     NeighboursChanged,
     PeerForgotten,
