@@ -19,12 +19,12 @@ from gridnode.logs import EventLog, short
 from gridnode.signedstate import PeerSource
 from transport.base import DataPlane
 from transport.cards import Address, NodeCard
-from transport.certificates import ROLES
+from transport.certificates import DAY_S, ROLES
 from transport.door import Door, DoorConfig
 from transport.doorwire import CARDS_MAX, Bundle
 from transport.files import StateFileError
 from transport.identity import raw_public_of
-from transport.issuing import make_csr, read_csr
+from transport.issuing import Issuer, make_csr, read_csr
 from transport.joining import renew_at_door
 from transport.tokens import Invites, TokenError
 from transport.wire import RemoteProtocolError, Signed, SignRequest, TransportError
@@ -33,10 +33,20 @@ log = EventLog("admit")
 
 ROOT_FILE: Final = "1.root.json"
 """Name, in a bundle of the join door, of the root that the grid's id is the hash of."""
-RENEWAL_LOOK_S: Final = 600.0
-"""How often the certificate's age is looked at; a tenth of an hour against a life of 30 days."""
+RENEWAL_LOOK_S: Final = 60.0
+"""How often the certificate's age is looked at, and an admit node looks for a new intermediate: clocks jump, and a
+machine that slept for a month wakes up late."""
 RENEWAL_RETRY_S: Final = 60.0
+"""Pause after a renewal that failed, unless a peer is met before."""
+RENEWAL_PAUSE_S: Final = 1.0
+"""Least time between two tries, however many peers are met."""
+FIRST_MEETING_S: Final = 5.0
+"""Time for peers to be found after the start, before a renewal that is due is tried and its failure told."""
 RENEWAL_TIMEOUT_S: Final = 10.0
+INTERMEDIATE_WARNING_S: Final = 30 * DAY_S
+"""An admit node's intermediate with less life left is warned of: when it ends, nothing in the grid can be renewed. As
+long as a leaf lives, so that none has been cut short yet."""
+WARN_EVERY_S: Final = DAY_S
 
 
 class AdmissionError(GridError):
@@ -75,6 +85,9 @@ class Admitting:
         self._peers = peers
         self._rng = rng
         self._on_renewed = on_renewed
+        self._met = trio.Event()
+        self._warn_s = float("-inf")
+        """When the operator may next be told that the intermediate ends."""
         self._door: Door | None = None
         self._door_port = 0
         self._invites: Invites | None = None
@@ -149,14 +162,43 @@ class Admitting:
             nursery.start_soon(self._keep_certificate)
             task_status.started()
 
+    def met(self, _node: str) -> None:
+        """Know that a peer answers: it, or one that it tells of, may renew what is due."""
+        self._met.set()
+
     async def _keep_certificate(self) -> None:
+        credentials = self._credentials
+        if credentials.issuer is None:
+            await self._wait_for_peer(FIRST_MEETING_S)
         while True:
-            due = self._credentials.grid_time.now_s() >= self._credentials.renewal_due_s()
-            if not due or await self._renew_own():
-                await trio.sleep(RENEWAL_LOOK_S * self._rng.uniform(0.5, 1.0))
-            else:
-                log.warning("certificate_not_renewed", expires_s=self._credentials.certificate.not_after_s)
-                await trio.sleep(RENEWAL_RETRY_S * self._rng.uniform(0.5, 1.0))
+            self._met = trio.Event()
+            if credentials.issuer is not None:
+                await self._keep_intermediate(credentials.issuer)
+            left_s = credentials.renewal_due_s() - credentials.grid_time.now_s()
+            if left_s > 0:
+                await trio.sleep(min(left_s, RENEWAL_LOOK_S * self._rng.uniform(0.5, 1.0)))
+            elif not await self._renew_own():
+                log.warning("certificate_not_renewed", expires_s=credentials.certificate.not_after_s)
+                await self._wait_for_peer(RENEWAL_RETRY_S * self._rng.uniform(0.5, 1.0))
+            await trio.sleep(RENEWAL_PAUSE_S)
+
+    async def _wait_for_peer(self, limit_s: float) -> None:
+        with trio.move_on_after(limit_s):
+            await self._met.wait()
+
+    async def _keep_intermediate(self, issuer: Issuer) -> None:
+        """Take up a new intermediate of the owner's, and warn in time where there is none."""
+        if await trio.to_thread.run_sync(self._credentials.reload_issuer):
+            assert self._credentials.issuer is not None
+            log.info("intermediate_renewed", expires_s=self._credentials.issuer.not_after_s)
+            if self._door is not None:
+                self._door.renew(self._credentials.chain_pem, self._credentials.issuer)
+            return
+        left_s = issuer.not_after_s - self._credentials.grid_time.now_s()
+        if left_s < INTERMEDIATE_WARNING_S and trio.current_time() >= self._warn_s:
+            self._warn_s = trio.current_time() + WARN_EVERY_S
+            remedy = "call 'gridnode grid renew' on this machine with the owner's keys"
+            log.error("intermediate_ends", days_left=round(left_s / DAY_S, 1), remedy=remedy)
 
     async def _renew_own(self) -> bool:
         chain = await self._sign_own()
@@ -199,15 +241,17 @@ class Admitting:
         return await self._ask_at_doors()
 
     async def _ask_at_doors(self) -> bytes | None:
-        """Renew an expired certificate at a join door: no peer talks to this node any more."""
+        """Renew at a join door: no peer talks to a node whose certificate expired, whatever its own clock says."""
         credentials = self._credentials
-        if credentials.grid_time.now_s() < credentials.certificate.not_after_s or not credentials.grid.doors:
+        if not credentials.grid.doors:
             return None
         parts = (text.rpartition(":") for text in credentials.grid.doors)
         doors = [Address(host, int(port)) for host, _, port in parts if host and port.isdigit()]
         try:
             grant = await renew_at_door(doors, credentials.key, credentials.chain_pem, credentials.trust)
         except TransportError as error:
-            log.error("door_did_not_renew", error=error, remedy="make an invite on an admit node: its door opens then")
+            if credentials.grid_time.now_s() >= credentials.certificate.not_after_s:
+                remedy = "make an invite on an admit node: its door opens then"
+                log.error("door_did_not_renew", error=error, remedy=remedy)
             return None
         return grant.chain_pem

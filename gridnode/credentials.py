@@ -99,6 +99,23 @@ class Credentials:
         begin_s, end_s = self.certificate.not_before_s, self.certificate.not_after_s
         return begin_s + RENEWAL_SHARE * (end_s - begin_s)
 
+    def reload_issuer(self) -> bool:
+        """Take up an intermediate that the owner has signed anew; say whether there is one. Blocks on a file read.
+
+        A file that cannot be used is logged and the one before stays in use.
+        """
+        if self.issuer is None:
+            return False
+        try:
+            found = _load_issuer(self._state)
+        except (StateFileError, TransportError, StateDirectoryError) as error:
+            log.error("intermediate_unreadable", error=error)
+            return False
+        if found is None or found.not_after_s <= self.issuer.not_after_s:
+            return False
+        self.issuer = found
+        return True
+
     def replace_chain(self, chain_pem: bytes) -> None:
         """Take a renewed certificate into use and keep it. Blocks on fsync.
 

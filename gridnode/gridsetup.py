@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gridnode.credentials import GridFile
 from gridnode.errors import StateDirectoryError
@@ -88,21 +88,46 @@ def write_grid_file(state: StateDirectory, grid: GridFile) -> None:
     write_atomically(state.grid, msgspec.json.format(msgspec.json.encode(grid)))
 
 
-def renew_intermediate(state: StateDirectory, owner_dir: Path, *, holder: str, now_s: float) -> None:
-    """Sign a new intermediate CA for an admit node with the owner's CA key."""
-    ca_pem = (owner_dir / "ca.crt").read_bytes()
-    _create_issuer(state, owner_dir, ca_pem, holder=holder, now_s=now_s)
+def renew_intermediate(state: StateDirectory, owner_dir: Path, *, now_s: float) -> float:
+    """Sign an admit node's intermediate CA for another INTERMEDIATE_LIFE_S; a daemon on it takes it up within a minute.
+
+    Its key stays, so that one file changes and a power cut cannot part key and certificate.
+
+    Returns
+    -------
+    float
+        When the new one ends, in seconds since 1970.
+
+    Raises
+    ------
+    StateDirectoryError
+        The node is no admit node, a key is missing, or a file cannot be written.
+    """
+    if not state.intermediate_key.exists():
+        raise StateDirectoryError(f"the node in {state.path} has no role 'admit'; renew on the node that made the grid")
+    try:
+        key = _load_key(state.intermediate_key, "the node's admit key")
+        holder = NodeKey.load(state.node_key).node
+        ca_pem = (owner_dir / "ca.crt").read_bytes()
+        certificate = make_intermediate(load_ca_key(owner_dir), ca_pem, key.public_key(), holder=holder, now_s=now_s)
+        write_atomically(state.intermediate, certificate)
+    except (StateFileError, TransportError, ValueError, OSError) as error:
+        raise StateDirectoryError(f"the admit certificate was not renewed: {error}") from error
+    return Issuer(key, certificate).not_after_s
 
 
 def load_ca_key(owner_dir: Path) -> Ed25519PrivateKey:
     """Read the owner's CA key; raises StateDirectoryError."""
+    return _load_key(owner_dir / CA_KEY_NAME, "the owner's CA key")
+
+
+def _load_key(path: Path, what: str) -> Ed25519PrivateKey:
     try:
-        data = read_private(owner_dir / CA_KEY_NAME, max_bytes=_KEY_MAX_BYTES)
-        key = serialization.load_pem_private_key(data, password=None)
+        key = serialization.load_pem_private_key(read_private(path, max_bytes=_KEY_MAX_BYTES), password=None)
     except (StateFileError, ValueError, TypeError) as error:
-        raise StateDirectoryError(f"the owner's CA key cannot be read: {error}") from error
+        raise StateDirectoryError(f"{what} cannot be read: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise StateDirectoryError(f"{owner_dir / CA_KEY_NAME} is no Ed25519 key")
+        raise StateDirectoryError(f"{path} is no Ed25519 key")
     return key
 
 
@@ -119,8 +144,7 @@ def _create_authority(owner_dir: Path, owner: OwnerRepository, now_s: float) -> 
 def _create_issuer(state: StateDirectory, owner_dir: Path, ca_pem: bytes, *, holder: str, now_s: float) -> Issuer:
     """Make an admit node's intermediate CA, with a key of its own."""
     key = Ed25519PrivateKey.generate()
-    public: Ed25519PublicKey = key.public_key()
-    certificate = make_intermediate(load_ca_key(owner_dir), ca_pem, public, holder=holder, now_s=now_s)
+    certificate = make_intermediate(load_ca_key(owner_dir), ca_pem, key.public_key(), holder=holder, now_s=now_s)
     write_atomically(state.intermediate_key, _private_pem(key))
     write_atomically(state.intermediate, certificate)
     return Issuer(key, certificate)

@@ -170,7 +170,7 @@ class Node:
             driver=self.driver,
             cards_path=state.cards,
             on_trust_news=lambda notice, node: self.signed.heard(notice, node),
-            on_meeting=lambda node: self.signed.met(node),
+            on_meeting=self._met,
             on_revoked=lambda: self.upkeep.judge_now(),
             on_fatal=self.fail,
         )
@@ -473,6 +473,10 @@ class Node:
     def _greet(self, neighbour: str) -> None:
         self.membership.greet(neighbour)
         self.signed.greet()
+
+    def _met(self, node: str) -> None:
+        self.signed.met(node)
+        self.admitting.met(node)
 
     def _on_renewed(self) -> None:
         """Use a renewed certificate on new connections, and tell the grid."""

@@ -23,6 +23,7 @@ from gridnode.errors import GridError
 from gridnode.gridsetup import REPOSITORY_NAME
 from gridnode.statedir import StateDirectory
 from models import tensors
+from models.bodies import RequestBody, decode_result, encode_request
 from models.durable import PARTIAL_SUFFIX, write_durably
 from models.executor import RunOutcome, RunRequest
 from models.manifest import Manifest, ModelError, canonical_bytes, model_digest, parse_manifest
@@ -31,7 +32,7 @@ from models.owner import OwnerRepository
 from models.package import Package, RunReport, build_package
 from models.profile import Profile, profile
 from models.runtime import Runtime, RuntimeConfig
-from models.tensors import Array, RequestBody
+from models.tensors import Array
 from models.trust import TrustClient
 from transport.files import StateFileError
 from transport.gridtime import GridTime
@@ -128,12 +129,12 @@ async def _run_once(
     digest = model_digest(manifest)
     await runtime.load(digest, manifest, graph)
     headers, payload = tensors.pack(inputs)
-    body = tensors.encode_request(RequestBody(kind="tensors", tensors=headers, raw_outputs=True))
+    body = encode_request(RequestBody(kind="tensors", tensors=headers, raw_outputs=True))
     request = RunRequest(body=body, payload=payload, deadline_s=trio.current_time() + GOLDEN_RUN_MAX_S)
     [outcome] = await runtime.run(digest, [request])
     if not isinstance(outcome, RunOutcome):
         raise outcome
-    result = tensors.decode_result(outcome.body)
+    result = decode_result(outcome.body)
     outputs = {name: array.copy() for name, array in tensors.views(result.tensors, outcome.payload).items()}
     found = await profile(runtime, digest, manifest, None)
     await runtime.unload(digest)
@@ -169,7 +170,7 @@ def publish(
     """
     with _blaming():
         owner = open_owner(state, owner_dir)
-        now_s = _grid_time(state, clock)
+        now_s = grid_time_s(state, clock)
         published = [_sign(owner, entry, now_s) for entry in built]
         for entry in built:
             _leave_shards(state, entry.package)
@@ -184,7 +185,7 @@ def withdraw(state: StateDirectory, owner_dir: Path, name: str, *, clock: Callab
         known = owner.models()
         if name not in known:
             raise PublishError(f"no model {name!r} is published; published are: {', '.join(sorted(known)) or 'none'}")
-        owner.remove_model(name, _grid_time(state, clock))
+        owner.remove_model(name, grid_time_s(state, clock))
         hand_over(state, owner.publication())
 
 
@@ -267,28 +268,29 @@ def _content(manifest: Manifest) -> Manifest:
 def _leave_shards(state: StateDirectory, package: Package) -> None:
     """Put a package's shards where the daemon looks for them, each under its digest."""
     state.incoming.mkdir(mode=0o700, exist_ok=True)
-    _give_to_node(state, state.incoming)
+    give_to_node(state, state.incoming)
     for shard in package.manifest.shards:
         content = package.files[shard.name]
         target = state.incoming / shard.sha256
         write_durably(target, content.read_bytes() if isinstance(content, Path) else content)
-        _give_to_node(state, target)
+        give_to_node(state, target)
 
 
 def hand_over(state: StateDirectory, publication: bytes) -> None:
     """Leave a publication for the daemon; it is the last file written."""
     write_durably(state.inbox, publication)
-    _give_to_node(state, state.inbox)
+    give_to_node(state, state.inbox)
 
 
-def _give_to_node(state: StateDirectory, path: Path) -> None:
+def give_to_node(state: StateDirectory, path: Path) -> None:
     """Let the state directory's owner, who may be a service's user, have what root wrote."""
     owner = state.path.stat()
     if os.geteuid() == 0 and owner.st_uid != 0:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def _grid_time(state: StateDirectory, clock: Callable[[], float]) -> float:
+def grid_time_s(state: StateDirectory, clock: Callable[[], float]) -> float:
+    """Return the grid time of a node whose daemon may not run; raises StateFileError."""
     return GridTime.load(clock, state.grid_time).now_s()
 
 

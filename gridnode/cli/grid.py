@@ -1,6 +1,7 @@
-"""``gridnode grid create | revoke | status``, ``invite`` and ``join``: who belongs to the grid."""
+"""``gridnode grid create | renew | revoke | status``, ``invite`` and ``join``: who belongs to the grid."""
 
 import argparse
+import contextlib
 import socket
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from gridnode.cli.options import (
     state_dir,
 )
 from gridnode.cli.output import console, note, print_json, span
+from gridnode.errors import DaemonUnreachableError
 
 NAME_MAX: Final = 63
 END_MIN: Final = 6
@@ -32,6 +34,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create = grid.add_parser("create", help="make a new grid with this node as its first member")
     create.add_argument("name", metavar="NAME", help="what people call the grid")
     create.set_defaults(run=create_grid)
+    renew = grid.add_parser("renew", help="renew what the owner signs: every two months, on an admit node")
+    renew.set_defaults(run=renew_grid)
     revoke = grid.add_parser("revoke", help="put a node out of the grid, for good")
     revoke.add_argument("node", metavar="NODE", help="its name, or its PeerID or the end of it, see 'gridnode peers'")
     revoke.set_defaults(run=revoke_node)
@@ -47,12 +51,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     join.add_argument("token", metavar="TOKEN", help="from 'gridnode invite'; - reads it from standard input")
     join.add_argument("--name", help="what people call this node (default: the host's name)")
     join.set_defaults(run=join_grid)
-    for parser in (create, join):
+    for parser in (create, renew, join):
         add_state_dir(parser)
-    add_owner_dir(create)
-    for parser in (revoke, status, invite):
+    for parser in (create, renew):
+        add_owner_dir(parser)
+    for parser in (renew, revoke, status, invite):
         add_socket(parser)
-    for parser in (create, revoke, status, invite, join):
+    for parser in (create, renew, revoke, status, invite, join):
         add_json(parser)
 
 
@@ -72,6 +77,24 @@ def create_grid(options: argparse.Namespace) -> int:
     screen.print(f"  node   {folder}")
     screen.print(f"  owner  {owner}  (keys that sign for the grid: keep a copy, take them offline)")
     screen.print("next: 'gridnode run' here, then 'gridnode invite' for each further node", style="dim")
+    return 0
+
+
+def renew_grid(options: argparse.Namespace) -> int:
+    """Run `gridnode grid renew`. A daemon need not run; one that does is told to look."""
+    from gridnode.renewal import renew_grid as renew
+    from gridnode.statedir import StateDirectory
+
+    renewed = renew(StateDirectory(state_dir(options)), owner_dir(options), clock=_now_s)
+    with contextlib.suppress(DaemonUnreachableError), connect(options) as grid:
+        grid.ask("reload_trust")
+    if options.json:
+        print_json(renewed)
+        return 0
+    now_s = _now_s()
+    screen = console()
+    screen.print(f"this node may admit and renew others for {span(renewed.admit_expires_s - now_s)} from now on")
+    screen.print(f"the grid's signed state holds for {span(renewed.state_expires_s - now_s)}")
     return 0
 
 
