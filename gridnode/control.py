@@ -1,7 +1,7 @@
 """What a program and the daemon on its device say to each other over the local socket. Pure.
 
 Owns the messages, their bounds, the framing, and the request and result bodies as the client sees them. The
-bodies are those of models.tensors, defined a second time because a user's program loads this module and must not
+bodies are those of models.bodies, defined a second time because a user's program loads this module and must not
 load the models package (it may own a ``models.py``); a test holds the two definitions together.
 
 A frame is: header length and payload length, each u32 big-endian, the header (one MessagePack map with the tag

@@ -35,8 +35,10 @@ from gridnode.jobtable import Answer as JobAnswer
 from gridnode.jobtable import Failure, JobEntry
 from gridnode.localsocket import FrameReader, FrameWriter, OutboxFullError
 from gridnode.logs import EventLog
+from models.bodies import decode_request
 from models.manifest import Manifest
-from models.tensors import BadInputError, check_request, decode_request
+from models.requestcheck import check_request
+from models.tensors import BadInputError
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
 

@@ -15,6 +15,7 @@ import trio
 from msgspec import Meta
 
 from models import tensors
+from models.bodies import ResultBody, decode_request, encode_result
 from models.executor import (
     ExecutorStatistics,
     ModelChange,
@@ -25,9 +26,10 @@ from models.executor import (
     RunRequest,
 )
 from models.manifest import Manifest
-from models.tensors import InferenceError, ResultBody
+from models.requestcheck import check_request
+from models.tensors import InferenceError
 
-_RESULT: Final = tensors.encode_result(ResultBody(emulated=True))
+_RESULT: Final = encode_result(ResultBody(emulated=True))
 
 
 class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,8 +139,8 @@ class EmulatedExecutor:
     async def _serve_one(self, model: _Loaded, request: RunRequest) -> RunOutcome | InferenceError:
         """Check a request and wait out its service time."""
         try:
-            body = tensors.decode_request(request.body)
-            tensors.check_request(model.manifest, body, memoryview(request.payload).nbytes)
+            body = decode_request(request.body)
+            check_request(model.manifest, body, memoryview(request.payload).nbytes)
         except tensors.BadInputError as error:
             model.errors += 1
             await trio.lowlevel.checkpoint()

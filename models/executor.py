@@ -37,7 +37,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request for a loaded model."""
 
     body: bytes
-    """An encoded models.tensors.RequestBody."""
+    """An encoded models.bodies.RequestBody."""
     payload: Buffer
     """Copied once, when the run starts; must not change before that."""
     deadline_s: float
@@ -48,7 +48,7 @@ class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one request."""
 
     body: bytes
-    """An encoded models.tensors.ResultBody."""
+    """An encoded models.bodies.ResultBody."""
     payload: bytearray
     """Raw outputs as the body says; owned by the caller."""
     service_s: float

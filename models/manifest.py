@@ -132,7 +132,7 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Known inputs and outputs that a node must reproduce before it advertises the model."""
 
     shard: str
-    """Shard that holds the tensors in the layout of models.tensors (names prefixed in. and out.)."""
+    """Shard that holds the tensors in the layout of models.golden."""
     rtol: float = 1e-2
     atol: float = 1e-2
 

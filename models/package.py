@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from models.golden import GoldenFormatError, encode_golden
 from models.graphcheck import check_bytes
 from models.graphread import GraphFacts, PackageError, read_graph
 from models.manifest import (
@@ -40,7 +41,7 @@ from models.manifest import (
     parse_manifest,
 )
 from models.store import ChunkStore
-from models.tensors import Array, GoldenFormatError, encode_golden
+from models.tensors import Array
 
 GRAPH_SHARD: Final = "graph.onnx"
 GOLDEN_SHARD: Final = "golden.bin"

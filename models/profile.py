@@ -13,9 +13,11 @@ import numpy as np
 import trio
 
 from models import tensors
+from models.bodies import RequestBody, decode_result, encode_request
 from models.executor import Executor, RunOutcome, RunRequest
+from models.golden import decode_golden
 from models.manifest import Golden, Manifest, ModelError
-from models.tensors import Array, RequestBody
+from models.tensors import Array
 
 RUNS: Final = 20
 """Measured runs; the 95th percentile of 20 is the second largest."""
@@ -68,7 +70,7 @@ async def profile(executor: Executor, digest: str, manifest: Manifest, golden: b
 
     Raises
     ------
-    GoldenMismatchError, tensors.GoldenFormatError
+    GoldenMismatchError, GoldenFormatError
         The package is to blame, or this machine.
     ProfileError
         A run failed or took too long.
@@ -97,11 +99,11 @@ async def check_golden(executor: Executor, digest: str, manifest: Manifest, gold
     An emulated result holds no numbers and passes unseen.
     """
     assert manifest.golden is not None
-    inputs, wanted = tensors.decode_golden(golden)
+    inputs, wanted = decode_golden(golden)
     headers, payload = await trio.to_thread.run_sync(tensors.pack, inputs)
-    body = tensors.encode_request(RequestBody(kind="tensors", tensors=headers, raw_outputs=True))
+    body = encode_request(RequestBody(kind="tensors", tensors=headers, raw_outputs=True))
     outcome = await _run(executor, digest, manifest, body, payload)
-    result = tensors.decode_result(outcome.body)
+    result = decode_result(outcome.body)
     if not result.emulated:
         found = tensors.views(result.tensors, outcome.payload)
         await trio.to_thread.run_sync(compare, found, wanted, manifest.golden)
@@ -171,11 +173,11 @@ def _sample(manifest: Manifest, inputs: Mapping[str, Array] | None) -> tuple[byt
     Blocks for tens of milliseconds.
     """
     if manifest.preprocessing is not None and len(manifest.inputs) == 1:
-        return tensors.encode_request(RequestBody(kind="image")), _picture()
+        return encode_request(RequestBody(kind="image")), _picture()
     if inputs is None:
         inputs = {s.name: np.zeros([max(1, size) for size in s.shape], s.dtype) for s in manifest.inputs}
     headers, payload = tensors.pack(inputs)
-    return tensors.encode_request(RequestBody(kind="tensors", tensors=headers)), payload
+    return encode_request(RequestBody(kind="tensors", tensors=headers)), payload
 
 
 def _picture() -> bytes:

@@ -17,10 +17,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state  # type
 from PIL import Image
 
 from models import tensors
+from models.bodies import ClassRecord, DetectionRecord, RequestBody, ResultBody, decode_request, encode_result
 from models.detection import Geometry, classify, detect, fit
 from models.imaging import FORMATS, ImageError, preprocess
 from models.manifest import DetectionPostprocessing, ImagePreprocessing, Manifest, TensorSpec
-from models.tensors import Array, ClassRecord, DetectionRecord, InferenceError, RequestBody, ResultBody
+from models.requestcheck import check_request
+from models.tensors import Array, InferenceError
 
 RunOptions = onnxruntime.RunOptions
 
@@ -138,8 +140,8 @@ class Session:
         InferenceError, OutputError, or one of RUNTIME_FAULTS
             The model's.
         """
-        request = tensors.decode_request(body)
-        tensors.check_request(self._manifest, request, payload.nbytes)
+        request = decode_request(body)
+        check_request(self._manifest, request, payload.nbytes)
         feeds, geometry = self._feeds(request, payload)
         post = self._manifest.postprocessing
         raw = request.raw_outputs or post is None
@@ -150,7 +152,7 @@ class Session:
         if raw:
             headers, size = _lay_out(outputs, output)
             result = msgspec.structs.replace(result, tensors=headers)
-        return tensors.encode_result(result), size
+        return encode_result(result), size
 
     def _feeds(self, request: RequestBody, payload: memoryview) -> tuple[Mapping[str, Array], Geometry | None]:
         """Return the inputs, and how the frame lies in them where there is a frame."""

@@ -150,7 +150,7 @@ class JobHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_bytes: Annotated[int, Meta(ge=0, le=PAYLOAD_MAX_BYTES)] = 4096
     parent: Key | None = None
     body: Body
-    """Encoded request body (models.tensors.RequestBody); nodes pass it on unread."""
+    """Encoded request body (models.bodies.RequestBody); nodes pass it on unread."""
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):

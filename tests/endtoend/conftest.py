@@ -21,7 +21,7 @@ from gridnode.client import Grid
 from gridnode.gridsetup import create_grid
 from gridnode.joining import join_grid
 from gridnode.statedir import StateDirectory
-from models import tensors
+from models.golden import encode_golden
 from models.manifest import (
     CHUNK_SIZE_BYTES,
     ClassificationPostprocessing,
@@ -82,7 +82,7 @@ def write_model(folder):
 
     session = onnxruntime.InferenceSession(str(folder / "tiny.onnx"))
     expected = session.run(None, {"x": model_input()})[0]
-    (folder / "golden").write_bytes(tensors.encode_golden({"x": model_input()}, {"y": expected}))
+    (folder / "golden").write_bytes(encode_golden({"x": model_input()}, {"y": expected}))
     return folder / "tiny.onnx", folder / "golden", expected
 
 

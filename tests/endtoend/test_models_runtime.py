@@ -18,6 +18,7 @@ from onnx import helper as h
 from PIL import Image
 
 from models import tensors
+from models.bodies import RequestBody, decode_result, encode_request
 from models.cpushare import processor_s
 from models.executor import (
     ModelChange,
@@ -28,6 +29,7 @@ from models.executor import (
     RunRequest,
     WorkerLostError,
 )
+from models.golden import encode_golden
 from models.manifest import (
     DetectionPostprocessing,
     Golden,
@@ -39,7 +41,7 @@ from models.manifest import (
 )
 from models.profile import GoldenMismatchError, profile
 from models.runtime import Runtime, RuntimeConfig
-from models.tensors import BadInputError, InferenceError, RequestBody
+from models.tensors import BadInputError, InferenceError
 
 pytestmark = pytest.mark.slow
 
@@ -136,11 +138,11 @@ def detector(folder):
 def request(deadline_s=PATIENCE_S, *, raw_outputs=False, **arrays):
     headers, payload = tensors.pack(arrays)
     body = RequestBody(kind="tensors", tensors=headers, raw_outputs=raw_outputs)
-    return RunRequest(body=tensors.encode_request(body), payload=payload, deadline_s=trio.current_time() + deadline_s)
+    return RunRequest(body=encode_request(body), payload=payload, deadline_s=trio.current_time() + deadline_s)
 
 
 def picture_request(payload, body=None):
-    body = tensors.encode_request(body or RequestBody(kind="image"))
+    body = encode_request(body or RequestBody(kind="image"))
     return RunRequest(body=body, payload=payload, deadline_s=trio.current_time() + PATIENCE_S)
 
 
@@ -150,7 +152,7 @@ def trips(count, deadline_s=PATIENCE_S):
 
 def outputs(outcome):
     assert isinstance(outcome, RunOutcome), outcome
-    return tensors.views(tensors.decode_result(outcome.body).tensors, outcome.payload)
+    return tensors.views(decode_result(outcome.body).tensors, outcome.payload)
 
 
 def jpeg(width=64, height=32, level=128):
@@ -213,7 +215,7 @@ def test_a_picture_becomes_detections_in_its_own_pixels(tmp_path):
     async def use(runtime):
         run = await loaded(runtime, detector(tmp_path))
         [outcome] = await run([picture_request(jpeg(64, 32))])
-        result = tensors.decode_result(outcome.body)
+        result = decode_result(outcome.body)
         assert [(d.class_index, d.class_name) for d in result.detections] == [(0, "vehicle"), (1, "cyclist")]
         assert result.detections[0].box == (24.0, 6.0, 40.0, 10.0)
         assert (result.image_width, result.image_height) == (64, 32)
@@ -231,7 +233,7 @@ def test_a_frame_given_as_an_array_answers_with_raw_outputs_and_its_own_threshol
         [outcome] = await run([picture_request(frame.tobytes(), body)])
         assert outputs(outcome)["mean"] == pytest.approx(1.0)
         assert outputs(outcome)["boxes"].shape == (1, 6, 2)
-        assert [d.class_name for d in tensors.decode_result(outcome.body).detections] == ["vehicle"]
+        assert [d.class_name for d in decode_result(outcome.body).detections] == ["vehicle"]
 
     with_runtime(use)
 
@@ -577,11 +579,11 @@ def test_golden_data_decides_whether_a_model_is_right_and_the_profile_says_what_
         )
         await runtime.load(toy.digest, manifest, toy.path)
         x = {"x": np.float32([1, 2])}
-        found = await profile(runtime, toy.digest, manifest, tensors.encode_golden(x, {"y": np.float32([2, 4.03])}))
+        found = await profile(runtime, toy.digest, manifest, encode_golden(x, {"y": np.float32([2, 4.03])}))
         assert 0 < found.mean_s <= found.p95_s < 1
         assert found.memory_bytes > 10 << 20
         assert found.providers == ("CPUExecutionProvider",)
-        wrong = tensors.encode_golden(x, {"y": np.float32([2, 4.1])})
+        wrong = encode_golden(x, {"y": np.float32([2, 4.1])})
         with pytest.raises(GoldenMismatchError, match=r"output 'y' differs from golden by up to 0\.1"):
             await profile(runtime, toy.digest, manifest, wrong)
         detect = detector(tmp_path)

@@ -25,10 +25,11 @@ from gridnode.outbound import Outbound
 from gridnode.report import Report
 from gridnode.translate import state_from_wire, table_digest, table_to_wire
 from gridnode.turns import Turns
-from models import emulated, tensors
+from models import emulated
+from models.bodies import RequestBody, encode_request
 from models.emulated import DeviceProfile, EmulatedExecutor, EmulatedModel
 from models.manifest import Manifest, TensorSpec, describe_shard
-from models.tensors import RequestBody, TensorHeader
+from models.tensors import TensorHeader
 from scheduler.actions import Execute, GrantLease, Nack, NackOffer, Offer, Reject, Send
 from scheduler.config import CoreConfig, PlacementConfig, QueueConfig
 from scheduler.core import Core
@@ -111,7 +112,7 @@ def loaded_first(node):
 @functools.cache
 def request_body(size):
     header = TensorHeader(name="x", dtype="uint8", shape=(size,))
-    return tensors.encode_request(RequestBody(kind="tensors", tensors=(header,)))
+    return encode_request(RequestBody(kind="tensors", tensors=(header,)))
 
 
 def make_arrivals(scenario):

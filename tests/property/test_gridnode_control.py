@@ -8,6 +8,7 @@ from gridnode import control
 from gridnode.channel import FrameAssembler
 from gridnode.errors import ProtocolError
 from models import tensors
+from models.bodies import ResultBody, decode_request, encode_request, encode_result
 
 names = st.text(max_size=20)
 keys = st.binary(min_size=24, max_size=24)
@@ -92,14 +93,14 @@ def as_builtins(record):
 
 @given(requests)
 def test_request_bodies_read_alike_in_both_packages(body):
-    assert as_builtins(tensors.decode_request(control.encode_body(body))) == as_builtins(body)
-    assert control.encode_body(body) == tensors.encode_request(tensors.decode_request(control.encode_body(body)))
+    assert as_builtins(decode_request(control.encode_body(body))) == as_builtins(body)
+    assert control.encode_body(body) == encode_request(decode_request(control.encode_body(body)))
 
 
 @given(results)
 def test_result_bodies_read_alike_in_both_packages(body):
-    theirs = msgspec.convert(as_builtins(body), tensors.ResultBody)
-    assert as_builtins(control.decode_result(tensors.encode_result(theirs))) == as_builtins(body)
+    theirs = msgspec.convert(as_builtins(body), ResultBody)
+    assert as_builtins(control.decode_result(encode_result(theirs))) == as_builtins(body)
 
 
 @given(header_lists)

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from models import tensors
+from models.bodies import decode_request, decode_result
+from models.golden import GoldenFormatError, decode_golden, encode_golden
 from models.manifest import DTYPES
 from models.tensors import BadInputError, TensorHeader
 
@@ -27,7 +29,7 @@ def test_arrays_come_back_from_a_payload_bit_by_bit(given_arrays):
 
 @given(st.dictionaries(names, arrays, max_size=4), st.dictionaries(names, arrays, max_size=4))
 def test_golden_data_comes_back_bit_by_bit(inputs, outputs):
-    seen_inputs, seen_outputs = tensors.decode_golden(tensors.encode_golden(inputs, outputs))
+    seen_inputs, seen_outputs = decode_golden(encode_golden(inputs, outputs))
     assert {n: a.tobytes() for n, a in seen_inputs.items()} == {n: a.tobytes() for n, a in inputs.items()}
     assert {n: a.tobytes() for n, a in seen_outputs.items()} == {n: a.tobytes() for n, a in outputs.items()}
 
@@ -52,9 +54,9 @@ def test_headers_that_lie_are_refused_and_never_read_beyond_the_payload(claimed,
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_body_or_a_named_error(data):
     for decode, error in (
-        (tensors.decode_request, tensors.BadInputError),
-        (tensors.decode_result, tensors.InferenceError),
-        (tensors.decode_golden, tensors.GoldenFormatError),
+        (decode_request, tensors.BadInputError),
+        (decode_result, tensors.InferenceError),
+        (decode_golden, GoldenFormatError),
     ):
         try:
             decode(data)
@@ -64,12 +66,12 @@ def test_any_bytes_are_a_body_or_a_named_error(data):
 
 @given(st.data())
 def test_a_golden_shard_with_changed_bytes_is_read_or_refused_by_name(data):
-    shard = bytearray(tensors.encode_golden({"x": np.arange(4, dtype=np.int32)}, {"y": np.zeros(3, np.uint8)}))
+    shard = bytearray(encode_golden({"x": np.arange(4, dtype=np.int32)}, {"y": np.zeros(3, np.uint8)}))
     for _ in range(data.draw(st.integers(1, 4))):
         shard[data.draw(st.integers(0, len(shard) - 1))] = data.draw(st.integers(0, 255))
     try:
-        inputs, outputs = tensors.decode_golden(shard)
-    except tensors.GoldenFormatError:
+        inputs, outputs = decode_golden(shard)
+    except GoldenFormatError:
         return
     assert sum(array.nbytes for array in (inputs | outputs).values()) <= len(shard)
 

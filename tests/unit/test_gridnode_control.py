@@ -5,25 +5,28 @@ import pytest
 from gridnode import control
 from gridnode.channel import FrameAssembler
 from gridnode.errors import ProtocolError
-from models import manifest, tensors
+from models import bodies, manifest, tensors
 
 KEY = bytes(24)
 
 
 def test_bounds_are_those_of_the_models_package():
-    assert control.BODY_MAX_BYTES == tensors.BODY_MAX_BYTES
+    assert control.BODY_MAX_BYTES == bodies.BODY_MAX_BYTES
     assert control.PAYLOAD_MAX_BYTES == tensors.PAYLOAD_MAX_BYTES
     assert control.ALIGNMENT_BYTES == tensors.ALIGNMENT_BYTES
     assert tuple(control.DTYPE_BYTES) == manifest.DTYPES
     assert all(np.dtype(name).itemsize == size for name, size in control.DTYPE_BYTES.items())
 
 
-@pytest.mark.parametrize("name", ["TensorHeader", "RequestBody", "DetectionRecord", "ClassRecord", "ResultBody"])
-def test_records_have_the_fields_and_defaults_of_the_models_package(name):
+@pytest.mark.parametrize(
+    "theirs",
+    [tensors.TensorHeader, bodies.RequestBody, bodies.DetectionRecord, bodies.ClassRecord, bodies.ResultBody],
+)
+def test_records_have_the_fields_and_defaults_of_the_models_package(theirs):
     def shape(record):
         return [(field.name, field.default) for field in msgspec.structs.fields(record)]
 
-    assert shape(getattr(control, name)) == shape(getattr(tensors, name))
+    assert shape(getattr(control, theirs.__name__)) == shape(theirs)
 
 
 @pytest.mark.parametrize(("header", "payload"), [(0, 0), (control.HEADER_MAX_BYTES + 1, 0), (1, 2**31)])

@@ -13,7 +13,7 @@ from gridnode.errors import InvalidInputError, ProtocolError
 from gridnode.inputs import encode_input
 from gridnode.results import Box, make_result
 from models import tensors
-from models.tensors import decode_request
+from models.bodies import decode_request
 
 ROOT = Path(__file__).resolve().parents[2]
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)

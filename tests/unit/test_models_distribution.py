@@ -17,12 +17,12 @@ from models.fetchevents import (
     HoldingsLearned,
     RequestChunk,
 )
+from models.golden import decode_golden
 from models.keys import create_key
 from models.manifest import canonical_bytes, model_digest
 from models.owner import OwnerRepository
 from models.package import RunReport, build_package, store_package
 from models.store import ChunkStore
-from models.tensors import decode_golden
 from models.trust import TrustClient
 
 NOW = 1_000_000_000.0

@@ -6,10 +6,11 @@ import trio
 import trio.testing
 
 from models import tensors
+from models.bodies import RequestBody, decode_result, encode_request
 from models.emulated import DeviceProfile, EmulatedExecutor, EmulatedModel
 from models.executor import ModelNotLoadedError, ModelRefusedError, RunDeadlineError, RunOutcome, RunRequest
 from models.manifest import Manifest, TensorSpec, describe_shard
-from models.tensors import BadInputError, RequestBody
+from models.tensors import BadInputError
 
 MANIFEST = Manifest(
     name="toy",
@@ -20,7 +21,7 @@ MANIFEST = Manifest(
     shards=(describe_shard("graph.onnx", [b"x"]),),
 )
 HEADERS, PAYLOAD = tensors.pack({"x": np.zeros(2, np.float32)})
-BODY = tensors.encode_request(RequestBody(kind="tensors", tensors=HEADERS))
+BODY = encode_request(RequestBody(kind="tensors", tensors=HEADERS))
 
 
 def request(deadline_s=1000.0):
@@ -48,7 +49,7 @@ def test_a_run_takes_the_service_time_and_says_that_it_is_emulated():
         [outcome] = await executor.run("d", [request()])
         assert trio.current_time() - began_s == pytest.approx(0.25)
         assert outcome.service_s == 0.25
-        assert tensors.decode_result(outcome.body).emulated
+        assert decode_result(outcome.body).emulated
         assert outcome.payload == b""
 
     virtual(use, mean_s=0.25, cv=0.0)

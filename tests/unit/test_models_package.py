@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from models.golden import decode_golden
 from models.graphread import PackageError
 from models.manifest import (
     ClassificationPostprocessing,
@@ -16,7 +17,6 @@ from models.manifest import (
 )
 from models.package import RunReport, build_package, draw_inputs, store_package
 from models.store import ChunkStore
-from models.tensors import decode_golden
 
 NAMES = ("person", "bicycle", "car")
 YOLO_PROPERTIES = {

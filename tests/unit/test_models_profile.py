@@ -3,9 +3,9 @@ import pytest
 import trio
 import trio.testing
 
-from models import tensors
 from models.emulated import DeviceProfile, EmulatedExecutor, EmulatedModel
 from models.executor import ModelNotLoadedError
+from models.golden import encode_golden
 from models.manifest import Golden, Manifest, TensorSpec, describe_shard
 from models.profile import GoldenMismatchError, ProfileError, check_golden, compare, profile
 
@@ -100,7 +100,7 @@ def test_golden_inputs_that_do_not_fit_the_model_are_a_failed_profile():
         executor = EmulatedExecutor(DeviceProfile(models={"toy": EmulatedModel(mean_s=0.1, cv=0.0)}), rng=None)
         manifest = make_manifest(golden=TOLERANCE)
         await executor.load("d", manifest, None)
-        shard = tensors.encode_golden({"x": np.zeros(3, np.float32)}, {"y": np.zeros(2, np.float32)})
+        shard = encode_golden({"x": np.zeros(3, np.float32)}, {"y": np.zeros(2, np.float32)})
         with pytest.raises(ProfileError, match="shape"):
             await check_golden(executor, "d", manifest, shard)
 
