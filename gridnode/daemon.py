@@ -32,6 +32,7 @@ from models.executor import Executor
 from transport.admission import Credentials as HandshakeCredentials
 from transport.dataplane import DataPlaneConfig, TlsDataPlane
 from transport.files import StateFileError
+from transport.libp2p_imports import leave_out
 
 log = EventLog("daemon")
 
@@ -120,6 +121,7 @@ async def _obey_signals(node: Node, scope: trio.CancelScope) -> None:
 async def _notify(notifier: Notifier, node: Node) -> None:
     """Tell the service manager of readiness, and of life while the core takes events."""
     await node.wait_ready()
+    log.info("daemon_ready", started_s=round(time.time() - psutil.Process().create_time(), 2))
     notifier.send(READY, f"STATUS=serving grid {node.credentials.grid.name}")
     interval_s = notifier.watchdog_interval_s
     async with trio.open_nursery() as nursery:
@@ -140,7 +142,8 @@ async def _notify_stop(notifier: Notifier, node: Node) -> None:
 
 
 def _make_node(config: Config, state: StateDirectory, credentials: Credentials, epoch: int) -> Node:
-    # libp2p takes a second to import; the commands that do not run a daemon must not pay for it.
+    # The commands that do not run a daemon must not pay for libp2p, and no daemon for the parts that it never uses.
+    leave_out()
     from transport.libp2p_host import Libp2pHost
 
     handshake = HandshakeCredentials(credentials.key, credentials.chain_pem, credentials.trust, epoch=epoch)

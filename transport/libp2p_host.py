@@ -1,4 +1,6 @@
-"""The control plane over py-libp2p 0.8.1. The only module others import to reach libp2p; importing it takes 1-4 s.
+"""The control plane over py-libp2p 0.8.1. The only module others import to reach libp2p.
+
+All of libp2p is 1,250 modules; a process that wants only this calls transport.libp2p_imports.leave_out() first.
 
 Owns the host: identity, security, limits, gossip topics, dials, and that it ends without a trace. The guards that
 make libp2p safe to run lie beside it: transport.libp2p_tcp (sockets), transport.libp2p_security (certificates) and
@@ -14,8 +16,8 @@ from typing import Final
 
 import msgspec
 import trio
-from libp2p.abc import INetConn
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_keys
+from libp2p.abc import INetConn, ISecureTransport
+from libp2p.crypto.keys import KeyPair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.connection.raw_connection import RawConnection
@@ -23,7 +25,6 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.rcmgr import Direction
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
@@ -44,7 +45,7 @@ from transport.libp2p_guards import (
     connection_config,
     no_retries,
 )
-from transport.libp2p_security import PROTOCOL, GridSecurity, OpenSecurity, libp2p_keys
+from transport.libp2p_security import PROTOCOL, GridSecurity, libp2p_keys
 from transport.libp2p_tcp import GridTcp, multiaddr_of
 from transport.wire import GOSSIP_MAX_BYTES, LocalProtocolError, PeerUnreachableError
 
@@ -147,9 +148,8 @@ class Libp2pHost:
 
     def _make_swarm(self) -> GuardedSwarm:
         keys = libp2p_keys(self._key)
-        security = {NOISE_PROTOCOL: OpenSecurity(keys, create_noise_keys(), self._establish)}
         upgrader = TransportUpgrader(
-            secure_transports_by_protocol=security if self._security is None else {PROTOCOL: self._security},
+            secure_transports_by_protocol=self._make_security(keys),
             muxer_transports_by_protocol={TProtocol(YAMUX_PROTOCOL): Yamux},
         )
         peerstore = PeerStore()
@@ -167,6 +167,13 @@ class Libp2pHost:
             retry_config=no_retries(),
             connection_config=config,
         )
+
+    def _make_security(self, keys: KeyPair) -> dict[TProtocol, ISecureTransport]:
+        if self._security is not None:
+            return {PROTOCOL: self._security}
+        from transport.libp2p_open import open_security  # a private grid has no use for noise and its libraries
+
+        return open_security(keys, self._establish)
 
     def _make_gossip(self) -> tuple[GuardedGossipSub, GuardedPubsub]:
         config = self._config

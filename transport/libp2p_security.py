@@ -20,7 +20,6 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.security.base_session import BaseSession
 from libp2p.security.exceptions import HandshakeFailure
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from transport.certificates import CertificateRefusedError, GridTrust
@@ -196,18 +195,3 @@ class GridSecurity(ISecureTransport):
         if isinstance(conn, RawConnection):
             self._establish(conn)
         return GridSession(pump, self._keys, peer, is_initiator=is_initiator)
-
-
-class OpenSecurity(NoiseTransport):
-    """Noise as other libp2p implementations speak it: for open test grids only, where anyone may come in."""
-
-    def __init__(self, keys: KeyPair, noise_keys: KeyPair, establish: Establish) -> None:
-        super().__init__(keys, noise_privkey=noise_keys.private_key)
-        self._establish = establish
-
-    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
-        """Do the responder's part."""
-        secured = await super().secure_inbound(conn)
-        if isinstance(conn, RawConnection):
-            self._establish(conn)
-        return secured
