@@ -1,6 +1,6 @@
 """Signing keys of the grid state as files: Ed25519 in PKCS#8 PEM, readable by their owner only.
 
-Owns making, reading and naming such keys for models.owner and models.desk. Knows nothing of node identities and
+Owns making, reading and naming such keys for models.ownerkeys and models.desk. Knows nothing of node identities and
 certificates; those keys live in transport.identity.
 """
 

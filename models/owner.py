@@ -1,12 +1,10 @@
-"""The owner's hand on the grid's signed state: roots, targets, and the keys that sign them.
+"""The owner's hand on the grid's signed state: a working copy of it, changed and signed.
 
-Owns making a grid, publishing and removing targets, and changing keys. The keys are files in the owner's folder; they
-are needed only while this module signs, and may lie on a stick in a drawer the rest of the time. Knows nothing of
-peers (they come in as a Fetch), of the desk's short-lived signatures, and of what is inside a target. Time is an
-argument. All calls block.
+Owns making a grid, publishing and removing targets, and putting new roots in force. Who may sign, and where the keys
+are, is models.ownerkeys'. Knows nothing of peers (they come in as a Fetch), of the desk's short-lived signatures, and
+of what is inside a target. Time is an argument. All calls block.
 
-Folder of the owner: ``root.json`` (version 1: its hash is the grid's id) and ``owner-*.pem``. With a threshold above
-one the key files belong on different media; give all folders where enough of them are.
+The owner's folder holds ``root.json`` (version 1: its hash is the grid's id) beside the keys.
 
 Before it signs, the tool takes over the newest state that peers hold (pull): two owners, or one with an old copy,
 otherwise sign the same version twice, and a desk refuses the second.
@@ -18,22 +16,14 @@ from typing import Final
 
 import msgspec
 from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined]  # exported without __all__
-from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported without __all__
-    Role,
-    Root,
-    TargetFile,
-    Targets,
-)
+from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]  # exported without __all__
 
 from models.deployment import DEPLOYMENT_PATH, Deployment, decode_deployment, encode_deployment
 from models.durable import write_durably
-from models.keys import create_key, load_key
-from models.manifest import check_name, model_digest, parse_manifest
+from models.manifest import model_digest, parse_manifest
 from models.metadata import (
     GRID_NAME,
     MIRROR_MAX_BYTES,
-    ROOT_MAX_BYTES,
-    ROOTS_MAX,
     SIGNED_AT,
     TARGET_MAX_BYTES,
     TARGETS_MAX_BYTES,
@@ -41,7 +31,6 @@ from models.metadata import (
     Publication,
     SignatureError,
     SignedState,
-    TrustError,
     View,
     check_path,
     grid_id_of,
@@ -51,19 +40,10 @@ from models.metadata import (
     utc,
     verify,
 )
+from models.ownerkeys import ROOT_LIFETIME_S, OwnerKeyError, first_root, keys_at_hand, next_root
 from models.statefile import StateDirectory
 
-DAY_S: Final = 86_400.0
-ROOT_LIFETIME_S: Final = 365 * DAY_S
-"""A grid must outlive a year without its owner; a root is renewed by any change of keys, or by renew."""
-TARGETS_LIFETIME_S: Final = 365 * DAY_S
-_OWNER_KEYS_MAX: Final = 16
-_DESK_ROLES: Final = ("timestamp", "snapshot")
-_OWNER_ROLES: Final = ("root", "targets")
-
-
-class OwnerKeyError(TrustError):
-    """Too few of the owner's keys are at hand. The local user's fault."""
+TARGETS_LIFETIME_S: Final = ROOT_LIFETIME_S
 
 
 class OwnerRepository:
@@ -134,21 +114,8 @@ class OwnerRepository:
         KeyFileError
             The owner's folder holds keys already.
         """
-        check_name(grid_name, what="grid name")
-        if not 1 <= threshold <= keys <= _OWNER_KEYS_MAX or not desk_keys:
-            raise ValueError(f"threshold {threshold} of {keys} keys with {len(desk_keys)} desks makes no sense")
-        owner_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        signers = [create_key(owner_dir / f"owner-{number}.pem") for number in range(1, keys + 1)]
-        owners = [signer.public_key for signer in signers]
-        root = Root(
-            version=1,
-            expires=utc(now_s + ROOT_LIFETIME_S),
-            consistent_snapshot=False,
-            unrecognized_fields={GRID_NAME: grid_name, SIGNED_AT: int(now_s)},
-        )
-        _set_role_keys(root, owners=owners, threshold=threshold, desks=desk_keys)
-        data = sign(root, signers)
-        write_durably(owner_dir / "root.json", data, mode=0o644)
+        first = first_root(owner_dir, grid_name, now_s, desk_keys=desk_keys, keys=keys, threshold=threshold)
+        write_durably(owner_dir / "root.json", first, mode=0o644)
         repository = cls(owner_dir, repo_dir)
         repository._change({}, now_s)
         return repository
@@ -295,30 +262,12 @@ class OwnerRepository:
         ValueError
             The caller's fault: a threshold that the keys cannot meet.
         """
-        old = self._view.root
-        present = self._signers(old, extra=())
-        root = Root.from_dict(old.to_dict())
-        owners = [_key(old, keyid) for keyid in old.roles["root"].keyids]
-        if owner_keys is not None:
-            owners = [signer.public_key for signer in owner_keys]
-        desks = [_key(old, keyid) for keyid in old.roles["timestamp"].keyids] if desk_keys is None else list(desk_keys)
-        wanted = old.roles["root"].threshold if threshold is None else threshold
-        if not 1 <= wanted <= len(owners) <= _OWNER_KEYS_MAX or not desks or old.version >= ROOTS_MAX:
-            raise ValueError(
-                f"threshold {wanted} of {len(owners)} owner keys with {len(desks)} desks in root {old.version + 1} "
-                f"makes no sense (at most {_OWNER_KEYS_MAX} keys, {ROOTS_MAX} roots)"
-            )
-        _set_role_keys(root, owners=owners, threshold=wanted, desks=desks)
-        root.version = old.version + 1
-        root.expires = utc(now_s + ROOT_LIFETIME_S)
-        root.unrecognized_fields[SIGNED_AT] = int(now_s)
-        fresh = self._signers(root, extra=owner_keys or ())
-        data = sign(root, list({s.public_key.keyid: s for s in (*present, *fresh)}.values()))
-        if len(data) > ROOT_MAX_BYTES:
-            raise ValueError(f"root takes {len(data)} bytes, at most {ROOT_MAX_BYTES} are accepted; drop keys")
+        data, signers = next_root(
+            self._view.root, self._folders, now_s, owner_keys=owner_keys, threshold=threshold, desk_keys=desk_keys
+        )
         state = msgspec.structs.replace(self._view.state, roots=(*self._view.state.roots, data))
         # Targets keep their content; they must hold under the new keys too.
-        self._commit(msgspec.structs.replace(state, targets=self._targets({}, now_s, fresh)))
+        self._commit(msgspec.structs.replace(state, targets=self._targets({}, now_s, signers)))
 
     # ------------------------------------------------------------ inside
 
@@ -340,7 +289,7 @@ class OwnerRepository:
             check_path(path)
             if data is not None and not 0 < len(data) <= TARGET_MAX_BYTES:
                 raise ValueError(f"target {path!r} has {len(data)} bytes, allowed are 1..{TARGET_MAX_BYTES}")
-        signers = self._signers(self._view.root, extra=())
+        signers = keys_at_hand(self._folders, self._view.root)
         targets = self._targets(files, now_s, signers)
         for data in files.values():
             if data is not None:
@@ -369,22 +318,6 @@ class OwnerRepository:
             raise ValueError(f"list of targets takes {len(signed)} bytes, at most {TARGETS_MAX_BYTES} are accepted")
         return signed
 
-    def _signers(self, root: Root, *, extra: Sequence[CryptoSigner]) -> list[CryptoSigner]:
-        """Return the keys at hand that count for the owner's roles, at least as many as the threshold."""
-        found = {signer.public_key.keyid: signer for signer in extra}
-        for folder in self._folders:
-            for path in sorted(folder.glob("owner-*.pem")):
-                signer = load_key(path)
-                found[signer.public_key.keyid] = signer
-        role = root.roles["root"]
-        usable = [found[keyid] for keyid in role.keyids if keyid in found]
-        if len(usable) < role.threshold:
-            raise OwnerKeyError(
-                f"{len(usable)} of the owner's keys are at hand, {role.threshold} of {len(role.keyids)} must sign; "
-                f"looked for owner-*.pem in {', '.join(str(folder) for folder in self._folders)}"
-            )
-        return usable
-
     def _commit(self, state: SignedState) -> None:
         """Check what was made as a node would, then keep it."""
         view = verify(state, self.grid_id)
@@ -392,18 +325,3 @@ class OwnerRepository:
         self._directory.commit(state)
         self._view = view
         self._directory.keep_targets(view.files.values())
-
-
-def _key(root: Root, keyid: str) -> Key:
-    """Return a key of a root."""
-    return root.keys[keyid]
-
-
-def _set_role_keys(root: Root, *, owners: Sequence[Key], threshold: int, desks: Sequence[Key]) -> None:
-    """Write the keys of all four roles into a root."""
-    owner_ids, desk_ids = [key.keyid for key in owners], [key.keyid for key in desks]
-    if set(owner_ids) & set(desk_ids):
-        raise ValueError("one key is both an owner's and a desk's; a desk is online, so give it a key of its own")
-    root.keys = {key.keyid: key for key in (*owners, *desks)}
-    root.roles = {role: Role(list(owner_ids), threshold) for role in _OWNER_ROLES}
-    root.roles |= {role: Role(list(desk_ids), 1) for role in _DESK_ROLES}

@@ -18,7 +18,8 @@ from models.metadata import (
     sign,
     utc,
 )
-from models.owner import ROOT_LIFETIME_S, OwnerKeyError, OwnerRepository
+from models.owner import OwnerRepository
+from models.ownerkeys import ROOT_LIFETIME_S, OwnerKeyError
 from models.trust import TargetMissingError, TrustClient
 
 NOW = 1_000_000_000.0
