@@ -4,7 +4,7 @@ Owns the running executions. Sending and stealing is gridnode.outbound's, ruling
 gridnode.inbound's, models are gridnode.modelhouse's; this module hands on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -92,6 +92,9 @@ class DaemonHands:
         self._nursery = nursery
         self._on_drained = on_drained
         self._running: dict[int, trio.CancelScope] = {}
+        """Executions in a task of their own, by command."""
+        self._begun: dict[int, Callable[[], None]] = {}
+        """How to stop the others."""
 
     def carry_out(self, action: actions.Action, attachment: object) -> None:
         """Start an action; see driver.Hands."""
@@ -166,22 +169,43 @@ class DaemonHands:
     # ------------------------------------------------------------ executions
 
     def _cancel(self, action: actions.Cancel) -> None:
-        scope = self._running.get(action.command)
-        if scope is not None:
+        command = action.command
+        if (scope := self._running.get(command)) is not None:
             scope.cancel()
+        elif (stop := self._begun.pop(command, None)) is not None:
+            stop()
+            self._driver.post(ServiceFailed(command=command, reason=Reason.CANCELLED))
         else:
-            self._outbound.cancel(action.command)
+            self._outbound.cancel(command)
 
     def _execute(self, action: actions.Execute) -> None:
         entries = [entry for handle in action.handles if (entry := self._jobs.get(handle)) is not None]
         assert len(entries) == len(action.handles), "the core executes a job that has had its outcome"
-        self._nursery.start_soon(self._run, action, entries)
+        if len(entries) > 1 or not self._begin(action, entries):
+            self._nursery.start_soon(self._run, action, entries)
+
+    def _begin(self, action: actions.Execute, entries: list[JobEntry]) -> bool:
+        """Start a job in this very call, if its worker can: a task would cost more than the hand-over.
+
+        The core counts the service from Execute, so there is nothing to tell it.
+        """
+
+        def ended(outcome: RunOutcome | InferenceError | WorkerLostError) -> None:
+            del self._begun[action.command]
+            if isinstance(outcome, WorkerLostError):
+                self._lose(action, outcome)
+            else:
+                self._finish(action, entries, [outcome])
+
+        stop = self._executor.begin(action.model, _request(entries[0]), ended)
+        if stop is None:
+            return False
+        self._begun[action.command] = stop
+        entries[0].started_s = trio.current_time()
+        return True
 
     async def _run(self, action: actions.Execute, entries: list[JobEntry]) -> None:
-        requests = [
-            RunRequest(body=entry.body, payload=_joined(entry), deadline_s=entry.job.deadline_s) for entry in entries
-        ]
-        lost = ServiceFailed(command=action.command, reason=Reason.LOST)
+        """Execute jobs that wait for their worker, or come as a batch."""
 
         def started() -> None:
             now_s = trio.current_time()
@@ -189,19 +213,29 @@ class DaemonHands:
                 entry.started_s = now_s
             self._driver.post(ServiceStarted(command=action.command))
 
+        requests = [_request(entry) for entry in entries]
         with trio.CancelScope() as scope:
             self._running[action.command] = scope
             try:
                 results = await self._executor.run(action.model, requests, on_started=started)
             except (WorkerLostError, ModelNotLoadedError) as error:
-                log.warning("worker_lost", model=action.model[:12], error=error)
-                self._driver.post(lost)
+                self._lose(action, error)
                 return
             finally:
                 del self._running[action.command]
         if scope.cancelled_caught:
             self._driver.post(ServiceFailed(command=action.command, reason=Reason.CANCELLED))
             return
+        self._finish(action, entries, results)
+
+    def _lose(self, action: actions.Execute, error: WorkerLostError | ModelNotLoadedError) -> None:
+        log.warning("worker_lost", model=action.model[:12], error=error)
+        self._driver.post(ServiceFailed(command=action.command, reason=Reason.LOST))
+
+    def _finish(
+        self, action: actions.Execute, entries: list[JobEntry], results: Sequence[RunOutcome | InferenceError]
+    ) -> None:
+        """Post what an execution came to."""
         outcomes: Outcomes = {
             entry.handle: self._outcome(action.model, entry, result)
             for entry, result in zip(entries, results, strict=True)
@@ -236,6 +270,7 @@ class DaemonHands:
                 return Failure(reason=Reason.MODEL_FAILED.value, message=str(result))
 
 
-def _joined(entry: JobEntry) -> bytes | bytearray | memoryview:
-    """Return the payload as one buffer; it nearly always is one already."""
-    return entry.payload[0] if len(entry.payload) == 1 else b"".join(entry.payload)
+def _request(entry: JobEntry) -> RunRequest:
+    """Return what the worker gets; the payload nearly always is one buffer already."""
+    payload = entry.payload[0] if len(entry.payload) == 1 else b"".join(entry.payload)
+    return RunRequest(body=entry.body, payload=payload, deadline_s=entry.job.deadline_s)

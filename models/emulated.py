@@ -21,6 +21,7 @@ from models.executor import (
     ModelChange,
     ModelNotLoadedError,
     ModelRefusedError,
+    OnEnd,
     RunDeadlineError,
     RunOutcome,
     RunRequest,
@@ -115,6 +116,10 @@ class EmulatedExecutor:
         """Let go of a model; runs in hand still end. See models.executor.Executor.unload."""
         self._models.pop(digest, None)
         await trio.lowlevel.checkpoint()
+
+    def begin(self, digest: str, request: RunRequest, on_end: OnEnd) -> Callable[[], None] | None:
+        """Start nothing: waiting needs a task. See models.executor.Executor.begin."""
+        return None
 
     async def run(
         self, digest: str, requests: Sequence[RunRequest], *, on_started: Callable[[], None] | None = None

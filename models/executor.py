@@ -55,6 +55,10 @@ class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """Time in the worker: pre-processing, the model, post-processing."""
 
 
+OnEnd = Callable[[RunOutcome | InferenceError | WorkerLostError], None]
+"""Told what became of a run, in the event loop's thread; must neither block nor raise."""
+
+
 class ModelChange(msgspec.Struct, frozen=True, kw_only=True):
     """A model became usable or unusable by itself (load and unload are not told: their caller knows)."""
 
@@ -117,6 +121,26 @@ class Executor(Protocol):
 
     async def unload(self, digest: str) -> None:
         """Let go of a model; its runs end with WorkerLostError. A model that is not loaded is fine."""
+        ...
+
+    def begin(self, digest: str, request: RunRequest, on_end: OnEnd) -> Callable[[], None] | None:
+        """Start one request in this very call, where that can be done: no task stands between request and answer.
+
+        Parameters
+        ----------
+        digest : str
+            Of a model.
+        request : RunRequest
+            The request.
+        on_end : callable
+            Told the outcome, once, later than this call; WorkerLostError where nothing is known of it.
+
+        Returns
+        -------
+        callable or None
+            Terminates the run, after which ``on_end`` is not called; None where nothing was started, because it
+            would have to wait or is wrong: run() says which.
+        """
         ...
 
     async def run(

@@ -27,6 +27,7 @@ from models.executor import (
     ModelChange,
     ModelNotLoadedError,
     ModelRefusedError,
+    OnEnd,
     RunDeadlineError,
     RunOutcome,
     RunRequest,
@@ -124,7 +125,8 @@ class _Model:
         runs, errors, terminated = self.past
         if self.worker is None:
             return self.past
-        return runs + self.worker.runs, errors + self.worker.errors, terminated + self.worker.terminated
+        now = self.worker.runs
+        return runs + now.done, errors + now.errors, terminated + now.terminated
 
 
 class Runtime:
@@ -185,6 +187,12 @@ class Runtime:
         while not model.is_over:
             await model.moved.wait()
 
+    def begin(self, digest: str, request: RunRequest, on_end: OnEnd) -> Callable[[], None] | None:
+        """Start one request in this call; see models.executor.Executor.begin."""
+        model = self._models.get(digest)
+        worker = None if model is None else model.live_worker
+        return None if worker is None else worker.begin(request, on_end)
+
     async def run(
         self, digest: str, requests: Sequence[RunRequest], *, on_started: Callable[[], None] | None = None
     ) -> list[RunOutcome | InferenceError]:
@@ -232,8 +240,8 @@ class Runtime:
             memory_bytes_peak=peak,
             load_s=model.load_s,
             slots=self._config.slots,
-            running=worker.running if worker is not None else 0,
-            waiting=worker.waiting if worker is not None else 0,
+            running=worker.runs.running if worker is not None else 0,
+            waiting=worker.runs.waiting if worker is not None else 0,
             runs=runs,
             errors=errors,
             restarts=model.restarts,

@@ -1,21 +1,14 @@
-"""One worker process as the daemon sees it: start, runs, deadlines, end.
+"""One worker process as the daemon sees it: start, requests and answers, end.
 
-Owns the daemon's ends of the sockets and of the shared memory, the slots, and the decision to kill. Knows nothing
-of restarts (models.runtime) nor of what bodies and payloads mean.
-
-A slot belongs to the worker from the order until its answer, whatever becomes of the caller: at the deadline, or
-when the caller is cancelled, the run is *abandoned*: the worker is asked to terminate it, the answer is thrown away
-and frees the slot. Only a worker that keeps an abandoned run beyond its grace is killed, so one client's tiny
-deadlines cannot hurt others.
+Owns the daemon's ends of the sockets and the decision to kill. Slots, deadlines and what becomes of a run are
+models.workerruns's. Knows nothing of restarts (models.runtime) nor of what bodies and payloads mean.
 """
 
+import contextlib
 import functools
-import itertools
 import logging
-import math
-import os
 import signal
-from collections import deque
+import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -24,20 +17,14 @@ import trio
 
 from models import cpushare
 from models import workerprotocol as protocol
-from models.executor import ModelRefusedError, RunDeadlineError, RunOutcome, RunRequest, WorkerLostError
+from models.executor import ModelRefusedError, OnEnd, RunOutcome, RunRequest, WorkerLostError
 from models.manifest import MANIFEST_MAX_BYTES, Manifest, canonical_bytes
 from models.tensors import BadInputError, InferenceError
+from models.workerruns import Run, WorkerRuns, deadline_error
 from models.workerstart import WorkerSettings, copy_log, start_worker
 
 log = logging.getLogger("gridnode.models")
 
-GRACE_MIN_S: Final = 2.0
-"""Least time a worker gets to let go of an abandoned run."""
-GRACE_FACTOR: Final = 10
-"""Times the 95th percentile of recent service times it gets: runs end between two operators, so slow models and
-slow boards need longer."""
-SERVICE_TIMES_KEPT: Final = 64
-"""Recent service times for that percentile."""
 END_MAX_S: Final = 10.0
 """Longest wait for a killed process to be gone; only a process stuck in a driver takes longer."""
 COPY_INLINE_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -54,21 +41,6 @@ MEMORY_EXTRA_BYTES: Final = 256 * 1024 * 1024
 
 class NotBegunError(WorkerLostError):
     """The worker was lost while a run waited for a slot."""
-
-
-class _Run:
-    """A request in the worker's hands."""
-
-    def __init__(self, slot: int, payload_bytes: int) -> None:
-        self.slot = slot
-        self.payload_bytes = payload_bytes
-        self.is_sent = False
-        self.sent_s = 0.0
-        self.answered_s = 0.0
-        self.answer: protocol.Done | protocol.Failed | None = None
-        self.over = trio.Event()
-        self.kill_at_s = math.inf
-        """When the worker is killed for not answering; set once the run is abandoned."""
 
 
 class WorkerProcess:
@@ -97,37 +69,19 @@ class WorkerProcess:
         except OSError as error:
             raise WorkerLostError(f"no worker for model {manifest.name!r} could be started: {error}") from error
         self._process = ends.process
-        self._requests = ends.requests
+        self._requests: socket.socket = ends.requests
         self._control = ends.control
         self._output = ends.output
         self._memory = ends.memory
-        self._free_slots, self._take_slots = trio.open_memory_channel[int](settings.slots)
-        self._numbers = itertools.count()
-        self._runs: dict[int, _Run] = {}
-        self._patience = trio.CancelScope()
-        self._service_s: deque[float] = deque(maxlen=SERVICE_TIMES_KEPT)
-        self._copying = 0
-        self._share: cpushare.CpuShare | None = None
+        self._inline_bytes_max = min(COPY_INLINE_MAX_BYTES, ends.memory.region_bytes)
+        self.runs = WorkerRuns(manifest.name, settings.slots, ends.memory, cancel=self._cancel)
         self.pid = self._process.pid
         self.is_over = False
         """Whether the process has ended or is about to; no run is taken any more."""
         self.ready: protocol.Ready | None = None
         """How the model was loaded; None before that."""
-        self.runs = 0
-        self.errors = 0
-        self.terminated = 0
         self.end_reason = "it was unloaded"
         """Why the worker ended; means nothing while it runs."""
-
-    @property
-    def running(self) -> int:
-        """Runs in the worker's hands, abandoned ones too."""
-        return len(self._runs)
-
-    @property
-    def waiting(self) -> int:
-        """Runs that wait for a slot."""
-        return self._take_slots.statistics().tasks_waiting_receive
 
     async def serve(self, on_ready: Callable[[], None]) -> None:
         """Load the model, tell that it is ready, and serve runs until the process ends.
@@ -159,11 +113,34 @@ class WorkerProcess:
             return fault
         async with trio.open_nursery() as nursery:
             if self._settings.cpu_share < 1:
-                self._share = cpushare.limit(self.pid, share=self._settings.cpu_share, threads=self._settings.threads)
-                nursery.start_soon(self._share.serve)
+                share = cpushare.limit(self.pid, share=self._settings.cpu_share, threads=self._settings.threads)
+                self.runs.share = share
+                nursery.start_soon(share.serve)
+            nursery.start_soon(self._keep_time, nursery.cancel_scope)
             on_ready()
             await self._read_answers()
             nursery.cancel_scope.cancel()
+        return None
+
+    async def _keep_time(self, life: trio.CancelScope) -> None:
+        """See to deadlines, and end the worker when it does not."""
+        await self.runs.keep_time()
+        self.end_reason = "it kept a run too long after the deadline and was killed"
+        life.cancel()
+
+    def begin(self, request: RunRequest, on_end: OnEnd) -> Callable[[], None] | None:
+        """Start a request in this call; see models.executor.Executor.begin."""
+        size = memoryview(request.payload).nbytes
+        if self.is_over or size > self._inline_bytes_max or request.deadline_s <= trio.current_time():
+            return None
+        slot = self.runs.take_nowait()
+        if slot is None:
+            return None
+        run = self.runs.open(slot, size, deadline_s=request.deadline_s, on_end=on_end)
+        self.runs.fill(run, request)
+        if self._send(run, request.body):
+            return functools.partial(self.runs.abandon, run)
+        self.runs.withdraw(run)
         return None
 
     async def run(
@@ -190,137 +167,81 @@ class WorkerProcess:
         """Take a slot, hand the request over, wait for its answer or its deadline."""
         size = memoryview(request.payload).nbytes
         if size > self._memory.region_bytes:
-            self.errors += 1
+            self.runs.errors += 1
             return BadInputError(f"payload has {size} bytes, this node takes {self._memory.region_bytes}; shrink it")
         if request.deadline_s <= trio.current_time():
-            self.terminated += 1
-            return _deadline_error()
+            self.runs.terminated += 1
+            return deadline_error()
         with trio.CancelScope(deadline=request.deadline_s) as patience:
             try:
-                return await self._run_in(await self._wait_slot(), size, request, on_started)
+                slot = None if self.is_over else await self.runs.take()
             except trio.Cancelled:
-                self.terminated += 1
+                self.runs.terminated += 1
                 raise
-        assert patience.cancelled_caught
-        return _deadline_error()
+        if patience.cancelled_caught:
+            return deadline_error()
+        if slot is None or self.is_over:
+            raise NotBegunError(str(self._lost()))
+        return await self._run_in(slot, size, request, on_started)
 
     async def _run_in(
         self, slot: int, size: int, request: RunRequest, on_started: Callable[[], None] | None
     ) -> RunOutcome | InferenceError:
         """Use a slot for one request."""
-        run = _Run(slot, size)
-        number = next(self._numbers)
-        self._runs[number] = run
+        ended = trio.Event()
+        outcomes: list[RunOutcome | InferenceError | WorkerLostError] = []
+
+        def on_end(outcome: RunOutcome | InferenceError | WorkerLostError) -> None:
+            outcomes.append(outcome)
+            ended.set()
+
+        run = self.runs.open(slot, size, deadline_s=request.deadline_s, on_end=on_end)
         try:
             if on_started is not None:
                 on_started()
-            await self._hand_over(number, run, request)
-            await run.over.wait()
-            if run.answer is None:
-                raise self._lost()
-            return self._outcome(run, run.answer)
+            if size <= self._inline_bytes_max:
+                self.runs.fill(run, request)
+            else:
+                await self._fill_in_thread(run, request)
+            with contextlib.suppress(trio.ClosedResourceError):  # the worker is gone, the run has ended
+                while not run.has_ended and not self._send(run, request.body):
+                    await trio.lowlevel.wait_writable(self._requests)
+            await ended.wait()
         finally:
-            self._let_go(number, run)
+            self.runs.abandon(run)
+        [outcome] = outcomes
+        if isinstance(outcome, WorkerLostError):
+            raise outcome
+        return outcome
 
-    async def _wait_slot(self) -> int:
-        """Take a free slot, in turn."""
-        if self.is_over:
-            raise NotBegunError(str(self._lost()))
+    async def _fill_in_thread(self, run: Run, request: RunRequest) -> None:
+        run.is_copying = True
         try:
-            try:
-                return self._take_slots.receive_nowait()
-            except trio.WouldBlock:
-                return await self._take_slots.receive()
-        except trio.EndOfChannel:
-            raise NotBegunError(str(self._lost())) from None
+            await trio.to_thread.run_sync(self.runs.fill, run, request)
+        finally:
+            self.runs.copied(run)
 
-    def _lost(self) -> WorkerLostError:
-        return WorkerLostError(f"worker of model {self._manifest.name!r} was lost: {self.end_reason}")
-
-    async def _hand_over(self, number: int, run: _Run, request: RunRequest) -> None:
-        """Copy the payload into the slot and send the order."""
-        if run.payload_bytes <= COPY_INLINE_MAX_BYTES:
-            self._copy_in(run, request)
-        else:
-            self._copying += 1
+    def _send(self, run: Run, body: bytes) -> bool:
+        """Send a run's order; False while the socket takes no more."""
+        order = protocol.RunOrder(run=run.number, slot=run.slot, body=body, payload_bytes=run.payload_bytes)
+        # The reader is about to see that a worker is gone, and ends all runs.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             try:
-                await trio.to_thread.run_sync(self._copy_in, run, request)
-            finally:
-                self._copying -= 1
-                self._unmap()
-        if self._share is not None:
-            self._share.set_busy(True)
-        order = protocol.RunOrder(run=number, slot=run.slot, body=request.body, payload_bytes=run.payload_bytes)
-        packet = protocol.encode(order)
-        run.is_sent = True
-        run.sent_s = trio.current_time()
-        while True:
-            try:
-                # Past trio's own send: it always yields to other tasks once, which costs a turn of the loop.
-                os.write(self._requests.fileno(), packet)
-                return
+                self._requests.send(protocol.encode(order))
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._requests)
-            except OSError:
-                # The worker is gone; the reader is about to see it too and ends all runs.
-                return
+                return False
+        self.runs.sent(run)
+        return True
 
-    def _copy_in(self, run: _Run, request: RunRequest) -> None:
-        self._memory.input(run.slot)[: run.payload_bytes] = memoryview(request.payload).cast("B")
-
-    def _unmap(self) -> None:
-        """Let go of the memory once the worker has ended and no thread writes to it any more."""
-        if self.is_over and not self._copying:
-            self._memory.close()
-
-    def _outcome(self, run: _Run, answer: protocol.Done | protocol.Failed) -> RunOutcome | InferenceError:
-        """Turn the worker's answer into the caller's."""
-        if isinstance(answer, protocol.Done):
-            self.runs += 1
-            payload = bytearray(self._memory.output(run.slot)[: answer.payload_bytes])
-            return RunOutcome(body=answer.body, payload=payload, service_s=self._spent_s(run, answer))
-        self.errors += 1
-        return BadInputError(answer.reason) if answer.kind == "input" else InferenceError(answer.reason)
-
-    def _spent_s(self, run: _Run, answer: protocol.Done) -> float:
-        """Return the service time of a run.
-
-        A worker with a share may be stopped before it takes a request up, and cannot see that by its own clock.
-        """
-        if self._share is None:
-            return answer.service_s
-        return max(answer.service_s, run.answered_s - run.sent_s)
-
-    def _let_go(self, number: int, run: _Run) -> None:
-        """Free the slot of a run that is over, or abandon one that is not."""
-        if run.answer is not None or self.is_over or not run.is_sent:
-            self._free(number, run)
-            return
+    def _cancel(self, number: int) -> None:
         try:
             self._control.send(protocol.encode(protocol.CancelOrder(run=number)))
         except OSError:
             # A worker that does not read its cancellations is judged by its grace like any other.
             log.debug("cancel_unsent pid=%d run=%d", self.pid, number)
-        run.kill_at_s = trio.current_time() + self._grace_s()
-        self._patience.deadline = min(self._patience.deadline, run.kill_at_s)
 
-    def _free(self, number: int, run: _Run) -> None:
-        """Give a slot back."""
-        del self._runs[number]
-        if self.is_over:
-            return
-        output_bytes = run.answer.payload_bytes if isinstance(run.answer, protocol.Done) else 0
-        self._memory.release(run.slot, input_bytes=run.payload_bytes, output_bytes=output_bytes)
-        self._free_slots.send_nowait(run.slot)
-        if self._share is not None and not self._runs:
-            self._share.set_busy(False)
-
-    def _grace_s(self) -> float:
-        """Return how long the worker may keep an abandoned run."""
-        if not self._service_s:
-            return GRACE_MIN_S
-        times = sorted(self._service_s)
-        return max(GRACE_MIN_S, GRACE_FACTOR * times[min(len(times) - 1, int(0.95 * len(times)))])
+    def _lost(self) -> WorkerLostError:
+        return WorkerLostError(f"worker of model {self._manifest.name!r} was lost: {self.end_reason}")
 
     async def _load(self) -> ModelRefusedError | WorkerLostError | None:
         """Have the model loaded; returns what went wrong."""
@@ -338,7 +259,7 @@ class WorkerProcess:
         answer: protocol.Answer | None = None
         with trio.move_on_after(self._settings.load_max_s) as patience:
             try:
-                await self._requests.send(protocol.encode(order))
+                self._requests.send(protocol.encode(order))
                 answer = await self._receive()
             except OSError:
                 pass
@@ -350,76 +271,49 @@ class WorkerProcess:
         if not isinstance(answer, protocol.Ready):
             return WorkerLostError(f"worker of model {name!r} died while loading it; its last words are in the log")
         self.ready = answer
-        for slot in range(self._settings.slots):
-            self._free_slots.send_nowait(slot)
+        self.runs.free_all()
         return None
 
     async def _receive(self) -> protocol.Answer | None:
         """Receive one record; None where the worker is gone or talks nonsense."""
-        try:
-            packet = await self._requests.recv(protocol.PACKET_MAX_BYTES)
-        except OSError:
-            return None
-        if not packet:
-            return None
-        try:
-            return protocol.decode_answer(packet)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            log.error("worker_talked_nonsense pid=%d error=%r", self.pid, str(error))
-            return None
+        while True:
+            await trio.lowlevel.wait_readable(self._requests)
+            try:
+                packet = self._requests.recv(protocol.PACKET_MAX_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return None
+            if not packet:
+                return None
+            try:
+                return protocol.decode_answer(packet)
+            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+                log.error("worker_talked_nonsense pid=%d error=%r", self.pid, str(error))
+                return None
 
     async def _read_answers(self) -> None:
-        """Take answers until the process ends, talks nonsense or keeps an abandoned run too long."""
-        with self._patience:
-            while (answer := await self._receive()) is not None:
-                if not isinstance(answer, protocol.Done | protocol.Failed) or not self._take_answer(answer):
-                    self.end_reason = "it broke the protocol and was killed"
-                    return
-            # Its sockets close a moment before it has ended: let it tell its status by itself.
-            self.end_reason = "it closed its socket and was killed"
-            with trio.move_on_after(LAST_BREATH_MAX_S):
-                status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
-                self.end_reason = (
-                    f"it ended by {signal.Signals(-status).name}" if status < 0 else "it gave up by itself"
-                )
-            return
-        self.end_reason = "it kept a run too long after the deadline and was killed"
-
-    def _take_answer(self, answer: protocol.Done | protocol.Failed) -> bool:
-        """Note an answer; returns whether it made sense."""
-        run = self._runs.get(answer.run)
-        if run is None or run.answer is not None or not run.is_sent:
-            return False
-        if isinstance(answer, protocol.Done) and answer.payload_bytes > self._memory.region_bytes:
-            return False
-        run.answer = answer
-        run.answered_s = trio.current_time()
-        self._service_s.append(answer.service_s)
-        if run.kill_at_s == math.inf:
-            run.over.set()
-        else:
-            self._free(answer.run, run)
-            self._patience.deadline = min((other.kill_at_s for other in self._runs.values()), default=math.inf)
-        return True
+        """Take answers until the process ends or talks nonsense."""
+        while (answer := await self._receive()) is not None:
+            if not isinstance(answer, protocol.Done | protocol.Failed) or not self.runs.take_answer(answer):
+                self.end_reason = "it broke the protocol and was killed"
+                return
+        # Its sockets close a moment before it has ended: let it tell its status by itself.
+        self.end_reason = "it closed its socket and was killed"
+        with trio.move_on_after(LAST_BREATH_MAX_S):
+            status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+            self.end_reason = f"it ended by {signal.Signals(-status).name}" if status < 0 else "it gave up by itself"
 
     async def _end(self) -> None:
         """Kill, wait for, and let go of everything; all runs end as lost."""
         self.is_over = True
-        self._free_slots.close()
         # Does nothing to a process that was waited for.
         self._process.kill()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + END_MAX_S):
             await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+        trio.lowlevel.notify_closing(self._requests)
         self._requests.close()
         self._control.close()
-        for number, run in list(self._runs.items()):
-            if run.kill_at_s < math.inf:
-                del self._runs[number]
-            run.over.set()
-        self._unmap()
-        if self._share is not None:
-            self._share.close()
-
-
-def _deadline_error() -> RunDeadlineError:
-    return RunDeadlineError("the deadline passed before the result was there; allow more time")
+        self.runs.close(self._lost())
+        if self.runs.share is not None:
+            self.runs.share.close()

@@ -49,7 +49,8 @@ class WorkerEnds:
         memory: SharedMemory,
     ) -> None:
         self.process = process
-        self.requests = trio.socket.from_stdlib_socket(requests)
+        self.requests = requests
+        """Not blocking; plain, since trio's own sockets yield to other tasks on every call."""
         self.control = control
         """Not waited for: a cancellation that finds no room is dropped."""
         self.output = trio.lowlevel.FdStream(output)

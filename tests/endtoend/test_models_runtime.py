@@ -335,6 +335,38 @@ def test_a_cancelled_run_frees_its_slot(tmp_path):
     with_runtime(use)
 
 
+def test_a_run_begun_in_one_call_is_told_in_another(tmp_path):
+    async def use(runtime):
+        toy = loop(tmp_path)
+        await loaded(runtime, toy)
+        tell, told = trio.open_memory_channel(10)
+
+        async def begin(wanted):
+            while (stop := runtime.begin(toy.digest, wanted, tell.send_nowait)) is None:
+                await trio.lowlevel.checkpoint()
+            return stop
+
+        assert runtime.begin("f" * 64, trips(1), tell.send_nowait) is None
+        assert runtime.begin(toy.digest, trips(1, deadline_s=-1.0), tell.send_nowait) is None
+        stop = await begin(trips(1))
+        assert runtime.begin(toy.digest, trips(1), tell.send_nowait) is None, "there is one slot"
+        assert outputs(await told.receive())["y"][0] == pytest.approx(np.tanh(1.0))
+        stop()  # too late to do anything
+
+        await begin(trips(2**60, deadline_s=0.2))
+        assert isinstance(await told.receive(), RunDeadlineError)
+
+        stop = await begin(trips(2**60))
+        stop()
+        await begin(trips(2**60))
+        [entry] = runtime.statistics()
+        os.kill(entry.pid, signal.SIGKILL)
+        assert isinstance(await told.receive(), WorkerLostError)
+        assert runtime.begin(toy.digest, trips(1), tell.send_nowait) is None, "it is started anew"
+
+    with_runtime(use)
+
+
 def test_waiting_runs_are_served_in_turn_and_a_deadline_counts_while_waiting(tmp_path):
     async def use(runtime):
         run = await loaded(runtime, loop(tmp_path))
