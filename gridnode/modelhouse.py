@@ -22,6 +22,7 @@ from gridnode.statedir import StateDirectory
 from gridnode.translate import table_digest
 from models.executor import Executor, ExecutorStatistics, ModelRefusedError, WorkerLostError
 from models.manifest import Manifest, ModelError, Shard
+from models.metadata import ExpiredStateError
 from models.profile import Profile, check_golden, profile
 from models.store import ChunkStore
 from scheduler.events import ModelChanged
@@ -267,14 +268,23 @@ class ModelHouse:
 
     def _take_incoming(self) -> None:
         """Take a publication that the owner's tool left here, and its shards. Blocks."""
-        inbox = self._state.inbox
-        if inbox.exists():
-            publication = inbox.read_bytes()
-            taken = self._signed.publish(publication) or trio.from_thread.run(self._signed.hand_in, publication)
-            log.info("publication_handed_in", taken=taken)
-            if taken:
-                inbox.unlink(missing_ok=True)
-        incoming = self._state.incoming
+        try:
+            self._take_inbox(self._state.inbox)
+            self._take_shards(self._state.incoming)
+        except OSError as error:
+            # A state directory that became read-only, or another user's file: what runs goes on.
+            log.error("publication_not_taken", error=error, remedy="check owner and file system of the state directory")
+
+    def _take_inbox(self, inbox: Path) -> None:
+        if not inbox.exists():
+            return
+        publication = inbox.read_bytes()
+        taken = self._signed.publish(publication) or trio.from_thread.run(self._signed.hand_in, publication)
+        log.info("publication_handed_in", taken=taken)
+        if taken:
+            inbox.unlink(missing_ok=True)
+
+    def _take_shards(self, incoming: Path) -> None:
         if not incoming.is_dir():
             return
         _, manifests, _ = self._read_signed()
@@ -310,7 +320,22 @@ class ModelHouse:
                     await self._wake.wait()
                 pause_s = min(pause_s * 2, RETRY_S[1])
 
+    def _check_state_is_fresh(self, entry: ModelEntry) -> None:
+        """Refuse to install what this node never ran while the signed state's time is over; raises ExpiredStateError.
+
+        An old state may name a model that its owner has withdrawn since. What ran here before is no risk more than it
+        was, and a device must go on running it while its owner is on holiday, after a restart or a bad block too.
+        """
+        if any(digest == entry.digest for digest, _ in self._profiles):
+            return
+        if self._signed.status().expired:
+            raise ExpiredStateError(
+                f"model {entry.manifest.name!r} is new here and not installed: the time of the signed state is over; "
+                "let a node with role admit come back, or call 'gridnode grid renew' on it"
+            )
+
     async def _fetch(self, entry: ModelEntry) -> None:
+        self._check_state_is_fresh(entry)
         self._set(entry, "fetching")
         shards = entry.manifest.shards
         for shard in shards:

@@ -427,7 +427,7 @@ class Node:
             await trio.sleep(FAREWELL_S / 4)
         await self.mesh.save()
         await trio.to_thread.run_sync(self.membership.save_cards)
-        await trio.to_thread.run_sync(self.credentials.grid_time.save)
+        await self.upkeep.save_time()
 
     # ------------------------------------------------------------ exchanges
 

@@ -108,10 +108,18 @@ class Sandbox:
         self.nodes: dict[str, SandboxNode] = {}
         self._means_s: dict[str, float] = {}
         self._lives = 0
+        self._slept_s = 0.0
 
     def now_s(self) -> float:
         """Return the virtual system time, in seconds since 1970; from any thread."""
-        return START_S + self._clock.current_time()
+        return START_S + self._slept_s + self._clock.current_time()
+
+    def sleep_all(self, seconds: float) -> None:
+        """Let all machines sleep: their system clocks leap ahead, their monotonic clocks and their peers' do not.
+
+        So months of a grid's calendar pass in minutes of its life.
+        """
+        self._slept_s += seconds
 
     def create(self, name: str, device: SandboxDevice) -> SandboxNode:
         """Make a node's state directory: the first makes the grid, others are admitted by it. Blocks."""

@@ -196,12 +196,9 @@ class SignedState:
         except ModelError as error:
             log.error("trust_not_refreshed", error=error)
             return False
-        self._credentials.grid_time.observe(self.client.signed_time_s)
-        status = self.status()
-        expired = status.expired and status.expires_s > 0
-        if expired and not self._alarmed:
-            log.error("trust_expired", remedy="let a node with role admit come back, or the owner sign anew")
-        self._alarmed = expired
+        finally:
+            self._credentials.grid_time.observe(self.client.signed_time_s)
+            self._raise_alarm()
         for fault in changes.faults:
             log.debug("trust_source_failed", kind=fault.kind, reason=fault.reason)
         if changes.advanced:
@@ -210,6 +207,19 @@ class SignedState:
         if changes.advanced or changes.changed:
             self._on_changed()
         return not changes.missing
+
+    def _raise_alarm(self) -> None:
+        """Tell once that the state's time is over, and once that it is fresh again."""
+        status = self.status()
+        expired = status.expired and status.expires_s > 0
+        if expired and not self._alarmed:
+            remedy = "let a node with role admit come back; if one is there, call 'gridnode grid renew' on it"
+            log.error("trust_expired", consequence="nothing new is installed, what runs goes on", remedy=remedy)
+        elif self._alarmed and not expired:
+            log.info("trust_fresh", expires_s=status.expires_s)
+            # What waited for this may be installed now.
+            self._on_changed()
+        self._alarmed = expired
 
     def _sources(self) -> list[Fetch]:
         """Return whom to ask: who had news first, then a few others."""

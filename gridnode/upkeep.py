@@ -53,7 +53,7 @@ class Upkeep:
             await self._judge_connections()
             self._sign_union()
             if self._credentials.grid_time.is_save_due:
-                await self._save_time()
+                await self.save_time()
 
     def _sign_union(self) -> None:
         """Sign one list of all that is revoked, where two revokers signed apart and this node may."""
@@ -72,7 +72,8 @@ class Upkeep:
         except TransportError as error:
             log.warning("revocations_not_joined", error=error)
 
-    async def _save_time(self) -> None:
+    async def save_time(self) -> None:
+        """Keep grid time on disk; a disk that cannot be written is logged."""
         try:
             await trio.to_thread.run_sync(self._credentials.grid_time.save)
         except StateFileError as error:

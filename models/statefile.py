@@ -10,6 +10,7 @@ The one before is kept in case the newest rots; a damaged file is named, never b
 may write to the folder. Knows nothing of keys, peers and time. All calls block: run them in a thread.
 """
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
@@ -151,7 +152,7 @@ class StateDirectory:
         if check_file(target, data):
             return data
         self._report(path)
-        path.unlink(missing_ok=True)
+        _remove(path)
         return None
 
     def mirror(self, files: Mapping[str, TargetFile], fetch: Fetch) -> tuple[str, ...]:
@@ -189,7 +190,7 @@ class StateDirectory:
         kept = {digest_of(target) for target in files}
         for path in self._targets.iterdir():
             if path.name not in kept:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def serve(self, view: View | None, path: str) -> bytes | None:
         """Return a file by its repository path, ``metadata/...`` or ``targets/...``; None for what is not held.
@@ -207,3 +208,9 @@ class StateDirectory:
     def _report(self, path: Path) -> None:
         """Remember the name of a damaged file."""
         self.damaged = [*self.damaged[-63:], path.name]
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that nobody reads any more; on a disk that became read-only it stays, and does no harm."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
