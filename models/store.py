@@ -11,15 +11,15 @@ which is dropped and fetched again. A chunk lies on disk once: putting a shard t
 kept stays within the quota; for the moment of putting a shard together, its size is needed once more on the disk.
 After kill -9 at any point the folder is in order again at the next start, at the price of the chunk in hand.
 
-Knows nothing of peers, models and trust. One store per folder. Threads may share it. All calls block on the disk, so
-run them in a thread, save those said to be quick.
+Which chunks are held, and which go first, is counted in models.inventory. Knows nothing of peers, models and trust. One
+store per folder. Threads may share it. All calls block on the disk, so run them in a thread, save those said to be
+quick.
 """
 
 import contextlib
 import hashlib
 import os
 import threading
-from collections import Counter, OrderedDict
 from pathlib import Path
 
 import msgspec
@@ -38,6 +38,7 @@ from models.chunkfile import (
     sidecar,
 )
 from models.durable import PARTIAL_SUFFIX, remove_partial, sync_directory, write_durably
+from models.inventory import Inventory
 from models.manifest import CHUNK_SIZE_BYTES, ModelError, Shard
 
 
@@ -83,17 +84,7 @@ class ChunkStore:
         self._shards_dir = folder / "shards"
         self._quota_bytes = quota_bytes
         self._lock = threading.RLock()
-        self._loose: dict[str, int] = {}
-        """Size of each chunk file, in bytes."""
-        self._whole: dict[str, Shard] = {}
-        self._placed: dict[str, tuple[str, int]] = {}
-        """For each chunk in a whole shard: the shard and the chunk's place in it."""
-        self._pinned: dict[str, Shard] = {}
-        self._wanted: Counter[str] = Counter()
-        """How many pinned shards have the chunk."""
-        self._recency: OrderedDict[str, None] = OrderedDict()
-        """Names of chunk files and whole shards, least recently used first."""
-        self._used_bytes = 0
+        self._held = Inventory()
         self._damaged = 0
         self._evicted = 0
         with disk_errors(folder):
@@ -103,7 +94,7 @@ class ChunkStore:
 
     def has(self, cid: str) -> bool:
         """Say whether a chunk is held. Quick."""
-        return cid in self._loose or cid in self._placed
+        return self._held.has(cid)
 
     def missing(self, shard: Shard) -> tuple[str, ...]:
         """Return the chunks of a shard that are not held, each once, in order. Quick."""
@@ -119,16 +110,16 @@ class ChunkStore:
 
     def holdings(self, sha256: str) -> bytes:
         """Return the bitmap of a whole or pinned shard by its digest; empty for any other. Quick."""
-        shard = self._whole.get(sha256) or self._pinned.get(sha256)
+        shard = self._held.known(sha256)
         return b"" if shard is None else self.bitmap(shard)
 
     def statistics(self) -> StoreStatistics:
         """Return what is held. Quick."""
         return StoreStatistics(
-            used_bytes=self._used_bytes,
+            used_bytes=self._held.used_bytes,
             quota_bytes=self._quota_bytes,
-            chunks=len(self._loose),
-            shards=len(self._whole),
+            chunks=self._held.chunks,
+            shards=self._held.shards,
             damaged=self._damaged,
             evicted=self._evicted,
         )
@@ -139,17 +130,12 @@ class ChunkStore:
         Pin what is about to be fetched too: else its first chunks may be dropped to make room for its last.
         """
         with self._lock:
-            if shard.sha256 not in self._pinned:
-                self._pinned[shard.sha256] = shard
-                self._wanted.update(set(shard.chunks))
+            self._held.pin(shard)
 
     def unpin(self, sha256: str) -> None:
         """Let a shard go when room is needed; without effect where it is not pinned."""
         with self._lock:
-            shard = self._pinned.pop(sha256, None)
-            if shard is not None:
-                self._wanted.subtract(set(shard.chunks))
-                self._wanted = +self._wanted
+            self._held.unpin(sha256)
 
     # ------------------------------------------------------------ chunks
 
@@ -172,27 +158,26 @@ class ChunkStore:
             self._make_room(len(data))
             # The folder is not flushed: a name lost in a power cut costs fetching the chunk again, no more.
             write_durably(self._chunks_dir / cid, data, sync_folder=False)
-            self._loose[cid] = len(data)
-            self._used_bytes += len(data)
-            self._recency[cid] = None
+            self._held.add_chunk(cid, len(data))
 
     def get(self, cid: str) -> bytes | None:
         """Return a chunk, checked; None where it is not held or was found damaged (and dropped)."""
         with self._lock, disk_errors(self._chunks_dir):
-            if cid in self._loose:
+            if self._held.is_loose(cid):
                 data = read_piece(self._chunks_dir / cid, 0, CHUNK_SIZE_BYTES + 1)
                 if is_chunk(cid, data):
-                    self._recency.move_to_end(cid)
+                    self._held.touch(cid)
                     return data
                 self._damaged += 1
                 self._drop_chunk(cid)
                 return None
-            if cid not in self._placed:
+            place = self._held.place(cid)
+            if place is None:
                 return None
-            sha256, index = self._placed[cid]
+            sha256, index = place
             data = read_piece(self._shards_dir / sha256, index * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES)
             if is_chunk(cid, data):
-                self._recency.move_to_end(sha256)
+                self._held.touch(sha256)
                 return data
             self._take_apart(sha256)
             return None
@@ -235,11 +220,11 @@ class ChunkStore:
     def path(self, shard: Shard) -> Path | None:
         """Return a whole shard's file after reading it once more, None where there is none or it was found damaged."""
         with self._lock, disk_errors(self._shards_dir):
-            if shard.sha256 not in self._whole:
+            if self._held.whole(shard.sha256) is None:
                 return None
             path = self._shards_dir / shard.sha256
             if is_ours(path, shard.size_bytes) and hash_file(path) == shard.sha256:
-                self._recency.move_to_end(shard.sha256)
+                self._held.touch(shard.sha256)
                 # Recency outlives a restart as the file's time.
                 os.utime(path)
                 return path
@@ -256,7 +241,7 @@ class ChunkStore:
         StoreFullError, StoreError, IncompleteShardError
             As put and assemble.
         """
-        pinned = shard.sha256 in self._pinned
+        pinned = self._held.is_pinned(shard.sha256)
         self.pin(shard)
         try:
             with disk_errors(source), source.open("rb") as file:
@@ -273,7 +258,7 @@ class ChunkStore:
             self.unpin(shard.sha256)
             self._drop_shard(shard.sha256)
             for cid in shard.chunks:
-                if cid in self._loose and not self._wanted[cid]:
+                if self._held.is_loose(cid) and not self._held.is_wanted(cid):
                     self._drop_chunk(cid)
 
     # ------------------------------------------------------------ inside
@@ -284,7 +269,25 @@ class ChunkStore:
         for path in (self._chunks_dir, self._shards_dir):
             path.mkdir(mode=0o700, exist_ok=True)
             remove_partial(path)
-        by_age: list[tuple[int, str]] = []
+        shards = self._scan_shards()
+        in_shards = {cid for _, shard in shards for cid in shard.chunks}
+        found: list[tuple[int, str, Shard | int]] = [(time_ns, shard.sha256, shard) for time_ns, shard in shards]
+        for path in sorted(self._chunks_dir.iterdir()):
+            if path.name in in_shards:
+                path.unlink()
+            elif is_cid(path.name):
+                status = path.stat()
+                found.append((status.st_mtime_ns, path.name, status.st_size))
+        # The order of use outlives a restart as the files' times.
+        for _, name, what in sorted(found, key=lambda entry: entry[:2]):
+            if isinstance(what, Shard):
+                self._held.add_shard(what)
+            else:
+                self._held.add_chunk(name, what)
+
+    def _scan_shards(self) -> list[tuple[int, Shard]]:
+        """Return the whole shards on disk with their files' times, and remove what is none."""
+        shards: list[tuple[int, Shard]] = []
         for path in sorted(self._shards_dir.iterdir()):
             if path.suffix == ".json":
                 if not path.with_suffix("").exists():
@@ -296,38 +299,23 @@ class ChunkStore:
                 path.unlink()
                 sidecar(path).unlink(missing_ok=True)
                 continue
-            self._used_bytes += shard.size_bytes
-            self._whole[shard.sha256] = shard
-            self._placed |= {cid: (shard.sha256, index) for index, cid in enumerate(shard.chunks)}
-            by_age.append((path.stat().st_mtime_ns, shard.sha256))
-        for path in sorted(self._chunks_dir.iterdir()):
-            if not is_cid(path.name):
-                continue
-            if path.name in self._placed:
-                path.unlink()
-                continue
-            status = path.stat()
-            self._loose[path.name] = status.st_size
-            self._used_bytes += status.st_size
-            by_age.append((status.st_mtime_ns, path.name))
-        self._recency.update((name, None) for _, name in sorted(by_age))
+            shards.append((path.stat().st_mtime_ns, shard))
+        return shards
 
     def _make_room(self, size_bytes: int) -> None:
         """Drop what was used least recently until so many bytes fit."""
-        if self._used_bytes + size_bytes <= self._quota_bytes:
+        if self._held.used_bytes + size_bytes <= self._quota_bytes:
             return
-        for name in list(self._recency):
-            if name in self._pinned or self._wanted[name]:
-                continue
-            if name in self._whole:
-                self._drop_shard(name)
-            else:
+        for name in self._held.spare():
+            if self._held.is_loose(name):
                 self._drop_chunk(name)
+            else:
+                self._drop_shard(name)
             self._evicted += 1
-            if self._used_bytes + size_bytes <= self._quota_bytes:
+            if self._held.used_bytes + size_bytes <= self._quota_bytes:
                 return
         raise StoreFullError(
-            f"{size_bytes} bytes do not fit: {self._used_bytes} of {self._quota_bytes} are held by models in use; "
+            f"{size_bytes} bytes do not fit: {self._held.used_bytes} of {self._quota_bytes} are held by models in use; "
             "remove a model or raise the store's quota"
         )
 
@@ -356,51 +344,36 @@ class ChunkStore:
 
     def _place(self, shard: Shard) -> None:
         """Enter a whole shard, and remove the chunk files that it makes superfluous."""
-        self._whole[shard.sha256] = shard
-        self._used_bytes += shard.size_bytes
-        self._recency[shard.sha256] = None
-        self._placed |= {cid: (shard.sha256, index) for index, cid in enumerate(shard.chunks)}
+        self._held.add_shard(shard)
         for cid in shard.chunks:
-            if cid in self._loose:
+            if self._held.is_loose(cid):
                 self._drop_chunk(cid)
 
     def _take_apart(self, sha256: str) -> None:
         """Keep the sound chunks of a damaged shard as chunk files, and drop the shard."""
-        shard = self._whole[sha256]
+        shard = self._held.whole(sha256)
+        assert shard is not None
         path = self._shards_dir / sha256
         self._damaged += 1
         # A disk without room or with a bad block: what cannot be saved is fetched again.
         with contextlib.suppress(OSError):
             for index, cid in enumerate(shard.chunks):
                 data = read_piece(path, index * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES)
-                if cid not in self._loose and is_chunk(cid, data):
+                if not self._held.is_loose(cid) and is_chunk(cid, data):
                     write_durably(self._chunks_dir / cid, data, sync_folder=False)
-                    self._loose[cid] = len(data)
-                    self._used_bytes += len(data)
-                    self._recency[cid] = None
+                    self._held.add_chunk(cid, len(data))
         self._drop_shard(sha256)
 
     def _drop_shard(self, sha256: str) -> None:
         """Forget a whole shard and remove its files."""
-        shard = self._whole.pop(sha256, None)
-        if shard is None:
+        if self._held.whole(sha256) is None:
             return
-        self._recency.pop(sha256, None)
-        self._used_bytes -= shard.size_bytes
-        lost = {cid for cid in shard.chunks if self._placed.get(cid, ("", 0))[0] == sha256}
-        for cid in lost:
-            del self._placed[cid]
-        # Two shards may have a chunk in common.
-        for other in self._whole.values():
-            for index, cid in enumerate(other.chunks):
-                if cid in lost:
-                    self._placed[cid] = (other.sha256, index)
+        self._held.drop_shard(sha256)
         # The list goes last: a shard without one is removed at the next start, a list without a shard too.
         (self._shards_dir / sha256).unlink(missing_ok=True)
         sidecar(self._shards_dir / sha256).unlink(missing_ok=True)
 
     def _drop_chunk(self, cid: str) -> None:
         """Forget a chunk file and remove it."""
-        self._used_bytes -= self._loose.pop(cid)
-        self._recency.pop(cid, None)
+        self._held.drop_chunk(cid)
         (self._chunks_dir / cid).unlink(missing_ok=True)
