@@ -300,8 +300,7 @@ class AsyncGrid:
         if not self._is_closed and self._tasks is not None:
             for channel in self._links.channels:
                 self._tend(channel, self._tasks)
-            due_s = self._session.next_deadline_s()
-            if due_s is not None and due_s < self._wakes_at_s:
+            if self._links.due_s < self._wakes_at_s:
                 self._nudge.set()
 
     def _signal(self) -> None:
@@ -321,8 +320,7 @@ class AsyncGrid:
     async def _keep_time(self) -> None:
         """Carry out what is due by the clock: deadlines, reconnects, signs of life."""
         while True:
-            due_s = self._session.next_deadline_s()
-            self._wakes_at_s = float("inf") if due_s is None else due_s
+            self._wakes_at_s = self._links.due_s
             self._nudge = anyio.Event()
             with anyio.CancelScope(deadline=self._wakes_at_s):
                 await self._nudge.wait()

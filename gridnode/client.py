@@ -133,6 +133,8 @@ class Grid:
         self._followers = 0
         self._wakes_at_s = float("inf")
         self._is_closed = False
+        self._has_news = False
+        """Whether a socket was ready since the session last acted."""
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -364,12 +366,11 @@ class Grid:
         """Do at once what can be done, and wake a leader that would oversleep the rest; the lock is held."""
         before = self._links.channels
         self._links.advance(now_s)
+        self._has_news = False
         self._announce_ended()
         if not self._is_led:
             return
-        due_s = self._session.next_deadline_s()
-        is_sooner = due_s is not None and due_s < self._wakes_at_s
-        if is_sooner or self._links.has_outgoing or before != self._links.channels:
+        if self._links.due_s < self._wakes_at_s or self._links.has_outgoing or before != self._links.channels:
             self._wake_leader()
 
     def _wait(self, is_done: Callable[[], bool], *, timeout_s: float | None) -> bool:
@@ -401,12 +402,13 @@ class Grid:
         """Carry frames once: send and connect, wait for the sockets, receive."""
         self._is_led = True
         try:
-            self._links.advance(now_s)
-            self._announce_ended()
-            if is_done() or self._is_closed:
-                return
-            due_s = self._session.next_deadline_s()
-            self._wakes_at_s = until_s if due_s is None else min(due_s, until_s)
+            if self._has_news or self._links.due_s <= now_s:
+                self._links.advance(now_s)
+                self._has_news = False
+                self._announce_ended()
+                if is_done() or self._is_closed:
+                    return
+            self._wakes_at_s = min(self._links.due_s, until_s)
             for channel in self._poll(self._wakes_at_s - now_s):
                 self._links.read(channel, monotonic())
             self._announce_ended()
@@ -427,6 +429,7 @@ class Grid:
             ready = poll.poll(None if timeout_s == float("inf") else max(0.0, timeout_s) * 1000)
         finally:
             self._changed.acquire()
+        self._has_news = bool(ready)
         if any(number == self._wake_in.fileno() for number, _ in ready):
             self._wake_in.recv(4096)
         return [channels[number] for number, events in ready if number in channels and events != select.POLLOUT]

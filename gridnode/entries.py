@@ -4,6 +4,7 @@ Owns the list of sockets, the trouble each gave, and the pause before it is trie
 clock. An entry that failed goes to the end of the list and pauses, twice as long after each failure in a row.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -73,9 +74,9 @@ class Entries:
         ready = (path for path, entry in self._entries.items() if entry.paused_until_s <= now_s and path not in busy)
         return next(ready, None)
 
-    def next_try_s(self, *, busy: Collection[str] = ()) -> float | None:
-        """Return when the next entry may be tried; None when all are busy."""
-        return min((e.paused_until_s for path, e in self._entries.items() if path not in busy), default=None)
+    def next_try_s(self, *, busy: Collection[str] = ()) -> float:
+        """Return when the next entry may be tried; infinite when all are busy."""
+        return min((e.paused_until_s for path, e in self._entries.items() if path not in busy), default=math.inf)
 
     def note_failure(self, path: str, trouble: GridError | str, *, now_s: float) -> None:
         """Note that an entry could not be reached or broke off: it pauses and goes to the end."""

@@ -6,6 +6,7 @@ without this its clients would wait for ever. Knows nothing of jobs.
 """
 
 import enum
+import math
 from typing import Final
 
 from gridnode.errors import DaemonUnreachableError, GridError
@@ -43,18 +44,17 @@ class Link:
         """Note that the daemon said something, or owed nothing until now."""
         self._heard_s, self._asked_s = now_s, None
 
-    def due_s(self, *, owes_word: bool) -> float | None:
-        """Return when the silence calls for action; None while the daemon owes nothing."""
+    def due_s(self, *, owes_word: bool) -> float:
+        """Return when the silence calls for action; infinite while the daemon owes nothing."""
         if self.state is LinkState.GREETING:
             return self._opened_s + HELLO_S
         if not owes_word:
-            return None
+            return math.inf
         return self._heard_s + PING_S if self._asked_s is None else self._asked_s + SILENCE_S
 
     def watch(self, now_s: float, *, owes_word: bool) -> bool:
         """Judge the silence: returns whether to ask for a sign of life, and sets ``fault`` when none came."""
-        due_s = self.due_s(owes_word=owes_word)
-        if due_s is None or now_s < due_s or self.fault is not None:
+        if now_s < self.due_s(owes_word=owes_word) or self.fault is not None:
             return False
         if self.state is LinkState.GREETING:
             self.fault = DaemonUnreachableError(f"accepts connections but did not greet within {HELLO_S} s")

@@ -28,6 +28,8 @@ class Links:
         self.session = session
         self._before_close = before_close
         self._channels: dict[Link, Channel] = {}
+        self.due_s = float("inf")
+        """When advance() is next worth a call by the clock, as of its last one."""
 
     @property
     def channels(self) -> tuple[Channel, ...]:
@@ -41,14 +43,14 @@ class Links:
 
     def advance(self, now_s: float) -> None:
         """Do all that is due: end what is overdue, connect, send, close."""
-        due_s = self.session.next_deadline_s()
-        if due_s is not None and due_s <= now_s:
+        if self.due_s <= now_s:
             for channel in self.channels:
                 self.read(channel, now_s)  # what has come already must not be taken for silence
             self.session.tick(now_s)
         self._connect(now_s)
         self._send(now_s)
         self._close_finished(now_s)
+        self.due_s = self.session.next_deadline_s()
 
     def read(self, channel: Channel, now_s: float) -> None:
         """Take the frames that have come on a connection."""

@@ -39,6 +39,8 @@ class FrameReader:
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._start = 0
         self._end = 0
+        self._is_drained = True
+        """Whether the last call took all there was, so that another would be in vain."""
 
     async def receive(self) -> tuple[bytes, memoryview] | None:
         """Receive one frame; None at a clean end.
@@ -52,7 +54,10 @@ class FrameReader:
         OSError
             The connection broke.
         """
-        await trio.lowlevel.checkpoint()  # once a frame too, so that a fast program cannot keep the loop to itself
+        if self._start < self._end:
+            await trio.lowlevel.checkpoint()  # once a frame, so that a fast program cannot keep the loop to itself
+        else:
+            self._is_drained = True  # waiting is a checkpoint too, and nearly always there is nothing yet
         if not await self._fill(PREFIX_BYTES):
             return None
         prefix = self._take(PREFIX_BYTES)
@@ -100,10 +105,15 @@ class FrameReader:
 
     async def _receive_some(self, view: memoryview) -> int:
         while True:
-            try:
-                return self._plain.recv_into(view)
-            except BlockingIOError:
+            if self._is_drained:
                 await trio.lowlevel.wait_readable(self._plain)
+            try:
+                got = self._plain.recv_into(view)
+            except BlockingIOError:
+                self._is_drained = True
+            else:
+                self._is_drained = got < len(view)
+                return got
 
 
 class FrameWriter:

@@ -11,6 +11,8 @@ or its daemon answers ``draining``. It ends with its first outcome; later ones a
 job ends at its deadline, or after ``patience_s`` without one; a placed job ends GRACE_S after its deadline.
 """
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Final, Literal
@@ -214,6 +216,8 @@ class Session:
 
     def finished_links(self) -> list[Link]:
         """Return the links whose connection is to be closed, then reported by lost: faulty, or left and empty."""
+        if all(link.state is not LinkState.LEAVING and not link.fault for link in self._links):
+            return []
         busy = {id(job.link) for job in self._jobs.values()} | {id(q.link) for q in self._questions.values()}
         left = LinkState.LEAVING
         return [link for link in self._links if link.fault or (link.state is left and id(link) not in busy)]
@@ -262,16 +266,14 @@ class Session:
             if link.watch(now_s, owes_word=self._has_work(link)):
                 self._outgoing.append((link, encode_frame(Query(number=_PING_NUMBER, what="status")), ()))
 
-    def next_deadline_s(self) -> float | None:
-        """Return when tick, or choose_entry, is next worth a call; None when nothing is due by itself."""
+    def next_deadline_s(self) -> float:
+        """Return when tick, or choose_entry, is next worth a call; infinite when nothing is due by itself."""
         due = [self._due_s(job) for job in self._jobs.values()]
         due += [question.until_s for question in self._questions.values()]
-        due += [due_s for link in self._links if (due_s := link.due_s(owes_word=self._has_work(link))) is not None]
+        due += [link.due_s(owes_word=self._has_work(link)) for link in self._links]
         if self._unplaced and not self.is_reaching:
-            try_s = self.entries.next_try_s(busy=[link.path for link in self._links])
-            due += [] if try_s is None else [try_s]
-        soonest = min(due, default=float("inf"))
-        return None if soonest == float("inf") else soonest
+            due.append(self.entries.next_try_s(busy=[link.path for link in self._links]))
+        return min(due, default=math.inf)
 
     def take_ended(self) -> list[Job | Question]:
         """Return what ended since the last call."""
@@ -472,7 +474,7 @@ class Session:
         if job.deadline_s is not None:
             return job.deadline_s + (GRACE_S if job.link is not None else 0.0)
         if job.link is not None or job.troubled_s is None:
-            return float("inf")
+            return math.inf
         return job.troubled_s + self._patience_s
 
     def _overdue(self, job: Job) -> GridError:
@@ -496,8 +498,8 @@ class Session:
 
     def _has_work(self, link: Link) -> bool:
         """Whether the daemon owes us a word on this link."""
-        jobs: Iterator[Job | Question] = iter(self._jobs.values())
-        return any(w.link is link for w in jobs) or any(q.link is link for q in self._questions.values())
+        works: Iterator[Job | Question] = itertools.chain(self._jobs.values(), self._questions.values())
+        return any(work.link is link for work in works)
 
 
 def _trouble(error: GridError) -> GridError | str:

@@ -1,3 +1,5 @@
+import math
+
 import msgspec
 import pytest
 
@@ -90,7 +92,7 @@ def test_a_job_waits_for_the_hello_and_is_sent_once():
     session.received(link, done(job.key), b"answer", now_s=1.0)
     assert session.take_ended() == [job]
     assert (job.ended, job.error, job.payload, job.ended_s) == (True, None, b"answer", 1.0)
-    assert session.next_deadline_s() is None
+    assert session.next_deadline_s() == math.inf
 
 
 def test_keys_are_never_minted_twice():
@@ -225,7 +227,7 @@ def test_a_job_past_its_deadline_is_not_sent_again():
 def test_no_link_is_sought_without_work():
     session = Session(CLIENT, Entries(["a"]))
     assert session.choose_entry(0.0) is None
-    assert session.next_deadline_s() is None
+    assert session.next_deadline_s() == math.inf
 
 
 def test_work_ends_at_once_when_no_entry_ever_worked():
