@@ -63,23 +63,24 @@ def test_outputs_of_another_kind_are_named(found, message):
 
 def test_a_profile_holds_the_measured_mean_and_costs():
     async def main():
-        device = DeviceProfile(models={"toy": EmulatedModel(mean_s=0.2, cv=0.0, load_s=1.5, memory_bytes=99)})
+        device = DeviceProfile(models={"toy": EmulatedModel(mean_s=0.02, cv=0.0, load_s=1.5, memory_bytes=99)})
         executor = EmulatedExecutor(device, rng=None)
         manifest = make_manifest()
         await executor.load("d", manifest, None)
         found = await profile(executor, "d", manifest, None)
-        assert (found.mean_s, found.p95_s) == (pytest.approx(0.2), pytest.approx(0.2))
+        assert (found.mean_s, found.p95_s) == (pytest.approx(0.02), pytest.approx(0.02))
         assert (found.load_s, found.memory_bytes, found.runs) == (1.5, 99, 20)
 
     virtual(main)
 
 
-def test_a_slow_model_is_measured_with_fewer_runs():
+@pytest.mark.parametrize(("mean_s", "runs"), [(0.04, 11), (9.0, 3)])
+def test_a_slow_model_is_measured_with_fewer_runs(mean_s, runs):
     async def main():
-        executor = EmulatedExecutor(DeviceProfile(models={"toy": EmulatedModel(mean_s=9.0, cv=0.0)}), rng=None)
+        executor = EmulatedExecutor(DeviceProfile(models={"toy": EmulatedModel(mean_s=mean_s, cv=0.0)}), rng=None)
         manifest = make_manifest()
         await executor.load("d", manifest, None)
-        assert (await profile(executor, "d", manifest, None)).runs == 3
+        assert (await profile(executor, "d", manifest, None)).runs == runs
 
     virtual(main)
 
