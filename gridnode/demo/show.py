@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from gridnode.client import AsyncGrid
-from gridnode.demo.film import FILM_FPS, FILM_S_MAX, Film, cache_folder, get_film
+from gridnode.demo.film import FILM_FPS, FILM_S, Film, cache_folder, get_film
 from gridnode.demo.load import DEADLINE_S, Cameras
 from gridnode.demo.pictures import write_pictures
 from gridnode.demo.plan import Plan, make_plan
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SEEDS: Final = ("demo",)
 """One film each."""
-FILM_S_MIN: Final = 10.0
 KILL_SHARE: Final = 0.5
 """Part of the demo after which the node is killed."""
 JOIN_SHARE: Final = 1 / 3
@@ -40,8 +39,8 @@ REFRESH_S: Final = 0.25
 PLAIN_LINE_S: Final = 5.0
 """Time between two lines where there is no terminal."""
 FIRST_LOOK_S: Final = 0.05
-WARM_UP_FRAMES: Final = 15
-WARM_UP_PAUSE_S: Final = 0.03
+WARM_UP_FRAMES: Final = 10
+WARM_UP_PAUSE_S: Final = 0.02
 """Between two first frames, so that they see what else the machine is doing."""
 WARM_UP_S: Final = 10.0
 """Deadline of a first frame: the scheduler has not seen one yet."""
@@ -140,7 +139,7 @@ class _Show:
 
     async def _prepare(self) -> None:
         """Draw the films while the grid is made."""
-        frames = round(min(max(self._options.seconds, FILM_S_MIN), FILM_S_MAX) * FILM_FPS)
+        frames = round(FILM_S * FILM_FPS)
         films: dict[str, Film] = {}
 
         async def draw(seed: str) -> None:
