@@ -2,20 +2,19 @@
 
 A published model passes through: missing, fetching (chunks from peers, verified), checking (static check, load,
 golden inputs, service time), then ready, or cold when its memory is needed for others. Only what passed the golden
-check is ever advertised. Measurements are kept on disk, for the same model on the same set-up, so that a restart
-costs a golden run and not a measurement.
+check is ever advertised. What is published is gridnode.catalogue's, kept measurements are gridnode.measurements'.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-import msgspec
 import trio
 
+from gridnode.catalogue import Catalogue, read_catalogue
 from gridnode.driver import Driver
-from gridnode.errors import UnknownModelError
 from gridnode.logs import EventLog
+from gridnode.measurements import Measurements
 from gridnode.program import Resolved
 from gridnode.signedstate import SignedState
 from gridnode.statedir import StateDirectory
@@ -27,15 +26,11 @@ from models.profile import Profile, check_golden, profile
 from models.store import ChunkStore
 from scheduler.events import ModelChanged
 from scheduler.types import Capability
-from transport.files import StateFileError, read_bounded, write_atomically
 
 log = EventLog("models")
 
-PROFILES_MAX_BYTES: Final = 1 << 20
 PREPARATIONS_MAX: Final = 4
 """Models fetched at once; loading and measuring is one at a time, so that measurements are of a quiet machine."""
-ACCEPTABLE_MAX: Final = 8
-"""Models that may answer one job, itself and its rungs: as many as a job header holds."""
 RETRY_S: Final = (2.0, 60.0)
 """First and longest pause before a model that could not be fetched is tried again."""
 
@@ -52,15 +47,6 @@ class ShardFetcher(Protocol):
             The disk is full, or no peer has them for now.
         """
         ...
-
-
-class KeptProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """A measurement on disk."""
-
-    digest: str
-    setup: str
-    """What else the service time depends on: processor share, threads, runtime version."""
-    profile: Profile
 
 
 class ModelEntry:
@@ -91,8 +77,6 @@ class ModelHouse:
         Names this node runs; ``*`` for all of the deployment.
     setup : str
         What measurements depend on beside the model.
-    on_checked : callable
-        Told after each change of what this node can run.
     """
 
     def __init__(
@@ -114,13 +98,10 @@ class ModelHouse:
         self._executor = executor
         self._driver = driver
         self._wanted = tuple(wanted)
-        self._setup = setup
-        self._names: dict[str, str] = {}
-        """Name to digest, of all published models."""
-        self._manifests: dict[str, Manifest] = {}
+        self._catalogue = Catalogue({}, {})
         self._entries: dict[str, ModelEntry] = {}
         """Models this node runs, by digest."""
-        self._profiles = _load_profiles(state.profiles)
+        self._measurements = Measurements(state.profiles, setup)
         self._nursery: trio.Nursery | None = None
         self._wake = trio.Event()
         self._measuring = trio.Lock()
@@ -129,36 +110,20 @@ class ModelHouse:
     # ------------------------------------------------------------ what others ask
 
     def resolve(self, name: str, *, rungs: bool, pictures: bool) -> Resolved:
-        """Return what a name, or name@digest, stands for; raises UnknownModelError.
-
-        A rung may answer where it takes the same inputs, or where the request is a picture and both take pictures.
-        """
-        plain, _, digest = name.partition("@")
-        current = self._names.get(plain)
-        if current is None or (digest and not current.startswith(digest)):
-            known = ", ".join(sorted(self._names)) or "none yet"
-            raise UnknownModelError(f"no model {name!r} is published in this grid; published are: {known}")
-        manifest = self._manifests[current]
-        digests = [current]
-        if rungs and not digest:
-            for rung in manifest.rungs:
-                found = self._names.get(rung)
-                if found is not None and _may_stand_in(manifest, self._manifests[found], pictures=pictures):
-                    digests.append(found)
-        return Resolved(manifest=manifest, digests=tuple(dict.fromkeys(digests))[:ACCEPTABLE_MAX])
+        """Return what a name stands for; raises UnknownModelError. See Catalogue.resolve."""
+        return self._catalogue.resolve(name, rungs=rungs, pictures=pictures)
 
     def name_of(self, digest: str) -> str:
         """Return the name of a model, or the head of its digest."""
-        manifest = self._manifests.get(digest)
-        return manifest.name if manifest is not None else digest[:12]
+        return self._catalogue.name_of(digest)
+
+    def published(self) -> dict[str, tuple[str, Manifest]]:
+        """Return digest and manifest of all published models by name."""
+        return self._catalogue.published()
 
     def entries(self) -> tuple[ModelEntry, ...]:
         """Return the models this node runs, sorted by name."""
         return tuple(sorted(self._entries.values(), key=lambda entry: entry.manifest.name))
-
-    def published(self) -> dict[str, tuple[str, Manifest]]:
-        """Return digest and manifest of all published models by name."""
-        return {name: (digest, self._manifests[digest]) for name, digest in sorted(self._names.items())}
 
     def workers(self) -> tuple[ExecutorStatistics, ...]:
         """Return a snapshot of the workers."""
@@ -234,37 +199,19 @@ class ModelHouse:
 
     async def _reconcile(self) -> None:
         """Bring the set of models in line with the signed state."""
-        names, manifests, deployed = await trio.to_thread.run_sync(self._read_signed)
-        self._names, self._manifests = names, manifests
-        wanted = {names[name] for name in names if (name in deployed and "*" in self._wanted) or name in self._wanted}
+        self._catalogue = await trio.to_thread.run_sync(read_catalogue, self._signed.client, self._catalogue)
+        wanted = self._catalogue.chosen(self._wanted)
         assert self._nursery is not None
-        for digest in sorted(self._entries.keys() - wanted):
+        for digest in sorted(self._entries.keys() - wanted.keys()):
             entry = self._entries.pop(digest)
             log.info("model_dropped", model=entry.manifest.name, digest=digest[:12])
             if entry.scope is not None:
                 entry.scope.cancel()
             self._nursery.start_soon(self._drop, entry)
-        for digest in sorted(wanted - self._entries.keys()):
-            entry = self._entries[digest] = ModelEntry(digest, manifests[digest])
+        for digest in sorted(wanted.keys() - self._entries.keys()):
+            entry = self._entries[digest] = ModelEntry(digest, wanted[digest])
             self._nursery.start_soon(self._prepare, entry)
         self._tell_core()
-
-    def _read_signed(self) -> tuple[dict[str, str], dict[str, Manifest], frozenset[str]]:
-        """Read names, manifests and the deployment. Blocks."""
-        names: dict[str, str] = {}
-        manifests: dict[str, Manifest] = {}
-        for name, digest in self._signed.client.models().items():
-            try:
-                manifests[digest] = self._manifests.get(digest) or self._signed.client.manifest(name)
-                names[name] = digest
-            except ModelError as error:
-                log.debug("manifest_missing", model=name, error=error)
-        try:
-            deployed = frozenset(self._signed.client.deployment().models)
-        except ModelError as error:
-            log.warning("deployment_missing", error=error)
-            deployed = frozenset()
-        return names, manifests, deployed
 
     def _take_incoming(self) -> None:
         """Take a publication that the owner's tool left here, and its shards. Blocks."""
@@ -287,8 +234,7 @@ class ModelHouse:
     def _take_shards(self, incoming: Path) -> None:
         if not incoming.is_dir():
             return
-        _, manifests, _ = self._read_signed()
-        for shard in (shard for manifest in manifests.values() for shard in manifest.shards):
+        for shard in read_catalogue(self._signed.client, self._catalogue).shards():
             source = incoming / shard.sha256
             if source.exists():
                 try:
@@ -326,7 +272,7 @@ class ModelHouse:
         An old state may name a model that its owner has withdrawn since. What ran here before is no risk more than it
         was, and a device must go on running it while its owner is on holiday, after a restart or a bad block too.
         """
-        if any(digest == entry.digest for digest, _ in self._profiles):
+        if self._measurements.has_any(entry.digest):
             return
         if self._signed.status().expired:
             raise ExpiredStateError(
@@ -357,11 +303,10 @@ class ModelHouse:
         await self._executor.load(entry.digest, manifest, entry.path)
         async with self._measuring:
             golden = await trio.to_thread.run_sync(self._read_golden, manifest)
-            kept = self._profiles.get((entry.digest, self._setup))
+            kept = self._measurements.get(entry.digest)
             if kept is None:
                 kept = await profile(self._executor, entry.digest, manifest, golden)
-                self._profiles[entry.digest, self._setup] = kept
-                await trio.to_thread.run_sync(self._save_profiles)
+                await trio.to_thread.run_sync(self._measurements.keep, entry.digest, kept)
             elif golden is not None:
                 await check_golden(self._executor, entry.digest, manifest, golden)
         entry.profile = kept
@@ -420,30 +365,3 @@ class ModelHouse:
         self._driver.post(
             ModelChanged(table_digest=table_digest(capabilities), capabilities=capabilities, loaded=loaded)
         )
-
-    def _save_profiles(self) -> None:
-        kept = [
-            KeptProfile(digest=digest, setup=setup, profile=measured)
-            for (digest, setup), measured in sorted(self._profiles.items())
-        ]
-        try:
-            write_atomically(self._state.profiles, msgspec.json.format(msgspec.json.encode(kept)))
-        except StateFileError as error:
-            log.warning("profiles_not_saved", error=error)
-
-
-def _may_stand_in(manifest: Manifest, rung: Manifest, *, pictures: bool) -> bool:
-    if pictures:
-        return rung.preprocessing is not None
-    return rung.inputs == manifest.inputs
-
-
-def _load_profiles(path: Path) -> dict[tuple[str, str], Profile]:
-    """Read kept measurements; a damaged file costs measuring anew."""
-    try:
-        data = read_bounded(path, max_bytes=PROFILES_MAX_BYTES)
-        kept = [] if data is None else msgspec.json.decode(data, type=list[KeptProfile])
-    except (StateFileError, msgspec.MsgspecError) as error:
-        log.warning("profiles_damaged", error=error)
-        return {}
-    return {(entry.digest, entry.setup): entry.profile for entry in kept}
