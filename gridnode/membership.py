@@ -1,52 +1,44 @@
-"""Who is in the grid: node cards, gossip, revocations, and what follows for the core and the two planes.
+"""Who is in the grid: node cards, revocations, and what follows for the core and the two planes.
 
-Owns the card book and the topics. A state record is used and forwarded only when its origin's card is held, valid
-and unrevoked; the card of an unknown origin is pulled from whoever forwarded the record. Cards travel three ways: by
-gossip when they change, with the first question to a peer, and page by page when a connection begins.
+Owns the card book, the revocation list in force and this node's own card. Cards travel three ways: by gossip when they
+change (gridnode.gossip judges it), with the first question to a peer, and page by page when a connection begins
+(gridnode.introductions).
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import trio
 
+from gridnode.cardfile import load_cards, save_cards
 from gridnode.credentials import Credentials
 from gridnode.driver import Driver
+from gridnode.gossip import Gossip
 from gridnode.introductions import Introductions
 from gridnode.logs import EventLog, short
 from gridnode.mesh import Mesh
-from gridnode.translate import state_from_wire
 from gridnode.watch import Watch
-from scheduler.events import AdvertReceived, PeerReachable
+from scheduler.events import PeerReachable
 from transport.addressbook import Address as BookAddress
 from transport.base import (
     CARD_TOPIC,
-    HEALTH_TOPIC,
     REVOCATION_TOPIC,
-    STATE_TOPIC,
-    TRUST_TOPIC,
     ControlPlane,
     DataPlane,
-    GossipMessage,
 )
 from transport.cards import Address, CardBook, NodeCard, card_digest, make_card
 from transport.certificates import ADMIT, SERVE, CertificateRefusedError
-from transport.files import StateFileError, read_bounded, write_atomically
+from transport.files import StateFileError
 from transport.liveness_events import Status
 from transport.wire import (
     CARDS_PER_MESSAGE_MAX,
     VERSION,
     CardNotice,
     CardRequest,
-    HealthNotice,
     RemoteProtocolError,
     RevocationNotice,
-    TransportError,
     TrustNotice,
-    decode_gossip,
-    decode_state,
     encode,
 )
 
@@ -55,9 +47,6 @@ log = EventLog("membership")
 INTRODUCE_ALL_MAX: Final = 16
 """Up to so many known nodes each new one is met at once, so that a small grid is whole within a second; in a larger
 one that would be a full mesh, and control neighbours and jobs do the meeting."""
-CARDS_FILE_MAX_BYTES: Final = 4 << 20
-CARDS_KEPT: Final = 256
-"""Cards written to disk: enough to find the grid again after a restart."""
 REVOCATION_GOSSIP_MAX_BYTES: Final = 3500
 PUBLISH_CARD_AFTER_S: Final = (0.2, 1.5, 5.0)
 """When our card is gossiped after a new neighbour: the gossip mesh takes a heartbeat or two to include it."""
@@ -114,7 +103,6 @@ class Membership:
         self._data = data
         self._driver = driver
         self._cards_path = cards_path
-        self._on_trust_news = on_trust_news
         self._on_revoked = on_revoked
         self._on_fatal = on_fatal
         self._book = CardBook(credentials.trust)
@@ -124,16 +112,12 @@ class Membership:
         self._card_sequence = 0
         self._nursery: trio.Nursery | None = None
         self._introductions = Introductions(self, data=data, on_meeting=on_meeting, on_reachable=self._tell_reachable)
+        self.gossip = Gossip(
+            self, control=control, driver=driver, introductions=self._introductions, on_trust_news=on_trust_news
+        )
+        """Judges and takes what the control plane hears."""
         self._mesh: Mesh | None = None
         self._watch: Watch | None = None
-        for topic, validator in (
-            (STATE_TOPIC, self._is_state_good),
-            (HEALTH_TOPIC, self._is_health_good),
-            (CARD_TOPIC, self._is_card_good),
-            (REVOCATION_TOPIC, self._is_revocation_good),
-            (TRUST_TOPIC, self._is_trust_good),
-        ):
-            control.set_validator(topic, validator)
 
     # ------------------------------------------------------------ what others ask
 
@@ -192,7 +176,7 @@ class Membership:
 
     def take_card(self, encoded: bytes) -> None:
         """Take in a card; a bad one is ignored, news are passed on."""
-        if self._take_in(encoded) and self._nursery is not None:
+        if self.take_in(encoded) and self._nursery is not None:
             self._nursery.start_soon(self._control.publish, CARD_TOPIC, encode(CardNotice(card=encoded)))
 
     def revocation_document(self, newer_than: int) -> bytes | None:
@@ -235,6 +219,7 @@ class Membership:
         """Know the two services that are told of news; before serve."""
         self._mesh = mesh
         self._watch = watch
+        self.gossip.begin(watch)
 
     def announce(self, *, control: tuple[Address, ...], data: tuple[Address, ...]) -> None:
         """Make this node's card once its ports are bound, and again after a renewal."""
@@ -256,11 +241,11 @@ class Membership:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._introductions.begin(nursery)
-            for encoded in _load_cards(self._cards_path):
-                self._take_in(encoded)
+            for encoded in load_cards(self._cards_path) if self._cards_path is not None else ():
+                self.take_in(encoded)
             task_status.started()
             async for message in self._control.messages():
-                self._take(message)
+                self.gossip.take(message)
 
     async def publish_card(self) -> None:
         """Gossip this node's card."""
@@ -276,13 +261,8 @@ class Membership:
 
     def save_cards(self) -> None:
         """Write the cards to disk. Blocks on fsync."""
-        if self._cards_path is None:
-            return
-        cards = [card.encoded for card in self._book][:CARDS_KEPT]
-        try:
-            write_atomically(self._cards_path, msgspec.msgpack.encode(cards))
-        except StateFileError as error:
-            log.warning("cards_not_saved", error=error)
+        if self._cards_path is not None:
+            save_cards(self._cards_path, self._book)
 
     def peer_lost(self, node: str) -> None:
         """Close what is open to a node that is dead or has left."""
@@ -310,74 +290,6 @@ class Membership:
         for node in self._book.remove_refused():
             self._expel(node)
 
-    # ------------------------------------------------------------ gossip
-
-    def _is_state_good(self, message: GossipMessage) -> bool:
-        try:
-            record = decode_state(message.data)
-        except RemoteProtocolError:
-            return False
-        if record.node != message.origin or message.origin == self.node:
-            return False
-        return self._is_known(message)
-
-    def _is_health_good(self, message: GossipMessage) -> bool:
-        return isinstance(self._decode(message), HealthNotice) and self._is_known(message)
-
-    def _is_card_good(self, message: GossipMessage) -> bool:
-        notice = self._decode(message)
-        return isinstance(notice, CardNotice) and self._take_in(notice.card)
-
-    def _is_revocation_good(self, message: GossipMessage) -> bool:
-        notice = self._decode(message)
-        if not isinstance(notice, RevocationNotice):
-            return False
-        if notice.document is None:
-            return notice.version > self._credentials.revocations.version
-        try:
-            return self.take_revocations(notice.document)
-        except TransportError as error:
-            log.warning("revocations_refused", peer=short(message.origin), error=error)
-            return False
-
-    def _is_trust_good(self, message: GossipMessage) -> bool:
-        return isinstance(self._decode(message), TrustNotice) and self._is_known(message)
-
-    def _decode(self, message: GossipMessage) -> object:
-        try:
-            return decode_gossip(message.data)
-        except RemoteProtocolError as error:
-            log.debug("gossip_refused", peer=short(message.forwarder), error=error)
-            return None
-
-    def _is_known(self, message: GossipMessage) -> bool:
-        """Say whether the origin's card is held and good; if not, ask the forwarder for it."""
-        if self._book.is_good(message.origin):
-            return True
-        if message.forwarder != self.node:
-            self._introductions.introduce(message.forwarder, wanted=message.origin)
-        return False
-
-    def _take(self, message: GossipMessage) -> None:
-        """Act on a message that passed its validator."""
-        if message.topic == STATE_TOPIC:
-            state = state_from_wire(decode_state(message.data))
-            self._driver.post(AdvertReceived(state=state))
-            if self._watch is not None:
-                self._watch.seen(message.origin, state.epoch, direct=False)
-            return
-        match decode_gossip(message.data):
-            case HealthNotice() as notice:
-                if self._watch is not None:
-                    self._watch.heard(message.origin, notice)
-            case TrustNotice() as notice:
-                self._on_trust_news(notice, message.origin)
-            case RevocationNotice() as notice:
-                if notice.version > self._credentials.revocations.version:
-                    self._introductions.introduce(message.forwarder)
-            case _:
-                pass
-
     # ------------------------------------------------------------ cards
 
     @property
@@ -394,23 +306,11 @@ class Membership:
         """Say whether a node's card is held."""
         return self._book.get(node) is not None
 
-    def learn(self, encoded: bytes) -> str | None:
-        """Take in a card from a page; returns its node, or None where it is no good."""
-        self._take_in(encoded)
-        card = self._book.find(card_digest(encoded))
-        return card.node if card is not None else None
+    def is_good(self, node: str) -> bool:
+        """Say whether a node's card is held, valid and unrevoked."""
+        return self._book.is_good(node)
 
-    def _tell_reachable(self, node: str, reachable: bool) -> None:
-        if not reachable or self.has_role(node, SERVE):
-            self._driver.post(PeerReachable(peer=node, reachable=reachable))
-
-    def _encoded(self, node: str) -> bytes:
-        if node == self.node:
-            return self._own_card
-        card = self._book.get(node)
-        return card.encoded if card is not None else b""
-
-    def _take_in(self, encoded: bytes) -> bool:
+    def take_in(self, encoded: bytes) -> bool:
         """Take in a card; True when it was news."""
         try:
             card = self._book.add(encoded)
@@ -436,6 +336,22 @@ class Membership:
             self._introductions.introduce(card.node)
         return True
 
+    def learn(self, encoded: bytes) -> str | None:
+        """Take in a card from a page; returns its node, or None where it is no good."""
+        self.take_in(encoded)
+        card = self._book.find(card_digest(encoded))
+        return card.node if card is not None else None
+
+    def _tell_reachable(self, node: str, reachable: bool) -> None:
+        if not reachable or self.has_role(node, SERVE):
+            self._driver.post(PeerReachable(peer=node, reachable=reachable))
+
+    def _encoded(self, node: str) -> bytes:
+        if node == self.node:
+            return self._own_card
+        card = self._book.get(node)
+        return card.encoded if card is not None else b""
+
     def _expel(self, node: str) -> None:
         """Cut off a node that is revoked."""
         log.warning("peer_expelled", peer=short(node))
@@ -456,15 +372,3 @@ class Membership:
             self._credentials.revocations.save()
         except StateFileError as error:
             log.error("revocations_not_saved", error=error)
-
-
-def _load_cards(path: Path | None) -> list[bytes]:
-    """Read the cards of the last life; a damaged file counts as empty."""
-    if path is None:
-        return []
-    try:
-        data = read_bounded(path, max_bytes=CARDS_FILE_MAX_BYTES)
-        return [] if data is None else msgspec.msgpack.decode(data, type=list[bytes])
-    except (StateFileError, msgspec.MsgspecError) as error:
-        log.warning("cards_damaged", error=error)
-        return []

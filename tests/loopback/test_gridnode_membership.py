@@ -182,11 +182,15 @@ def test_what_peers_gossip_falsely_is_neither_used_nor_fatal(run_grid):
 def test_a_state_record_in_another_nodes_name_is_refused(run_grid):
     async def scenario(sandbox):
         record = encode_state(sandbox.nodes["fast"].running)
-        membership = sandbox.nodes["slow"].running.membership
+        gossip = sandbox.nodes["slow"].running.membership.gossip
+        true = GossipMessage(
+            topic=STATE_TOPIC, origin=node_of(sandbox, "fast"), forwarder=node_of(sandbox, "mid"), data=record
+        )
         forged = GossipMessage(
             topic=STATE_TOPIC, origin=node_of(sandbox, "mid"), forwarder=node_of(sandbox, "mid"), data=record
         )
-        assert not membership._is_state_good(forged)
+        assert gossip.is_good(true)
+        assert not gossip.is_good(forged)
 
     run_grid(scenario)
 
