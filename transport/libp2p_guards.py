@@ -201,6 +201,7 @@ class GuardedPubsub(Pubsub):
         super().__init__(*args, **options)
         self._faults = faults
         self._forwarders = TokenBuckets(rate_hz=FORWARDER_RATE_HZ, burst=FORWARDER_BURST, names_max=FORWARDERS_MAX)
+        self._registering: dict[ID, trio.Lock] = {}
         self.ill_formed = 0
         self.limited = 0
 
@@ -208,6 +209,18 @@ class GuardedPubsub(Pubsub):
     def manager(self) -> InternalManagerAPI:
         """Manager of this service, fenced."""
         return _fence(self._manager, self._faults)
+
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        # Stock looks whether the peer has a stream, opens one, then enters it. Two connections made at once (each side
+        # dialled) would enter two, and the queue of the first would have nobody to close it: a stream and two tasks
+        # left per reconnection, and no new neighbour at all after a thousand.
+        lock = self._registering.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                await super()._handle_new_peer(peer_id)
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._registering.pop(peer_id, None)
 
     def get_hello_packet(self) -> rpc_pb2.RPC:
         """Return the subscriptions, without a record of our addresses."""

@@ -371,6 +371,30 @@ def test_gossip_goes_on_when_one_of_two_connections_to_a_peer_breaks() -> None:
     play(scene, make, make)
 
 
+def test_reconnections_leave_no_task_behind() -> None:
+    """Both dial at once, as nodes do after a restart: two connections, of which one carries the gossip."""
+
+    async def scene(nursery: trio.Nursery, a: Running, b: Running) -> None:
+        tasks_at_rest = set[int]()
+        for _ in range(5):
+            async with trio.open_nursery() as dials:
+                dials.start_soon(a.host.connect, b.dial)
+                dials.start_soon(b.host.connect, a.dial)
+            await meet(a, b)
+            async with trio.open_nursery() as ends:
+                ends.start_soon(a.host.disconnect, b.host.node)
+                ends.start_soon(b.host.disconnect, a.host.node)
+            await until(lambda: not a.host._swarm.get_connections() and not b.host._swarm.get_connections())
+            with trio.move_on_after(2.0):
+                await until(lambda: trio.lowlevel.current_statistics().tasks_living in tasks_at_rest)
+            tasks_at_rest.add(trio.lowlevel.current_statistics().tasks_living)
+            assert not a.host._pubsub.peer_queues
+            assert not a.host._pubsub._registering
+        assert len(tasks_at_rest) == 1
+
+    play(scene, make, make)
+
+
 def test_after_a_failed_dial_the_next_one_may_succeed_at_once() -> None:
     member = GRID.make_node()
 
