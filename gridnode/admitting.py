@@ -36,8 +36,8 @@ ROOT_FILE: Final = "1.root.json"
 RENEWAL_LOOK_S: Final = 60.0
 """How often the certificate's age is looked at, and an admit node looks for a new intermediate: clocks jump, and a
 machine that slept for a month wakes up late."""
-RENEWAL_RETRY_S: Final = 60.0
-"""Pause after a renewal that failed, unless a peer is met before."""
+RENEWAL_RETRY_S: Final = (5.0, 60.0)
+"""First and longest pause after a renewal that failed, unless a peer is met before."""
 RENEWAL_PAUSE_S: Final = 1.0
 """Least time between two tries, however many peers are met."""
 FIRST_MEETING_S: Final = 5.0
@@ -85,7 +85,7 @@ class Admitting:
         self._peers = peers
         self._rng = rng
         self._on_renewed = on_renewed
-        self._met = trio.Event()
+        self._wake = trio.Event()
         self._warn_s = float("-inf")
         """When the operator may next be told that the intermediate ends."""
         self._door: Door | None = None
@@ -162,29 +162,33 @@ class Admitting:
             nursery.start_soon(self._keep_certificate)
             task_status.started()
 
-    def met(self, _node: str) -> None:
-        """Know that a peer answers: it, or one that it tells of, may renew what is due."""
-        self._met.set()
+    def look(self) -> None:
+        """Look soon: a peer was met that may renew what is due, or the owner renewed this node's intermediate."""
+        self._wake.set()
 
     async def _keep_certificate(self) -> None:
         credentials = self._credentials
         if credentials.issuer is None:
-            await self._wait_for_peer(FIRST_MEETING_S)
+            await self._pause(FIRST_MEETING_S)
+        retry_s = RENEWAL_RETRY_S[0]
         while True:
-            self._met = trio.Event()
+            self._wake = trio.Event()
             if credentials.issuer is not None:
                 await self._keep_intermediate(credentials.issuer)
             left_s = credentials.renewal_due_s() - credentials.grid_time.now_s()
-            if left_s > 0:
-                await trio.sleep(min(left_s, RENEWAL_LOOK_S * self._rng.uniform(0.5, 1.0)))
-            elif not await self._renew_own():
+            if left_s > 0 or await self._renew_own():
+                retry_s = RENEWAL_RETRY_S[0]
+                left_s = max(credentials.renewal_due_s() - credentials.grid_time.now_s(), 0.0)
+                await self._pause(min(left_s, RENEWAL_LOOK_S * self._rng.uniform(0.5, 1.0)))
+            else:
                 log.warning("certificate_not_renewed", expires_s=credentials.certificate.not_after_s)
-                await self._wait_for_peer(RENEWAL_RETRY_S * self._rng.uniform(0.5, 1.0))
+                await self._pause(retry_s * self._rng.uniform(0.5, 1.0))
+                retry_s = min(2 * retry_s, RENEWAL_RETRY_S[1])
             await trio.sleep(RENEWAL_PAUSE_S)
 
-    async def _wait_for_peer(self, limit_s: float) -> None:
+    async def _pause(self, limit_s: float) -> None:
         with trio.move_on_after(limit_s):
-            await self._met.wait()
+            await self._wake.wait()
 
     async def _keep_intermediate(self, issuer: Issuer) -> None:
         """Take up a new intermediate of the owner's, and warn in time where there is none."""

@@ -71,6 +71,7 @@ class Insight:
             case "reload_trust":
                 self._node.house.look()
                 self._node.signed.look()
+                self._node.admitting.look()
                 return {"accepted": True}
             case _:
                 raise RequestError(f"unknown query {what!r}")

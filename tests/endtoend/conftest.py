@@ -18,7 +18,8 @@ import trio
 from onnx import TensorProto, helper
 
 from gridnode.client import Grid
-from gridnode.gridsetup import create_grid
+from gridnode.credentials import Credentials, GridFile
+from gridnode.gridsetup import create_grid, write_grid_file
 from gridnode.joining import join_grid
 from gridnode.statedir import StateDirectory
 from models.golden import encode_golden
@@ -33,10 +34,14 @@ from models.manifest import (
     describe_shard,
 )
 from models.owner import OwnerRepository
+from models.trust import TrustClient
+from transport.certificates import SERVE, SUBMIT
+from transport.identity import NodeKey
 
 MODEL = "tiny"
 SIDE = 128
 """Pixels of the model's square input."""
+DAY_S = 86_400.0
 
 
 def wait_until(condition, limit_s=20.0):
@@ -103,10 +108,11 @@ class Daemon:
         self.process = None
         self._socket = str(self.socket)
 
-    def start(self, *, share=1.0, environment=None, settings=()):
-        """Start the process; returns at once."""
+    def start(self, *, share=1.0, environment=None, settings=(), under=()):
+        """Start the process, with the words of ``under`` before its command; returns at once."""
         sets = ["runtime.threads=1", f"runtime.cpu_share={share}", *settings]
         command = [
+            *under,
             *(sys.executable, "-P", "-X", "dev", "-m", "gridnode", "run", "--preset", "loopback"),
             *("--state-dir", str(self.state.path), "--name", self.name, "--socket", str(self.socket)),
             *(word for setting in sets for word in ("--set", setting)),
@@ -169,14 +175,17 @@ class Daemon:
 
 
 class RealGrid:
-    """Daemons of one grid in one folder; the first has the model and may admit others."""
+    """Daemons of one grid in one folder; the first has the model and may admit others.
 
-    def __init__(self, folder):
+    It was made ``days_ago``: certificates and signatures of that day are in force.
+    """
+
+    def __init__(self, folder, *, days_ago=0.0):
         self.folder = folder
         self.daemons = {}
         self.owner = folder / "owner"
         first = self._add("n1")
-        create_grid(first.state, self.owner, "test", now_s=time.time())
+        create_grid(first.state, self.owner, "test", now_s=time.time() - days_ago * DAY_S)
         graph, golden, self.expected = write_model(folder)
         shards = describe(graph, "tiny.onnx"), describe(golden, "golden")
         self.manifest = Manifest(
@@ -215,6 +224,19 @@ class RealGrid:
         trio.run(functools.partial(join_grid, daemon.state, self.invite(), name=name, clock=time.time))
         return daemon
 
+    def enrol(self, name, *, issued_s, doors=()):
+        """Make a node whose certificate was issued at a time of our choice, as a join would have; not started."""
+        daemon, first = self._add(name), Credentials(self["n1"].state, clock=time.time)
+        daemon.state.create()
+        key = NodeKey.create(daemon.state.node_key).private.public_key()
+        daemon.state.certificate.write_bytes(first.issuer.issue(key, (SERVE, SUBMIT), now_s=issued_s))
+        daemon.state.authority.write_bytes(first.ca_pem)
+        TrustClient(daemon.state.trust, first.grid_id).bootstrap((self.owner / "root.json").read_bytes())
+        status = self["n1"].ask()
+        bootstrap = (f"{status['node']}@{status['control_address']}",)
+        write_grid_file(daemon.state, GridFile(name="test", grid_id=first.grid_id, bootstrap=bootstrap, doors=doors))
+        return daemon
+
     def close(self):
         for daemon in self.daemons.values():
             if daemon.is_alive():
@@ -247,9 +269,12 @@ def _model_input():
 
 @pytest.fixture(scope="module")
 def real_grid(request, tmp_path_factory):
-    """Make a grid of one daemon that runs; tests of a module share it. The module's FIRST_SHARE is its cpu_share."""
+    """Make a grid of one daemon that runs; tests of a module share it.
+
+    The module's FIRST_SHARE is its cpu_share, MADE_DAYS_AGO its age.
+    """
     folder = tmp_path_factory.mktemp("grid", numbered=True)
-    grid = RealGrid(Path(folder))
+    grid = RealGrid(Path(folder), days_ago=getattr(request.module, "MADE_DAYS_AGO", 0.0))
     try:
         grid["n1"].start(share=getattr(request.module, "FIRST_SHARE", 1.0))
         grid["n1"].wait_ready()
