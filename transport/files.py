@@ -4,11 +4,19 @@ Owns how the transport package writes to its state directory. Knows nothing of w
 functions block (an fsync takes 1-50 ms on an SD card): call them in a thread, or before the event loop runs.
 """
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
 
 from transport.wire import TransportError
+
+T = TypeVar("T")
+
+_DIGEST_BYTES: Final = 32
 
 
 class StateFileError(TransportError):
@@ -114,3 +122,34 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes | None:
     if len(data) > max_bytes:
         raise StateFileError(f"{path} has more than {max_bytes} bytes; it is not a file of this program")
     return data
+
+
+def write_checked(path: Path, record: object) -> None:
+    """Write a record as MessagePack behind its SHA-256, atomically; raises StateFileError."""
+    content = msgspec.msgpack.encode(record)
+    write_atomically(path, hashlib.sha256(content).digest() + content)
+
+
+def read_checked(path: Path, decoder: msgspec.msgpack.Decoder[T], *, max_bytes: int, remedy: str) -> T | None:
+    """Read a record that write_checked wrote; None when there is no file.
+
+    Parameters
+    ----------
+    remedy : str
+        What the operator can do about a damaged file; ends the message.
+
+    Raises
+    ------
+    StateFileError
+        It is unreadable, too large or damaged.
+    """
+    data = read_bounded(path, max_bytes=max_bytes)
+    if data is None:
+        return None
+    digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    try:
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("checksum does not fit")
+        return decoder.decode(content)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        raise StateFileError(f"{path} is damaged ({error}); {remedy}") from error

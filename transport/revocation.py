@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from msgspec import Meta
 
 from transport.certificates import REVOKE, GridTrust
-from transport.files import StateFileError, read_bounded, write_atomically
+from transport.files import read_checked, write_checked
 from transport.identity import is_signed_by, raw_public_of
 from transport.wire import Count, LocalProtocolError, NodeText, RemoteProtocolError
 
@@ -145,17 +145,10 @@ class Revocations:
             The file is damaged.
         """
         revocations = cls(path)
-        data = read_bounded(path, max_bytes=_FILE_MAX_BYTES)
-        if data is None:
+        remedy = "delete it, peers send the list again at the next connection"
+        kept = read_checked(path, _KEPT_DECODER, max_bytes=_FILE_MAX_BYTES, remedy=remedy)
+        if kept is None:
             return revocations
-        digest, content = data[:32], data[32:]
-        try:
-            if hashlib.sha256(content).digest() != digest:
-                raise ValueError("checksum does not fit")
-            kept = _KEPT_DECODER.decode(content)
-        except ValueError as error:  # msgspec's errors are ValueErrors too
-            message = f"{path} is damaged ({error}); delete it, peers send the list again at the next connection"
-            raise StateFileError(message) from error
         revocations._version, revocations._document = kept.version, kept.document
         revocations._nodes, revocations._serials = set(kept.nodes), set(kept.serials)
         revocations._newest_covers_all = revocations._is_covered_by(_read(kept.document)[1])
@@ -285,5 +278,4 @@ class Revocations:
         """
         if self._path is None or self._document is None:
             return
-        content = msgspec.msgpack.encode(_Kept(self._version, self._document, self.nodes, self.serials))
-        write_atomically(self._path, hashlib.sha256(content).digest() + content)
+        write_checked(self._path, _Kept(self._version, self._document, self.nodes, self.serials))

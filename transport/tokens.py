@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from transport.cards import Address
 from transport.certificates import ROLES
-from transport.files import StateFileError, read_bounded, write_atomically
+from transport.files import read_checked, write_checked
 from transport.wire import NodeText, TransportError
 
 TOKEN_PREFIX: Final = "gn1."
@@ -83,10 +83,14 @@ class JoinToken(msgspec.Struct, frozen=True, array_like=True):
         """The token as it is handed to people."""
         body = msgspec.msgpack.encode(self)
         checksum = hashlib.sha256(body).digest()[:_CHECKSUM_BYTES]
-        return TOKEN_PREFIX + base64.urlsafe_b64encode(body + checksum).decode().rstrip("=")
+        return TOKEN_PREFIX + _as_text(body + checksum)
 
 
 _TOKEN_DECODER: Final = msgspec.msgpack.Decoder(JoinToken)
+
+
+def _as_text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def parse_token(text: str) -> JoinToken:
@@ -106,7 +110,8 @@ def parse_token(text: str) -> JoinToken:
     except ValueError as error:
         raise TokenMalformedError("the join token has a character that does not belong there; copy it again") from error
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if hashlib.sha256(body).digest()[:_CHECKSUM_BYTES] != checksum:
+    # The last character has bits that no byte takes: with them wrong it stands for the same bytes.
+    if hashlib.sha256(body).digest()[:_CHECKSUM_BYTES] != checksum or _as_text(data) != encoded:
         raise TokenMalformedError(
             "the join token's checksum does not fit: part of it is missing or mistyped; copy it again"
         )
@@ -158,17 +163,9 @@ class Invites:
             The file is damaged.
         """
         invites = cls(path)
-        data = read_bounded(path, max_bytes=_FILE_MAX_BYTES)
-        if data is None:
-            return invites
-        digest, content = data[:32], data[32:]
-        try:
-            if hashlib.sha256(content).digest() != digest:
-                raise ValueError("checksum does not fit")
-            kept = _INVITES_DECODER.decode(content)
-        except ValueError as error:  # msgspec's errors are ValueErrors too
-            raise StateFileError(f"{path} is damaged ({error}); delete it and invite again") from error
-        invites._invites = {invite.secret_sha256: invite for invite in kept}
+        kept = read_checked(path, _INVITES_DECODER, max_bytes=_FILE_MAX_BYTES, remedy="delete it and invite again")
+        if kept is not None:
+            invites._invites = {invite.secret_sha256: invite for invite in kept}
         return invites
 
     def create(
@@ -265,6 +262,5 @@ class Invites:
         self._invites = {key: invite for key, invite in self._invites.items() if now_s <= invite.expires_at_s}
 
     def _write(self, invites: dict[bytes, Invite]) -> None:
-        content = msgspec.msgpack.encode(tuple(invites.values()))
-        write_atomically(self._path, hashlib.sha256(content).digest() + content)
+        write_checked(self._path, tuple(invites.values()))
         self._invites = invites

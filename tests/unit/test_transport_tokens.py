@@ -1,4 +1,5 @@
 from hashlib import sha256
+from string import ascii_letters, digits
 from threading import Barrier, Thread
 
 import pytest
@@ -51,6 +52,18 @@ def test_every_wrong_character_is_noticed(tmp_path):
         wrong = "A" if text[position] != "A" else "B"
         with pytest.raises(TokenMalformedError):
             parse_token(text[:position] + wrong + text[position + 1 :])
+
+
+@pytest.mark.parametrize("host", ["a.example", "ab.example", "abc.example"])
+def test_a_wrong_last_character_is_noticed_though_it_may_stand_for_the_same_bytes(tmp_path, host):
+    doors = [Address(host, 4003)]
+    invites = Invites(tmp_path / "invites")
+    text = invites.create(
+        grid_id=GRID_ID, ca_pem=b"ca", issuer=ISSUER, addresses=doors, roles=(SERVE,), now_s=NOW_S, life_s=60.0
+    ).text
+    for wrong in set(ascii_letters + digits + "-_") - {text[-1]}:
+        with pytest.raises(TokenMalformedError):
+            parse_token(text[:-1] + wrong)
 
 
 def test_a_cut_token_is_noticed(tmp_path):
