@@ -26,11 +26,12 @@ from gridnode.calls import (
     read_document,
 )
 from gridnode.channel import Channel
+from gridnode.control import QueryKind
 from gridnode.errors import GridError
 from gridnode.jobs import Job, Question, Request
 from gridnode.links import Links
 from gridnode.results import Result
-from gridnode.session import PATIENCE_S, QueryKind
+from gridnode.session import PATIENCE_S
 from gridnode.window import Mode, Window
 
 if TYPE_CHECKING:

@@ -121,11 +121,14 @@ class CancelJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="c
     key: Key
 
 
+QueryKind = Literal["status", "peers", "models", "explain", "revoke", "invite", "reload_trust"]
+
+
 class Query(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="query"):
     """Asks the daemon something about itself. Answered by Answer with the same number."""
 
     number: int
-    what: Literal["status", "peers", "models", "explain", "revoke", "invite", "reload_trust"]
+    what: QueryKind
     argument: Annotated[str, Meta(max_length=4096)] = ""
 
 

@@ -18,16 +18,18 @@ BACKOFF_MAX_S: Final = 2.0
 """Longest pause between two tries of one entry; a failed connect to a Unix socket costs microseconds."""
 REST_S: Final = 1.0
 """Pause of a draining entry: it takes no work until it was restarted."""
-_DRAINING: Final = "is shutting down"
 
 
 class _Entry:
     """One socket and what became of it."""
 
-    __slots__ = ("failures", "path", "paused_until_s", "trouble")
+    __slots__ = ("failures", "has_worked", "is_drained", "path", "paused_until_s", "trouble")
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.has_worked = False
+        self.is_drained = False
+        """Whether the last daemon seen there was shutting down."""
         self.failures = 0
         self.paused_until_s = float("-inf")
         self.trouble: GridError | str | None = None
@@ -92,13 +94,16 @@ class Entries:
         """Note that an entry takes no more work."""
         entry = self._entries.get(path)
         if entry is not None:
-            entry.trouble = _DRAINING
+            entry.is_drained = True
+            entry.trouble = None
             self._pause(entry, until_s=now_s + REST_S)
 
     def note_success(self, path: str) -> None:
-        """Note that an entry greeted us."""
+        """Note that an entry greeted us and takes work."""
         entry = self._entries.get(path)
         if entry is not None:
+            entry.has_worked = True
+            entry.is_drained = False
             entry.failures = 0
             entry.trouble = None
 
@@ -108,24 +113,33 @@ class Entries:
             entry.failures = 0
             entry.paused_until_s = float("-inf")
 
-    @property
-    def all_failed(self) -> bool:
-        """Whether each entry failed since it last worked."""
-        return all(entry.failures for entry in self._entries.values())
+    def is_hopeless(self, now_s: float, *, busy: Collection[str] = ()) -> bool:
+        """Whether no entry is worth waiting for.
+
+        One that worked and was lost is: its daemon restarts within seconds. One that was told to shut down is worth
+        a look now and then, no more; one that never worked is worth nothing once it was tried.
+        """
+        return all(self._is_gone(entry, now_s, busy) for entry in self._entries.values())
+
+    def _is_gone(self, entry: _Entry, now_s: float, busy: Collection[str]) -> bool:
+        if entry.is_drained:
+            return entry.paused_until_s > now_s or entry.path in busy
+        return bool(entry.failures) and not entry.has_worked
 
     @property
     def any_draining(self) -> bool:
-        """Whether an entry was last seen draining."""
-        return any(entry.trouble is _DRAINING for entry in self._entries.values())
+        """Whether an entry was last seen shutting down."""
+        return any(entry.is_drained for entry in self._entries.values())
 
     def error(self) -> GridError:
         """Return the error that tells a user what each entry did and what he can do."""
         troubles = [entry.trouble for entry in self._entries.values() if entry.trouble is not None]
         if troubles and all(isinstance(trouble, ProtocolError) for trouble in troubles):
             return ProtocolError(str(troubles[0]))
-        told = "; ".join(f"{entry.path} {entry.trouble or 'was not tried'}" for entry in self._entries.values())
+        told = "; ".join(f"{entry.path} {_state(entry)}" for entry in self._entries.values())
         if self.any_draining:
-            return DrainingError(f"no daemon takes work: {told}; submit later", entries=self.paths)
+            others = [entry.path for entry in self._entries.values() if not entry.is_drained]
+            return DrainingError(f"no daemon takes work: {told}; submit later", entries=others)
         return DaemonUnreachableError(
             f"no daemon answers: {told}. Start one with `gridnode run`, or name its socket in GRIDNODE_SOCKET"
         )
@@ -134,3 +148,10 @@ class Entries:
         """Set the pause and move the entry to the end."""
         entry.paused_until_s = until_s
         self._entries[entry.path] = self._entries.pop(entry.path)
+
+
+def _state(entry: _Entry) -> str:
+    """Say what is known of an entry."""
+    if entry.is_drained:
+        return "is shutting down" if entry.trouble is None else f"has shut down and {entry.trouble}"
+    return str(entry.trouble or "was not tried")

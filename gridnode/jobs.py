@@ -1,6 +1,6 @@
 """What a session keeps: requests, open jobs and queries, and the names of bad ends. Pure.
 
-Owns records only; gridnode.session owns every rule by which they change.
+Owns records only; gridnode.session and gridnode.openwork own every rule by which they change.
 """
 
 import msgspec
@@ -36,7 +36,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job:
-    """One open request; ``ended`` once ``done`` (with ``payload``) or ``error`` is set. Only the session changes it."""
+    """One open request; ``ended`` once ``done`` (with ``payload``) or ``error`` is set. Only they change it."""
 
     __slots__ = (
         "deadline_s",

@@ -58,15 +58,19 @@ class Links:
         if link is None:
             return
         with self._losing(link, now_s):
-            for message, payload in channel.receive():
-                self.session.received(link, message, payload, now_s=now_s)
+            self._take_all(link, channel, now_s)
 
     def write(self, channel: Channel, now_s: float) -> None:
         """Send what a connection takes now."""
         link = self._link_of(channel)
-        if link is not None:
-            with self._losing(link, now_s):
+        if link is None:
+            return
+        with self._losing(link, now_s):
+            try:
                 channel.flush()
+            except DaemonUnreachableError:
+                self._take_all(link, channel, now_s)  # its last words: answers, and perhaps why it went
+                raise
 
     def close(self, now_s: float) -> None:
         """End all work and close all connections."""
@@ -74,6 +78,11 @@ class Links:
         for channel in self._channels.values():
             self._close_channel(channel)
         self._channels.clear()
+
+    def _take_all(self, link: Link, channel: Channel, now_s: float) -> None:
+        """Hand over the frames that have come."""
+        for message, payload in channel.receive():
+            self.session.received(link, message, payload, now_s=now_s)
 
     def _link_of(self, channel: Channel) -> Link | None:
         return next((link for link, other in self._channels.items() if other is channel), None)

@@ -1,24 +1,21 @@
 """The promise of the client: each key ends exactly once, whatever becomes of daemons and connections. Pure.
 
-Owns keys, open jobs with all that is needed to send them again, links (connections to daemons) and the rules below.
-Knows no socket, thread, event loop or clock: Grid and AsyncGrid feed it and carry its frames.
+Owns links (connections to daemons) and the rules by which the work of gridnode.openwork is placed on them, placed
+again and given up. Knows no socket, thread, event loop or clock: Grid and AsyncGrid feed it and carry its frames.
 
 A *link* is GREETING until the daemon's hello, then READY; LEAVING once its daemon drains: it gets no new job, and is
 let go when its last job ended. At most one link is GREETING or READY.
 
 A *job* is unplaced or placed on one link. It is placed on the READY link, and unplaced again when its link is lost
 or its daemon answers ``draining``. It ends with its first outcome; later ones are dropped and counted. An unplaced
-job ends at its deadline, or after ``patience_s`` without one; a placed job ends GRACE_S after its deadline.
+job ends at once where no entry is worth waiting for (Entries.is_hopeless), else at its deadline, or after
+``patience_s`` without one; a placed job ends GRACE_S after its deadline. Queries are placed like jobs.
 """
 
-import itertools
 import math
-from collections import deque
-from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final
 
 from gridnode.control import (
-    CLIENT_ID_BYTES,
     VERSION,
     Answer,
     Buffer,
@@ -28,11 +25,11 @@ from gridnode.control import (
     JobDone,
     JobError,
     Query,
+    QueryKind,
     ServerHello,
     ServerMessage,
     Submit,
     encode_frame,
-    make_key,
 )
 from gridnode.entries import Entries
 from gridnode.errors import (
@@ -41,18 +38,12 @@ from gridnode.errors import (
     JobCancelledError,
     JobDeadlineError,
     JobFailedError,
-    JobRejectedError,
     ProtocolError,
 )
 from gridnode.jobs import Job, Question, Request, error_of
 from gridnode.link import Link, LinkState
+from gridnode.openwork import PING_NUMBER, OpenWork
 
-OPEN_JOBS_MAX: Final = 1024
-"""Jobs a client keeps open at once; a program that has more submits faster than it listens."""
-OPEN_BYTES_MAX: Final = 256 * 1024 * 1024
-"""Payload bytes of all open jobs: they are kept so that they can be sent again."""
-QUESTIONS_MAX: Final = 64
-"""Queries open at once."""
 PATIENCE_S: Final = 30.0
 """Time a job without a deadline waits for a daemon that takes it: a daemon's restart takes seconds."""
 GRACE_S: Final = 0.25
@@ -61,9 +52,6 @@ LOSSES_MAX: Final = 5
 """Links a job may lose before it ends as lost: a job that takes its daemon down must not do so for ever."""
 BUDGET_MAX_S: Final = 1e6
 """Largest budget that a Submit holds."""
-_PING_NUMBER: Final = 0
-
-QueryKind = Literal["status", "peers", "models", "explain", "revoke", "invite", "reload_trust"]
 _REPEATABLE: Final = frozenset({"status", "peers", "models", "explain"})
 
 
@@ -85,23 +73,14 @@ class Session:
     """
 
     def __init__(self, client: bytes, entries: Entries, *, patience_s: float = PATIENCE_S) -> None:
-        if len(client) != CLIENT_ID_BYTES:
-            raise ValueError(f"client id has {len(client)} bytes, it needs {CLIENT_ID_BYTES}")
-        self.client = client
         self.entries = entries
         self.late_answers = 0
         self.resubmissions = 0
         self._patience_s = patience_s
-        self._minted = 0
-        self._numbers = _PING_NUMBER
         self._was_greeted = False
-        self._open_bytes = 0
-        self._jobs: dict[bytes, Job] = {}
-        self._questions: dict[int, Question] = {}
-        self._unplaced: deque[Job | Question] = deque()
+        self._work = OpenWork(client)
         self._links: list[Link] = []
         self._outgoing: list[Frame] = []
-        self._ended: list[Job | Question] = []
 
     # ------------------------------------------------------------ what the program asks
 
@@ -126,15 +105,9 @@ class Session:
         """
         if budget_s is not None and not budget_s > 0:
             raise JobDeadlineError(f"deadline is {budget_s} s from now, it must be > 0", reason="deadline")
-        self._check_room(request)
-        if not self._was_greeted and not self._jobs:
-            self.entries.forgive()
-        self._minted += 1
-        key = make_key(self.client, self._minted)
-        job = Job(key, request, opened_s=now_s, deadline_s=None if budget_s is None else now_s + budget_s)
-        self._jobs[key] = job
-        self._open_bytes += request.payload_bytes
-        self._unplaced.append(job)
+        self._forgive_before_the_first()
+        job = self._work.open_job(request, deadline_s=None if budget_s is None else now_s + budget_s, now_s=now_s)
+        self._give_up_when_hopeless(now_s)
         return job
 
     def cancel(self, job: Job, *, now_s: float, why: str = "the job was cancelled by its submitter") -> bool:
@@ -143,26 +116,20 @@ class Session:
             return False
         if job.link is not None:
             self._outgoing.append((job.link, encode_frame(CancelJob(key=job.key)), ()))
-        self._end(job, now_s=now_s, error=JobCancelledError(why))
+        self._work.end_job(job, now_s=now_s, error=JobCancelledError(why))
         return True
 
     def ask(self, what: QueryKind, argument: str = "", *, within_s: float, now_s: float) -> Question:
-        """Open a query; raises JobRejectedError when QUESTIONS_MAX are open."""
-        if len(self._questions) >= QUESTIONS_MAX:
-            raise JobRejectedError(f"{QUESTIONS_MAX} queries are open, the most allowed; wait for answers")
-        if not self._was_greeted and not self._jobs and not self._questions:
-            self.entries.forgive()
-        self._numbers += 1
-        query = Query(number=self._numbers, what=what, argument=argument)
-        question = Question(query, until_s=now_s + within_s)
-        self._questions[query.number] = question
-        self._unplaced.append(question)
+        """Open a query; raises JobRejectedError when too many are open."""
+        self._forgive_before_the_first()
+        question = self._work.open_question(what, argument, until_s=now_s + within_s)
+        self._give_up_when_hopeless(now_s)
         return question
 
     def forget(self, question: Question) -> None:
         """Drop a query nobody waits for any more."""
         if not question.ended:
-            self._answer(question, error=JobCancelledError("the query was cancelled"))
+            self._work.end_question(question, error=JobCancelledError("the query was cancelled"))
 
     # ------------------------------------------------------------ links
 
@@ -172,9 +139,14 @@ class Session:
         return tuple(self._links)
 
     @property
+    def client(self) -> bytes:
+        """The client's id, the head of all its keys."""
+        return self._work.client
+
+    @property
     def is_open(self) -> bool:
         """Whether any job or query waits for an outcome."""
-        return bool(self._jobs or self._questions)
+        return bool(self._work)
 
     @property
     def is_reaching(self) -> bool:
@@ -183,9 +155,9 @@ class Session:
 
     def choose_entry(self, now_s: float) -> str | None:
         """Return the socket to connect to now; None while none is needed or all pause."""
-        if self.is_reaching or not self._unplaced:
+        if self.is_reaching or not self._work.unplaced:
             return None
-        return self.entries.choose(now_s, busy=[link.path for link in self._links])
+        return self.entries.choose(now_s, busy=self._paths())
 
     def connected(self, path: str, *, now_s: float) -> Link:
         """Take a fresh connection; its hello is queued for sending."""
@@ -198,7 +170,7 @@ class Session:
     def refused(self, path: str, trouble: str, *, now_s: float) -> None:
         """Note that a socket could not be connected to."""
         self.entries.note_failure(path, trouble, now_s=now_s)
-        self._give_up_when_never_greeted(now_s)
+        self._give_up_when_hopeless(now_s)
 
     def lost(self, link: Link, trouble: GridError, *, now_s: float) -> None:
         """Note that a connection is gone: its open jobs are to be sent again under the same keys."""
@@ -208,25 +180,22 @@ class Session:
         self._outgoing = [frame for frame in self._outgoing if frame[0] is not link]
         if link.state is not LinkState.LEAVING:
             self.entries.note_failure(link.path, _trouble(trouble), now_s=now_s)
-        for job in [job for job in self._jobs.values() if job.link is link]:
+        for job in self._work.jobs_on(link):
             self._replace_lost(job, trouble, now_s=now_s)
-        for question in [question for question in self._questions.values() if question.link is link]:
+        for question in self._work.questions_on(link):
             self._replace_question(question)
-        self._give_up_when_never_greeted(now_s)
+        self._give_up_when_hopeless(now_s)
 
     def finished_links(self) -> list[Link]:
         """Return the links whose connection is to be closed, then reported by lost: faulty, or left and empty."""
-        if all(link.state is not LinkState.LEAVING and not link.fault for link in self._links):
-            return []
-        busy = {id(job.link) for job in self._jobs.values()} | {id(q.link) for q in self._questions.values()}
         left = LinkState.LEAVING
-        return [link for link in self._links if link.fault or (link.state is left and id(link) not in busy)]
+        return [link for link in self._links if link.fault or (link.state is left and not self._work.is_on(link))]
 
     def to_send(self, now_s: float) -> list[Frame]:
         """Return the frames to be sent now, in order; jobs are placed by this call."""
         link = next((link for link in self._links if link.state is LinkState.READY and not link.fault), None)
-        while link is not None and self._unplaced:
-            work = self._unplaced.popleft()
+        while link is not None and self._work.unplaced:
+            work = self._work.unplaced.popleft()
             if not work.ended:
                 self._place(work, link, now_s=now_s)
         frames, self._outgoing = self._outgoing, []
@@ -258,53 +227,38 @@ class Session:
 
     def tick(self, now_s: float) -> None:
         """End what is overdue, and ask silent daemons for a sign of life."""
-        for job in [job for job in self._jobs.values() if self._due_s(job) <= now_s]:
-            self._end(job, now_s=now_s, error=self._overdue(job))
-        for question in [question for question in self._questions.values() if question.until_s <= now_s]:
-            self._answer(question, error=self._unanswered(question))
+        for job in [job for job in self._work.jobs.values() if self._due_s(job) <= now_s]:
+            self._work.end_job(job, now_s=now_s, error=self._overdue(job))
+        for question in [question for question in self._work.questions.values() if question.until_s <= now_s]:
+            self._work.end_question(question, error=self._unanswered(question))
         for link in self._links:
-            if link.watch(now_s, owes_word=self._has_work(link)):
-                self._outgoing.append((link, encode_frame(Query(number=_PING_NUMBER, what="status")), ()))
+            if link.watch(now_s, owes_word=self._work.is_on(link)):
+                self._outgoing.append((link, encode_frame(Query(number=PING_NUMBER, what="status")), ()))
 
     def next_deadline_s(self) -> float:
         """Return when tick, or choose_entry, is next worth a call; infinite when nothing is due by itself."""
-        due = [self._due_s(job) for job in self._jobs.values()]
-        due += [question.until_s for question in self._questions.values()]
-        due += [link.due_s(owes_word=self._has_work(link)) for link in self._links]
-        if self._unplaced and not self.is_reaching:
-            due.append(self.entries.next_try_s(busy=[link.path for link in self._links]))
+        due = [self._due_s(job) for job in self._work.jobs.values()]
+        due += [question.until_s for question in self._work.questions.values()]
+        due += [link.due_s(owes_word=self._work.is_on(link)) for link in self._links]
+        if self._work.unplaced and not self.is_reaching:
+            due.append(self.entries.next_try_s(busy=self._paths()))
         return min(due, default=math.inf)
 
     def take_ended(self) -> list[Job | Question]:
         """Return what ended since the last call."""
-        ended, self._ended = self._ended, []
-        return ended
+        return self._work.take_ended()
 
     def close(self, now_s: float) -> None:
         """End all that is open; the caller closes the connections."""
-        for job in list(self._jobs.values()):
-            self._end(job, now_s=now_s, error=JobCancelledError("the grid object was closed while the job was open"))
-        for question in list(self._questions.values()):
-            self._answer(question, error=JobCancelledError("the grid object was closed while the query was open"))
+        what = "the grid object was closed while the {} was open"
+        for job in list(self._work.jobs.values()):
+            self._work.end_job(job, now_s=now_s, error=JobCancelledError(what.format("job")))
+        for question in list(self._work.questions.values()):
+            self._work.end_question(question, error=JobCancelledError(what.format("query")))
         self._outgoing.clear()
-        self._unplaced.clear()
         self._links.clear()
 
     # ------------------------------------------------------------ placing
-
-    def _check_room(self, request: Request) -> None:
-        """Refuse a job past the bounds of this client."""
-        if len(self._jobs) >= OPEN_JOBS_MAX:
-            raise JobRejectedError(
-                f"{OPEN_JOBS_MAX} jobs are open, the most a client may have; wait for results before submitting more",
-                reason="client_full",
-            )
-        if self._jobs and self._open_bytes + request.payload_bytes > OPEN_BYTES_MAX:
-            raise JobRejectedError(
-                f"open jobs hold {self._open_bytes} bytes and this one {request.payload_bytes}, at most "
-                f"{OPEN_BYTES_MAX} are kept; wait for results before submitting more",
-                reason="client_full",
-            )
 
     def _place(self, work: Job | Question, link: Link, *, now_s: float) -> None:
         """Queue a job or query for sending on a link."""
@@ -313,9 +267,9 @@ class Session:
             self._outgoing.append((link, encode_frame(work.query), ()))
             return
         if work.deadline_s is not None and work.deadline_s <= now_s:
-            self._end(work, now_s=now_s, error=self._overdue(work))
+            self._work.end_job(work, now_s=now_s, error=self._overdue(work))
             return
-        if not self._has_work(link):
+        if not self._work.is_on(link):
             link.note_word(now_s)  # an idle daemon owes none; its silence counts from now
         work.link = link
         work.submissions += 1
@@ -345,31 +299,39 @@ class Session:
     def _replace_lost(self, job: Job, trouble: GridError, *, now_s: float) -> None:
         """Unplace a job whose link is gone, or end it when that happened too often."""
         job.losses += 1
-        job.link = None
         job.troubled_s = now_s
         if job.losses >= LOSSES_MAX:
             why = f"the job's daemon was lost {job.losses} times while it had the job, last: {trouble}"
-            self._end(job, now_s=now_s, error=JobFailedError(why, reason="lost"))
+            self._work.end_job(job, now_s=now_s, error=JobFailedError(why, reason="lost"))
         else:
-            self._unplaced.append(job)
+            self._work.unplace(job)
 
     def _replace_question(self, question: Question) -> None:
         """Ask again what may be asked twice; end the rest."""
-        question.link = None
         if question.query.what in _REPEATABLE:
-            self._unplaced.append(question)
+            self._work.unplace(question)
         else:
             text = f"the daemon went away during {question.query.what!r}, which may or may not be done; look at status"
-            self._answer(question, error=DaemonUnreachableError(text))
+            self._work.end_question(question, error=DaemonUnreachableError(text))
 
-    def _give_up_when_never_greeted(self, now_s: float) -> None:
-        """End all work at once when no entry ever worked: waiting helps only where a daemon was."""
-        if self._was_greeted or not self.entries.all_failed:
+    def _forgive_before_the_first(self) -> None:
+        """Try every entry anew for the first work of a client that has not met a daemon yet."""
+        if not self._was_greeted and not self._work:
+            self.entries.forgive()
+
+    def _give_up_when_hopeless(self, now_s: float) -> None:
+        """End all that waits for a daemon where none is worth waiting for."""
+        if self.is_reaching or not self._work.unplaced or not self.entries.is_hopeless(now_s, busy=self._paths()):
             return
-        for job in list(self._jobs.values()):
-            self._end(job, now_s=now_s, error=self.entries.error())
-        for question in list(self._questions.values()):
-            self._answer(question, error=self.entries.error())
+        for work in tuple(self._work.unplaced):
+            if isinstance(work, Job):
+                self._work.end_job(work, now_s=now_s, error=self.entries.error())
+            else:
+                self._work.end_question(work, error=self.entries.error())
+
+    def _paths(self) -> list[str]:
+        """Return the sockets that are connected to."""
+        return [link.path for link in self._links]
 
     # ------------------------------------------------------------ frames
 
@@ -384,10 +346,11 @@ class Session:
             )
         self._was_greeted = True
         link.state = LinkState.READY
-        self.entries.note_success(link.path)
         self.entries.learn(hello.entries)
         if hello.draining:
             self._leave(link, now_s)
+        else:
+            self.entries.note_success(link.path)
 
     def _take_goodbye(self, link: Link, message: Goodbye, *, now_s: float) -> None:
         """Stop using a link; what is open there may still be answered."""
@@ -400,34 +363,34 @@ class Session:
         """Place nothing more on a link of a draining daemon."""
         link.state = LinkState.LEAVING
         self.entries.note_draining(link.path, now_s=now_s)
+        self._give_up_when_hopeless(now_s)
 
     def _take_answer(self, message: Answer) -> None:
         """Take the answer to a query; an answer nobody waits for is a sign of life or late."""
-        question = self._questions.get(message.number)
+        question = self._work.questions.get(message.number)
         if question is None:
             return
         question.document = message.document
-        self._answer(question, error=GridError(message.error) if message.error else None)
+        self._work.end_question(question, error=GridError(message.error) if message.error else None)
 
     def _take_outcome(self, link: Link, message: JobDone | JobError, payload: Buffer, *, now_s: float) -> None:
         """Take what became of a job; the first outcome of a key wins."""
-        job = self._jobs.get(message.key)
+        job = self._work.jobs.get(message.key)
         if job is None:
             self._count_late(link, message)
         elif isinstance(message, JobDone):
             job.done, job.payload = message, payload
-            self._end(job, now_s=now_s, error=None)
+            self._work.end_job(job, now_s=now_s, error=None)
         elif job.link is not link:
             self.late_answers += 1  # of a placement that was given up; the job lives on elsewhere
         elif message.reason == "draining":
             self._move_on(job, link, message, now_s=now_s)
         else:
-            self._end(job, now_s=now_s, error=error_of(message))
+            self._work.end_job(job, now_s=now_s, error=error_of(message))
 
     def _count_late(self, link: Link, message: JobDone | JobError) -> None:
         """Count an outcome of an ended job; the echo of our own cancel is none."""
-        minted = int.from_bytes(message.key[CLIENT_ID_BYTES:], "big")
-        if message.key[:CLIENT_ID_BYTES] != self.client or not 0 < minted <= self._minted:
+        if not self._work.was_minted(message.key):
             raise ProtocolError(f"daemon at {link.path} answered key {message.key.hex()}, which is not ours")
         if isinstance(message, JobDone) or message.reason != "cancelled":
             self.late_answers += 1
@@ -435,39 +398,14 @@ class Session:
     def _move_on(self, job: Job, link: Link, message: JobError, *, now_s: float) -> None:
         """Unplace a job that a draining daemon gave back, to be sent to another entry."""
         self.entries.learn(message.entries)
+        job.troubled_s = now_s if job.troubled_s is None else job.troubled_s
+        self._work.unplace(job)
         if link.state is LinkState.READY:
             self._leave(link, now_s)
-        job.link = None
-        job.troubled_s = now_s if job.troubled_s is None else job.troubled_s
-        self._unplaced.append(job)
+        else:
+            self._give_up_when_hopeless(now_s)
 
     # ------------------------------------------------------------ ends
-
-    def _end(self, job: Job, *, now_s: float, error: GridError | None) -> None:
-        """Give a job its one outcome."""
-        assert not job.ended, "a key ends once"
-        del self._jobs[job.key]
-        self._open_bytes -= job.request.payload_bytes
-        job.error = error
-        job.ended = True
-        job.ended_s = now_s
-        job.link = None
-        self._drop_unplaced(job)
-        self._ended.append(job)
-
-    def _answer(self, question: Question, *, error: GridError | None) -> None:
-        """End a query."""
-        del self._questions[question.query.number]
-        question.error = error
-        question.ended = True
-        question.link = None
-        self._drop_unplaced(question)
-        self._ended.append(question)
-
-    def _drop_unplaced(self, work: Job | Question) -> None:
-        """Let go of ended work that waits for a link, so that none is sought for it."""
-        if work in self._unplaced:
-            self._unplaced.remove(work)
 
     def _due_s(self, job: Job) -> float:
         """Return when a job ends by itself; infinite while a daemon has it and it has no deadline."""
@@ -495,11 +433,6 @@ class Session:
         return DaemonUnreachableError(
             f"daemon at {question.link.path} did not answer {question.query.what!r} in time; see its log"
         )
-
-    def _has_work(self, link: Link) -> bool:
-        """Whether the daemon owes us a word on this link."""
-        works: Iterator[Job | Question] = itertools.chain(self._jobs.values(), self._questions.values())
-        return any(work.link is link for work in works)
 
 
 def _trouble(error: GridError) -> GridError | str:

@@ -13,12 +13,12 @@ import msgspec
 import trio
 
 from gridnode.client import AsyncGrid
+from gridnode.control import QueryKind
 from gridnode.demo.children import Daemon
 from gridnode.errors import DaemonUnreachableError, GridError, ProtocolError
 from gridnode.gridsetup import create_grid
 from gridnode.joining import join_grid
 from gridnode.publish import publish
-from gridnode.session import QueryKind
 from gridnode.statedir import StateDirectory
 from gridnode.status import ModelStatus, NodeStatus
 from gridnode.zoo import build_zoo, zoo_names
@@ -27,6 +27,7 @@ from transport.identity import NodeKey
 MODEL: Final = "street"
 READY_S: Final = 90.0
 """Time for the whole grid to stand; on two busy cores it takes about ten seconds."""
+READY: Final = "is ready"
 LOOK_S: Final = 0.1
 DRAIN_S: Final = 2.0
 SOCKET_PATH_MAX: Final = 100
@@ -106,8 +107,29 @@ class DemoNode:
 
     async def is_able(self) -> bool:
         """Whether it serves and every model of the demo is ready."""
-        shown = {model.name: model.state for model in await self.models()}
-        return all(shown.get(name) == "ready" for name in zoo_names(MODEL))
+        return await self.progress() == READY
+
+    async def progress(self, *, peers: int = 0) -> str:
+        """Say in a few words how far the node has got; raises StageError where it will never be ready.
+
+        Parameters
+        ----------
+        peers : int
+            Other nodes that it must know to be alive.
+        """
+        status = await self.status()
+        if status is None:
+            return "starts"
+        if status.peers_alive < peers:
+            return "meets the others"
+        shown = {model.name: model for model in await self.models()}
+        models = [shown[name] for name in zoo_names(MODEL) if name in shown]
+        for model in models:
+            if model.state == "refused":
+                raise StageError(f"node {self.name} refused model {model.name}: {model.problem}")
+        if len(models) < len(zoo_names(MODEL)) or any(model.state in ("missing", "fetching") for model in models):
+            return "fetches the model"
+        return READY if all(model.state == "ready" for model in models) else "checks and measures the model"
 
 
 def socket_path(folder: Path, name: str) -> Path:
@@ -127,11 +149,15 @@ class Stage:
         Holds everything; thrown away by whoever made it.
     say : callable
         Told each step.
+    show : callable
+        Told what is waited for, whenever that changes.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, *, say: Callable[[str], None], show: Callable[[str], None]) -> None:
         self._folder = folder
         self._say = say
+        self._show = show
+        self._progress: dict[str, str] = {}
         sockets = [str(socket_path(folder, plan.name)) for plan in NODES]
         self._sockets = sockets
         self.nodes = [DemoNode(plan, folder, entries=sockets) for plan in NODES]
@@ -161,6 +187,7 @@ class Stage:
         """Make the grid and wait until every node can run every model; raises GridError."""
         owner = self._folder / "owner"
         self._say("grid create demo")
+        self._show("the founder of the grid starts")
         await trio.to_thread.run_sync(lambda: create_grid(self.founder.state, owner, "demo", now_s=_wall_s()))
         self.founder.start()
         async with trio.open_nursery() as nursery:
@@ -169,7 +196,6 @@ class Stage:
             for node in self.nodes:
                 if node is not self.founder:
                     nursery.start_soon(self._join, node)
-        self._say("golden check and measurement on each node")
         await self._wait("all nodes", self._stands)
 
     async def _publish(self, owner: Path) -> None:
@@ -191,10 +217,12 @@ class Stage:
 
     async def _stands(self) -> bool:
         for node in self.nodes:
-            status = await node.status()
-            if status is None or status.peers_alive < len(self.nodes) - 1 or not await node.is_able():
-                return False
-        return True
+            words = await node.progress(peers=len(self.nodes) - 1)
+            if words == READY and self._progress.get(node.name) != READY:
+                self._say(f"{node.name} {READY}: golden outputs right, service time measured")
+            self._progress[node.name] = words
+        self._show("; ".join(f"{name} {words}" for name, words in self._progress.items() if words != READY))
+        return all(words == READY for words in self._progress.values())
 
     async def _wait(self, what: str, is_done: Callable[[], Any]) -> None:
         """Look until it is so; raises DaemonError where a daemon ended, StageError when the time is over."""

@@ -16,6 +16,7 @@ import trio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from gridnode.client import Grid
+from gridnode.errors import DrainingError, GridError
 from gridnode.gridsetup import create_grid
 from gridnode.joining import JoinError, join_grid
 from gridnode.statedir import StateDirectory
@@ -175,6 +176,26 @@ def test_a_daemon_told_to_stop_drains_and_leaves_no_process(pair, wait_until, mo
     assert wait_until(lambda: pair["n1"].ask("peers")["items"] and _status(pair["n1"], "n3") in ("left", "dead")), peers
 
 
+def test_a_program_whose_only_daemon_shuts_down_is_told_at_once(pair, wait_until, model_input):
+    only = pair.join("n7")
+    only.start(share=0.2).wait_ready()
+    with only.client() as grid:
+        handles = [grid.submit("tiny", {"x": model_input}, deadline_s=20.0) for _ in range(10)]
+        wait_until(lambda: sum(only.ask()[name] for name in ("answered", "queue_length", "running", "away")) == 10)
+        only.signal(signal.SIGTERM)
+        errors = [wait_until(functools.partial(_error_of, grid, model_input)) for _ in range(2)]
+        assert [type(error) for error in errors] == [DrainingError, DrainingError]
+        assert all(handle.result().classes for handle in handles)
+        assert only.process.wait(20) == 0
+        began_s = time.monotonic()
+        with pytest.raises(DrainingError, match="submit later"):
+            grid.infer("tiny", {"x": model_input}, deadline_s=30.0)
+        assert time.monotonic() - began_s < 1.0
+        only.start().wait_ready()
+        assert grid.infer("tiny", {"x": model_input}, deadline_s=30.0).classes
+    assert only.stop() == 0
+
+
 def test_a_daemon_that_is_killed_takes_its_workers_with_it(pair, wait_until):
     fourth = pair.join("n4")
     fourth.start().wait_ready()
@@ -215,6 +236,14 @@ def test_a_second_signal_ends_a_drain_at_once(pair):
     sixth.signal(signal.SIGTERM)
     sixth.signal(signal.SIGINT)
     assert sixth.process.wait(10) in (0, 130)
+
+
+def _error_of(grid, model_input):
+    try:
+        grid.infer("tiny", {"x": model_input}, deadline_s=30.0)
+    except GridError as error:
+        return error
+    return None
 
 
 def _status(daemon, name):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from time import monotonic
 
@@ -521,12 +522,39 @@ def test_goodbye_moves_new_jobs_on_and_lets_open_ones_finish(tmp_path):
         assert grid.resubmissions == 0
 
 
-def test_draining_everywhere_is_told_when_patience_ends(path):
-    with Daemon(path, refuse("draining")), Grid(path, patience_s=0.1) as grid:
-        with pytest.raises(DrainingError, match="submit later"):
-            grid.infer("street", FRAME)
+def test_draining_everywhere_is_told_at_once(path):
+    with Daemon(path, refuse("draining")), Grid(path) as grid:
+        for _ in range(3):
+            with pytest.raises(DrainingError, match="submit later"):
+                grid.infer("street", FRAME, deadline_s=60.0)
         with pytest.raises(DrainingError):
-            grid.infer("street", FRAME, deadline_s=0.1)
+            grid.status()
+
+
+def test_a_goodbye_that_nobody_read_before_the_daemon_went_is_read_then(path):
+    def last_answer(peer, message, payload):
+        answer(peer, message, payload)
+        peer.say(Goodbye(reason="draining"))
+
+    with Grid(path) as grid:
+        with Daemon(path, last_answer) as daemon:
+            grid.submit("street", FRAME)
+            daemon.wait(lambda: daemon.submits)
+        began_s = time.monotonic()
+        with pytest.raises(DrainingError, match="is shutting down"):
+            grid.infer("street", FRAME, deadline_s=60.0)
+        assert time.monotonic() - began_s < 5.0
+
+
+def test_async_draining_everywhere_is_told_at_once(path, run):
+    async def main():
+        async with AsyncGrid(path) as grid:
+            for _ in range(3):
+                with pytest.raises(DrainingError, match="submit later"):
+                    await grid.infer("street", FRAME, deadline_s=60.0)
+
+    with Daemon(path, refuse("draining")):
+        run(main)
 
 
 @pytest.mark.parametrize(

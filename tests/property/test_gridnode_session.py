@@ -199,14 +199,14 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def open_jobs_are_somewhere(self):
-        waiting = set(map(id, self.session._unplaced))
+        waiting = set(map(id, self.session._work.unplaced))
         for job in self.jobs:
             placed = job.link is not None
             assert not (job.ended and placed)
             if not job.ended:
                 assert placed != (id(job) in waiting)
                 assert not placed or job.link in self.session.links
-        assert all(work.ended is False for work in self.session._unplaced)
+        assert all(work.ended is False for work in self.session._work.unplaced)
 
     @invariant()
     def at_most_one_link_is_in_use(self):
@@ -234,7 +234,7 @@ class SessionMachine(RuleBasedStateMachine):
             self.step()
         assert all(job.ended for job in self.jobs)
         assert self.session.next_deadline_s() == math.inf
-        assert self.session._open_bytes == 0
+        assert self.session._work.open_bytes == 0
         self.no_key_ends_twice()
 
 

@@ -3,6 +3,7 @@ import math
 import msgspec
 import pytest
 
+from gridnode import openwork
 from gridnode import session as rules
 from gridnode.control import (
     Answer,
@@ -144,7 +145,7 @@ def test_an_answer_to_a_key_never_minted_breaks_the_protocol(key):
 
 
 def test_bounds_on_open_jobs_and_bytes(monkeypatch):
-    monkeypatch.setattr(rules, "OPEN_JOBS_MAX", 2)
+    monkeypatch.setattr(openwork, "OPEN_JOBS_MAX", 2)
     session, first = opened()
     session.open(REQUEST, budget_s=None, now_s=0.0)
     with pytest.raises(JobRejectedError, match="2 jobs are open") as caught:
@@ -152,8 +153,8 @@ def test_bounds_on_open_jobs_and_bytes(monkeypatch):
     assert caught.value.reason == "client_full"
     session.cancel(first, now_s=0.0)
     session.open(REQUEST, budget_s=None, now_s=0.0)
-    monkeypatch.setattr(rules, "OPEN_JOBS_MAX", 9)
-    monkeypatch.setattr(rules, "OPEN_BYTES_MAX", 20)
+    monkeypatch.setattr(openwork, "OPEN_JOBS_MAX", 9)
+    monkeypatch.setattr(openwork, "OPEN_BYTES_MAX", 20)
     with pytest.raises(JobRejectedError, match="14 bytes"):
         session.open(REQUEST, budget_s=None, now_s=0.0)
 
@@ -360,19 +361,64 @@ def test_a_hello_that_says_draining_gets_no_job():
     assert session.choose_entry(0.0) == "b"
 
 
-def test_draining_everywhere_reaches_the_user_when_patience_ends():
-    session, job = opened(patience_s=5.0)
+def test_draining_everywhere_reaches_the_user_at_once():
+    session, job = opened("a", "b", budget_s=100.0)
     link = connect(session, 0.0)
     sent(session, 0.0)
-    for now_s in (1.0, 3.0):
-        session.received(link, JobError(key=job.key, reason="draining", message=""), b"", now_s=now_s)
-        session.lost(link, LOST, now_s=now_s)
-        assert session.choose_entry(now_s) is None
-        link = connect(session, now_s + REST_S)
-        sent(session, now_s + REST_S)
-    session.received(link, JobError(key=job.key, reason="draining", message=""), b"", now_s=7.0)
-    session.tick(7.0)
+    session.received(link, JobError(key=job.key, reason="draining", message=""), b"", now_s=1.0)
+    assert not job.ended, "b was not tried yet"
+    session.lost(link, LOST, now_s=1.0)
+    connect(session, 1.0, msgspec.structs.replace(HELLO, draining=True))
     assert isinstance(job.error, DrainingError)
+    assert "a is shutting down" in str(job.error)
+    assert job.error.entries == ()
+
+
+def test_what_is_asked_of_a_daemon_that_has_shut_down_ends_at_once_until_it_is_back():
+    session, first = opened("a", budget_s=100.0)
+    link = connect(session, 0.0)
+    sent(session, 0.0)
+    session.received(link, Goodbye(reason="draining"), b"", now_s=1.0)
+    session.received(link, done(first.key), b"", now_s=1.0)
+    session.lost(link, LOST, now_s=1.0)
+    during = session.open(REQUEST, budget_s=100.0, now_s=1.5)
+    assert isinstance(during.error, DrainingError)
+    asked = session.ask("status", within_s=10.0, now_s=1.5)
+    assert isinstance(asked.error, DrainingError)
+    after = session.open(REQUEST, budget_s=100.0, now_s=1.0 + REST_S)
+    assert session.choose_entry(1.0 + REST_S) == "a", "it may be back"
+    session.refused("a", "cannot be connected to: No such file or directory", now_s=1.0 + REST_S)
+    assert isinstance(after.error, DrainingError)
+    assert "a has shut down and cannot be connected to" in str(after.error)
+    back = session.open(REQUEST, budget_s=100.0, now_s=10.0)
+    connect(session, 10.0)
+    assert [message.key for _, message in sent(session, 10.0)] == [back.key]
+
+
+def test_an_entry_that_worked_and_was_lost_is_waited_for_while_another_drains():
+    session, job = opened("a", "b", budget_s=100.0)
+    link = connect(session, 0.0)
+    sent(session, 0.0)
+    session.lost(link, LOST, now_s=0.0)
+    link = connect(session, 0.0)
+    sent(session, 0.0)
+    session.received(link, JobError(key=job.key, reason="draining", message=""), b"", now_s=0.01)
+    session.lost(link, LOST, now_s=0.01)
+    assert not job.ended
+    connect(session, BACKOFF_FIRST_S)
+    assert [(path, message.key) for path, message in sent(session, BACKOFF_FIRST_S)] == [("a", job.key)]
+
+
+def test_a_draining_error_names_the_entries_that_do_not_drain():
+    session, job = opened("a", budget_s=100.0)
+    link = connect(session, 0.0)
+    sent(session, 0.0)
+    session.received(link, JobError(key=job.key, reason="draining", message="", entries=("b",)), b"", now_s=1.0)
+    session.lost(link, LOST, now_s=1.0)
+    assert session.choose_entry(1.0) == "b"
+    session.refused("b", "cannot be connected to", now_s=1.0)
+    assert isinstance(job.error, DrainingError)
+    assert job.error.entries == ("b",)
 
 
 def test_an_answer_of_a_placement_given_up_does_not_end_the_job():
