@@ -284,7 +284,7 @@ def test_two_programs_with_the_same_keys_both_get_their_answers(run_grid):
     async def scenario(sandbox):
         async with sandbox.program("slow") as one, sandbox.program("slow") as two, sandbox.program("mid") as three:
             for grid in (two, three):
-                grid._session.client = one._session.client
+                grid._session._work.client = one._session.client
             loads = [Load(grid) for grid in (one, two, three)]
             async with trio.open_nursery() as nursery:
                 for load in loads:
