@@ -24,6 +24,7 @@ from models.average_precision import AveragePrecision
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.status import Status
 
     from gridnode.demo.screen import NodeView, View
 
@@ -112,23 +113,28 @@ class _Show:
         self._cache = cache_folder(environment)
         self._console = console
         self._tally = Tally(deadline_s=DEADLINE_S)
-        self._stage = Stage(folder, self._say)
+        self._stage = Stage(folder, say=self._say, show=self._show)
         self._states: dict[str, str] = {node.name: "alive" for node in self._stage.nodes}
         self._events: list[tuple[float, str]] = []
         self._films: list[Film] = []
         self._begun_s = trio.current_time()
         self._start_s = 0.0
         self._late: tuple[DemoNode, float] | None = None
+        self._status: Status | None = None
+        """The line that says what is waited for, where there is a terminal."""
 
     async def run(self) -> Summary:
         """Run the demo."""
         try:
-            await self._prepare()
-            plan = await self._measure()
+            self._introduce()
+            with self._waiting():
+                await self._prepare()
+                plan = await self._measure()
             if self._options.keep is not None:
                 self._say_how_to_join()
             self._say("first frame")
-            self._console.print(_plan_text(plan), style="dim")
+            if not self._console.is_terminal:
+                self._console.print(_plan_text(plan))  # the live table says it too
             await self._perform(plan)
             await self._read_counters()
         finally:
@@ -137,18 +143,43 @@ class _Show:
 
     # ------------------------------------------------------------ before
 
+    def _introduce(self) -> None:
+        """Say what is about to be seen."""
+        shares = ", ".join(f"{node.name} {node.plan.cpu_share:.0%}" for node in self._stage.nodes)
+        kill = "" if self._options.kill == "none" else " Half way one node is killed; no frame may be lost."
+        self._console.print(
+            f"Three daemons on this machine make a grid; their shares of a core are: {shares}. Street cameras send "
+            f"frames into {self._stage.entry.name}, more than it can bear, and all three find the road users on "
+            f"them.{kill}\n"
+        )
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Show below the steps what is waited for, where there is a terminal."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with self._console.status("", spinner="dots") as self._status:
+            yield
+        self._status = None
+
     async def _prepare(self) -> None:
         """Draw the films while the grid is made."""
         frames = round(FILM_S * FILM_FPS)
         films: dict[str, Film] = {}
+        drawn = trio.Event()
 
         async def draw(seed: str) -> None:
             films[seed] = await get_film(seed, frames, self._cache)
+            self._say(f"street film of {frames} frames is drawn")
+            drawn.set()
 
         async with trio.open_nursery() as nursery:
             for seed in SEEDS:
                 nursery.start_soon(draw, seed)
-            nursery.start_soon(self._stage.build)
+            await self._stage.build()
+            if not drawn.is_set():
+                self._show("the street film is drawn; it is kept for the next demo")
         self._films = [films[seed] for seed in SEEDS]
 
     async def _measure(self) -> Plan:
@@ -159,6 +190,7 @@ class _Show:
         of the founder's frames.
         """
         founder = self._stage.founder
+        self._show(f"{founder.name} answers a few frames, to choose how many are sent")
         seen_s: list[float] = []
         async with AsyncGrid([founder.socket]) as grid:
             for jpeg in self._films[0].frames[:WARM_UP_FRAMES]:
@@ -306,7 +338,15 @@ class _Show:
             self._console.print(f"         {command}", style="dim", soft_wrap=True, markup=False)
 
     def _say(self, text: str) -> None:
+        """Print a step; not above the live table, which tells of events itself."""
+        if self._start_s and self._console.is_terminal:
+            return
         self._console.print(f"[dim]{trio.current_time() - self._begun_s:5.1f} s[/]  {text}")
+
+    def _show(self, text: str) -> None:
+        """Say what is waited for."""
+        if self._status is not None:
+            self._status.update(f"[dim]{text}[/]")
 
     def _tell(self, text: str) -> None:
         """Note an event, and print it where there is no table."""
