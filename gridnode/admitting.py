@@ -17,14 +17,13 @@ from gridnode.credentials import Credentials
 from gridnode.errors import GridError, StateDirectoryError
 from gridnode.logs import EventLog, short
 from gridnode.signedstate import PeerSource
-from transport.base import DataPlane
+from transport.base import DataPlane, ask
 from transport.cards import Address, NodeCard
 from transport.certificates import DAY_S, ROLES
 from transport.door import Door, DoorConfig
 from transport.doorwire import CARDS_MAX, Bundle
 from transport.files import StateFileError
-from transport.identity import raw_public_of
-from transport.issuing import Issuer, make_csr, read_csr
+from transport.issuing import Issuer, make_csr
 from transport.joining import renew_at_door
 from transport.tokens import Invites, TokenError
 from transport.wire import RemoteProtocolError, Signed, SignRequest, TransportError
@@ -149,10 +148,7 @@ class Admitting:
         issuer = self._credentials.issuer
         if issuer is None or not self._credentials.is_admit:
             raise RemoteProtocolError("this node cannot sign certificates: it has no role 'admit'")
-        key = read_csr(csr)
-        if key.public_bytes_raw() != raw_public_of(peer.node):
-            raise RemoteProtocolError("a certificate request for another key than the asker's")
-        return issuer.issue(key, peer.certificate.roles, now_s=self._credentials.grid_time.now_s())
+        return issuer.renew(csr, peer.certificate, now_s=self._credentials.grid_time.now_s())
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled."""
@@ -233,10 +229,7 @@ class Admitting:
         for node in self._peers.admit_peers():
             try:
                 with trio.move_on_after(RENEWAL_TIMEOUT_S):
-                    async with self._data.exchange(node) as exchange:
-                        await exchange.send(request)
-                        answer, _ = await exchange.receive()
-                        exchange.finish()
+                    answer, _ = await ask(self._data, node, request)
                     if isinstance(answer, Signed) and answer.chain is not None:
                         return answer.chain
                     log.warning("renewal_refused", peer=short(node), reason=getattr(answer, "reason", ""))

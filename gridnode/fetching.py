@@ -27,7 +27,7 @@ from models.fetchevents import (
 )
 from models.manifest import ModelError, Shard
 from models.store import ChunkStore
-from transport.base import DataPlane
+from transport.base import DataPlane, ask
 from transport.wire import ChunkRequest, Document, Holdings, HoldingsRequest, TransportError
 
 log = EventLog("fetch")
@@ -170,10 +170,7 @@ class _Download:
         try:
             with trio.move_on_after(HOLDINGS_TIMEOUT_S):
                 for shard in self._shards:
-                    async with self._data.exchange(peer) as exchange:
-                        await exchange.send(HoldingsRequest(sha256=shard.sha256))
-                        answer, _ = await exchange.receive()
-                        exchange.finish()
+                    answer, _ = await ask(self._data, peer, HoldingsRequest(sha256=shard.sha256))
                     if isinstance(answer, Holdings) and answer.bitmap:
                         self._handle(HoldingsLearned(peer, shard.sha256, answer.bitmap), nursery)
         except TransportError as error:
@@ -199,10 +196,7 @@ class _Download:
 
     async def _get(self, peer: str, cid: str) -> FetchEvent:
         """Ask a peer for a chunk and put it into the store."""
-        async with self._data.exchange(peer) as exchange:
-            await exchange.send(ChunkRequest(cid=cid))
-            answer, payload = await exchange.receive()
-            exchange.finish()
+        answer, payload = await ask(self._data, peer, ChunkRequest(cid=cid))
         if not isinstance(answer, Document) or not answer.found:
             return ChunkRefused(peer, cid)
         try:

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import trio
 
 from gridnode.logs import EventLog, short
-from transport.base import DataPlane
+from transport.base import DataPlane, ask
 from transport.wire import (
     CARDS_PER_MESSAGE_MAX,
     CardRequest,
@@ -181,10 +181,7 @@ class Introductions:
 
     async def _pull_revocations(self, node: str) -> None:
         self._compared_s[node] = trio.current_time()
-        async with self._data.exchange(node) as exchange:
-            await exchange.send(RevocationRequest(version=self._register.revocation_version))
-            answer, payload = await exchange.receive()
-            exchange.finish()
+        answer, payload = await ask(self._data, node, RevocationRequest(version=self._register.revocation_version))
         if isinstance(answer, Document) and answer.found:
             self._register.take_revocations(bytes(payload))
 

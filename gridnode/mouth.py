@@ -9,7 +9,7 @@ from gridnode.logs import EventLog, short
 from gridnode.translate import state_to_wire, table_from_wire
 from scheduler.actions import Advertise, PullTable
 from scheduler.events import TableReceived
-from transport.base import STATE_TOPIC, ControlPlane, DataPlane
+from transport.base import STATE_TOPIC, ControlPlane, DataPlane, ask
 from transport.wire import Table, TableRequest, TransportError, encode
 
 log = EventLog("mouth")
@@ -38,10 +38,7 @@ class GridMouth:
         """Ask for a table; the core asks again while it lacks one."""
         try:
             with trio.move_on_after(TABLE_TIMEOUT_S):
-                async with self._data.exchange(peer) as exchange:
-                    await exchange.send(TableRequest())
-                    answer, _ = await exchange.receive()
-                    exchange.finish()
+                answer, _ = await ask(self._data, peer, TableRequest())
                 if isinstance(answer, Table) and answer.node == peer:
                     self._driver.post(TableReceived(table=table_from_wire(answer)))
         except TransportError as error:

@@ -11,7 +11,7 @@ import trio
 from gridnode.logs import EventLog, short
 from gridnode.translate import state_to_wire
 from scheduler.types import PeerState
-from transport.base import DataPlane, Exchange
+from transport.base import DataPlane, Exchange, ask
 from transport.wire import (
     CardRequest,
     Cards,
@@ -172,11 +172,8 @@ async def probe(data: DataPlane, node: str, *, nonce: int, timeout_s: float) -> 
     """Ping a node over the data plane; False when it does not answer in time or cannot be reached."""
     try:
         with trio.move_on_after(timeout_s):
-            async with data.exchange(node) as exchange:
-                await exchange.send(Ping(nonce=nonce))
-                answer, _ = await exchange.receive()
-                exchange.finish()
-                return isinstance(answer, Pong) and answer.reached
+            answer, _ = await ask(data, node, Ping(nonce=nonce))
+            return isinstance(answer, Pong) and answer.reached
     except TransportError:
         return False
     return False

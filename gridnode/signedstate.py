@@ -19,7 +19,7 @@ from models.keys import load_key
 from models.manifest import ModelError
 from models.metadata import Fetch, SignatureError
 from models.trust import Changes, TrustClient, TrustStatus
-from transport.base import TRUST_TOPIC, ControlPlane, DataPlane
+from transport.base import TRUST_TOPIC, ControlPlane, DataPlane, ask
 from transport.wire import (
     Document,
     PublishRequest,
@@ -176,10 +176,7 @@ class SignedState:
         for node in self._peers.admit_peers():
             try:
                 with trio.fail_after(FILE_TIMEOUT_S):
-                    async with self._data.exchange(node) as exchange:
-                        await exchange.send(PublishRequest(), (publication,))
-                        answer, _ = await exchange.receive()
-                        exchange.finish()
+                    answer, _ = await ask(self._data, node, PublishRequest(), (publication,))
             except (TransportError, trio.TooSlowError) as error:
                 log.warning("publication_not_delivered", peer=short(node), error=error)
                 continue
@@ -258,10 +255,7 @@ class SignedState:
         """Ask a peer for a file; None where it does not answer or has none."""
         try:
             with trio.move_on_after(FILE_TIMEOUT_S):
-                async with self._data.exchange(node) as exchange:
-                    await exchange.send(TrustRequest(path=path))
-                    answer, payload = await exchange.receive()
-                    exchange.finish()
+                answer, payload = await ask(self._data, node, TrustRequest(path=path))
                 return bytes(payload) if isinstance(answer, Document) and answer.found else None
         except TransportError as error:
             log.debug("trust_source_lost", peer=short(node), error=error)

@@ -13,7 +13,7 @@ from gridnode.driver import Driver
 from gridnode.logs import EventLog, short
 from gridnode.translate import state_from_wire
 from scheduler.events import AdvertReceived, PeerLost, PeerRefuted, PeerSuspected
-from transport.base import HEALTH_TOPIC, ControlPlane, DataPlane
+from transport.base import HEALTH_TOPIC, ControlPlane, DataPlane, ask
 from transport.liveness import Liveness
 from transport.liveness_events import (
     Action,
@@ -153,10 +153,7 @@ class Watch:
         subject = action.target if action.via else None
         try:
             with trio.move_on_after(action.timeout_s):
-                async with self._data.exchange(through) as exchange:
-                    await exchange.send(Ping(nonce=action.probe, subject=subject))
-                    answer, _ = await exchange.receive()
-                    exchange.finish()
+                answer, _ = await ask(self._data, through, Ping(nonce=action.probe, subject=subject))
                 if isinstance(answer, Pong) and answer.nonce == action.probe:
                     if answer.state.node == through:
                         self._driver.post(AdvertReceived(state=state_from_wire(answer.state)))

@@ -179,3 +179,22 @@ class DataPlane(Protocol):
     ) -> None:
         """Listen until cancelled; reports the bound host and port."""
         ...
+
+
+async def ask(
+    plane: DataPlane, peer: str, question: DataMessage, payload: Sequence[Buffer] = ()
+) -> tuple[DataMessage, memoryview]:
+    """Put one question to a peer and return its one answer, with the payload; the connection is free again then.
+
+    Raises
+    ------
+    PeerUnreachableError
+        No connection could be made or kept.
+    RemoteProtocolError, FrameTooLargeError
+        The peer sent nonsense; the connection is closed.
+    """
+    async with plane.exchange(peer) as exchange:
+        await exchange.send(question, payload)
+        answer = await exchange.receive()
+        exchange.finish()
+    return answer
