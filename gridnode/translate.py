@@ -33,7 +33,8 @@ def state_to_wire(state: PeerState) -> StateRecord:
         max(state.memory_free_bytes, 0),
         state.draining,
         state.power_class,
-        state.table_digest,
+        # A node that has just begun to listen knows no table of its own yet: it can run nothing.
+        state.table_digest or _NO_CAPABILITIES,
     )
 
 
@@ -145,3 +146,6 @@ def _capability_to_wire(capability: Capability) -> CapabilityRecord:
         capability.max_batch,
         capability.providers,
     )
+
+
+_NO_CAPABILITIES = table_digest(())

@@ -48,6 +48,11 @@ def test_values_out_of_the_wires_range_are_fitted_into_it():
     assert record.memory_free_bytes == 0
 
 
+def test_a_node_that_knows_no_table_yet_says_that_it_can_run_nothing():
+    record = decode_state(encode(state_to_wire(state(table_digest=b""))))
+    assert record.table_digest == table_digest(())
+
+
 def test_a_peer_that_claims_no_slots_has_one():
     record = StateRecord(1, "n", 1, 1, 0.0, 0, 0.0, 1.0, 0, 0, False, 0, bytes(8))
     assert state_from_wire(record).slots == 1
