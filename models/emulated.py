@@ -14,7 +14,6 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from models import tensors
 from models.bodies import ResultBody, decode_request, encode_result
 from models.executor import (
     ExecutorStatistics,
@@ -28,7 +27,7 @@ from models.executor import (
 )
 from models.manifest import Manifest
 from models.requestcheck import check_request
-from models.tensors import InferenceError
+from models.tensors import BadInputError, InferenceError
 
 _RESULT: Final = encode_result(ResultBody(emulated=True))
 
@@ -146,7 +145,7 @@ class EmulatedExecutor:
         try:
             body = decode_request(request.body)
             check_request(model.manifest, body, memoryview(request.payload).nbytes)
-        except tensors.BadInputError as error:
+        except BadInputError as error:
             model.errors += 1
             await trio.lowlevel.checkpoint()
             return error

@@ -40,7 +40,6 @@ from models.manifest import (
     describe_shard,
     parse_manifest,
 )
-from models.store import ChunkStore
 from models.tensors import Array
 
 GRAPH_SHARD: Final = "graph.onnx"
@@ -159,27 +158,6 @@ def build_package(
     else:
         notes.append("no golden data: nodes cannot tell whether they compute the model rightly")
     return Package(manifest=manifest, files=files, notes=tuple(notes))
-
-
-def store_package(package: Package, store: ChunkStore) -> None:
-    """Put a package's shards into a store, pinned, so that other nodes can fetch them. Blocks.
-
-    Raises
-    ------
-    DigestMismatchError
-        A file changed since the package was built; build it again.
-    StoreFullError, StoreError
-        As the store's.
-    """
-    for shard in package.manifest.shards:
-        store.pin(shard)
-        content = package.files[shard.name]
-        if isinstance(content, Path):
-            store.put_file(shard, content)
-            continue
-        for number, cid in enumerate(shard.chunks):
-            store.put(cid, content[number * CHUNK_SIZE_BYTES : (number + 1) * CHUNK_SIZE_BYTES])
-        store.assemble(shard)
 
 
 def draw_inputs(manifest: Manifest, seed: int) -> dict[str, Array]:

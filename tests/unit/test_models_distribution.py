@@ -21,7 +21,7 @@ from models.golden import decode_golden
 from models.keys import create_key
 from models.manifest import canonical_bytes, model_digest
 from models.owner import OwnerRepository
-from models.package import RunReport, build_package, store_package
+from models.package import RunReport, build_package
 from models.store import ChunkStore
 from models.trust import TrustClient
 
@@ -74,7 +74,10 @@ def publisher(tmp_path):
     # Golden outputs need not be true here: nothing runs them.
     package = build_package(tmp_path / "big.onnx", run=lambda manifest, path, inputs: RunReport({"y": inputs["x"]}))
     store = ChunkStore(tmp_path / "publisher", 1 << 26)
-    store_package(package, store)
+    for shard in package.manifest.shards:
+        content = package.files[shard.name]
+        (tmp_path / "incoming").write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        store.put_file(shard, tmp_path / "incoming")
     key = create_key(tmp_path / "desk.pem")
     owner = OwnerRepository.create(tmp_path / "owner", tmp_path / "repo", "home", NOW, desk_keys=[key.public_key])
     desk = ReleaseDesk(tmp_path / "desk", key, owner.grid_id)
