@@ -89,11 +89,13 @@ class Series:
 class Load:
     """Programs that use the grid."""
 
-    def __init__(self, stage: Stage, tally: Tally, rng: random.Random, rate_hz: float) -> None:
+    def __init__(self, stage: Stage, tally: Tally, rng: random.Random, rate_hz: float, end_s: float) -> None:
         self._stage = stage
         self._tally = tally
         self._rng = rng
         self._rate_hz = rate_hz
+        self._end_s = end_s
+        """On trio's clock: nothing is sent later, and each request sent gets its outcome."""
         noise = np.random.default_rng(7)
         self._pictures = [_jpeg(noise, size) for size in ((320, 320), (640, 360), (1280, 720))]
 
@@ -101,7 +103,7 @@ class Load:
         """Send at a steady rate into the slowest node; another entry is known."""
         sockets = [str(self._stage.entry.socket), str(self._stage.founder.socket)]
         async with AsyncGrid(sockets) as grid, trio.open_nursery() as nursery:
-            while True:
+            while trio.current_time() < self._end_s:
                 picture = self._rng.choice(self._pictures)
                 nursery.start_soon(
                     self._tally.see_through,
@@ -112,7 +114,7 @@ class Load:
 
     async def programs(self) -> None:
         """Come, send a little, go; sometimes with jobs under way."""
-        while True:
+        while trio.current_time() < self._end_s:
             await trio.sleep(self._rng.uniform(0.2, 1.0))
             first, second = self._rng.sample([self._stage.entry, self._stage.founder], 2)
             async with AsyncGrid([str(first.socket), str(second.socket)]) as grid:
@@ -140,7 +142,7 @@ class Load:
 
     async def nonsense(self) -> None:
         """Ask for what cannot be had, speak no protocol, look at everything."""
-        while True:
+        while trio.current_time() < self._end_s:
             await trio.sleep(self._rng.uniform(0.5, 1.5))
             node = self._rng.choice([self._stage.entry, self._stage.founder])
             try:
@@ -347,21 +349,22 @@ async def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Run it and return the figures."""
     rng = random.Random(options.seed)
     tally = Tally()
-    stage = Stage(folder, lambda step: print(f"  {step}", flush=True))
+    stage = Stage(folder, say=lambda step: print(f"  {step}", flush=True), show=lambda _progress: None)
     try:
         await stage.build()
         began_s = time.monotonic()
-        load = Load(stage, tally, random.Random(rng.random()), options.rate)
+        end_s = trio.current_time() + options.minutes * 60
+        load = Load(stage, tally, random.Random(rng.random()), options.rate, end_s)
         sampler = Sampler([stage.entry, stage.founder], began_s)
         async with trio.open_nursery() as around:
             around.start_soon(sampler.run)
             around.start_soon(report_progress, tally, sampler, began_s)
-            async with trio.open_nursery() as nursery:
-                for service in (load.camera, load.programs, load.programs, load.nonsense):
-                    nursery.start_soon(service)
-                nursery.start_soon(Faults(stage, tally, random.Random(rng.random())).run)
-                await trio.sleep(options.minutes * 60)
-                nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as trouble:
+                trouble.start_soon(Faults(stage, tally, random.Random(rng.random())).run)
+                async with trio.open_nursery() as programs:
+                    for service in (load.camera, load.programs, load.programs, load.nonsense):
+                        programs.start_soon(service)
+                trouble.cancel_scope.cancel()
             await trio.sleep(3 * SAMPLE_S)  # what is left must go
             around.cancel_scope.cancel()
         figures = await read_end(stage, tally)
