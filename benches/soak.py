@@ -387,7 +387,10 @@ async def read_end(stage: Stage, tally: Tally) -> dict[str, object]:
     """Return the counts at the end, and what the nodes say of themselves."""
     nodes = {}
     for node in (stage.entry, stage.node("middle"), stage.founder):
-        status = await node.ask("status")
+        try:
+            status = await node.ask("status")
+        except DaemonUnreachableError:
+            continue  # killed a moment before the end
         held = ("invariant_violations", "late_answers", "queue_length", "running", "away", "epoch", "peers_alive")
         nodes[node.name] = {name: status[name] for name in held}
     return {
