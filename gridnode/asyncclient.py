@@ -8,22 +8,24 @@ leaves a half-sent frame behind: frames belong to the connection, not to the cal
 import os
 from collections.abc import AsyncIterable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-import msgspec
 
 from gridnode.calls import (
     ANSWER_S,
     IN_FLIGHT,
+    JobOptions,
     Options,
     Sockets,
+    answer_of,
+    make_options,
     make_request,
     make_session,
     outcome_of,
-    read_document,
+    plan_stream,
 )
 from gridnode.channel import Channel
 from gridnode.control import QueryKind
@@ -32,7 +34,7 @@ from gridnode.jobs import Job, Question, Request
 from gridnode.links import Links
 from gridnode.results import Result
 from gridnode.session import PATIENCE_S
-from gridnode.window import Mode, Window
+from gridnode.window import Mode
 
 if TYPE_CHECKING:
     from gridnode.asyncstream import AsyncStream
@@ -128,18 +130,13 @@ class AsyncGrid:
         image_or_tensors: "Input",
         *,
         deadline_s: float | None = None,
-        priority: int = 1,
-        rungs: bool = True,
-        raw_outputs: bool = False,
-        score_threshold: float | None = None,
-        tenant: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> Result:
         """Run a model and wait for its answer; arguments and errors are those of Grid.infer.
 
         A cancelled call cancels its job in the grid.
         """
-        options = self._options(priority, rungs, raw_outputs, score_threshold, tenant)
-        job = self._submit(await encode(model, image_or_tensors, options), deadline_s)
+        job = self._submit(await encode(model, image_or_tensors, self._options(options)), deadline_s)
         try:
             await self._wait(job)
         finally:
@@ -152,15 +149,11 @@ class AsyncGrid:
         image_or_tensors: "Input",
         *,
         deadline_s: float | None = None,
-        priority: int = 1,
-        rungs: bool = True,
-        raw_outputs: bool = False,
-        score_threshold: float | None = None,
-        tenant: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> AsyncHandle:
         """Submit a job without waiting for its answer; arguments are those of Grid.infer."""
-        options = self._options(priority, rungs, raw_outputs, score_threshold, tenant)
-        return AsyncHandle(self, self._submit(await encode(model, image_or_tensors, options), deadline_s))
+        request = await encode(model, image_or_tensors, self._options(options))
+        return AsyncHandle(self, self._submit(request, deadline_s))
 
     def stream(
         self,
@@ -170,12 +163,8 @@ class AsyncGrid:
         mode: Mode = "newest",
         deadline_s: float | None = None,
         in_flight: int = IN_FLIGHT,
-        priority: int = 1,
-        rungs: bool = True,
-        raw_outputs: bool = False,
-        score_threshold: float | None = None,
-        tenant: str | None = None,
         name: str = "stream",
+        **options: Unpack[JobOptions],
     ) -> "AsyncStream":
         """Run a model on each frame of a source; iterate over the outcomes with ``async for``.
 
@@ -184,13 +173,10 @@ class AsyncGrid:
         """
         from gridnode.asyncstream import AsyncStream
 
-        options = msgspec.structs.replace(
-            self._options(priority, rungs, raw_outputs, score_threshold, tenant),
-            stream=f"{name}-{os.urandom(4).hex()}",
-            newest_wins=mode == "newest",
+        plan = plan_stream(
+            model, self._options(options), mode=mode, in_flight=in_flight, name=name, deadline_s=deadline_s
         )
-        window: Window[Input] = Window(mode=mode, in_flight=in_flight)
-        return AsyncStream(self, frames, window, model=model, options=options, deadline_s=deadline_s)
+        return AsyncStream(self, frames, plan)
 
     async def status(self) -> dict[str, Any]:
         """Return what the daemon tells of itself."""
@@ -217,9 +203,7 @@ class AsyncGrid:
             await self._wait(question)
         finally:
             self._session.forget(question)
-        if question.error is not None:
-            raise question.error
-        return read_document(question.document)
+        return answer_of(question)
 
     async def close(self) -> None:
         """End open jobs with JobCancelledError and close the connections, before the block is left."""
@@ -238,16 +222,8 @@ class AsyncGrid:
 
     # ------------------------------------------------------------ work of a call
 
-    def _options(
-        self, priority: int, rungs: bool, raw_outputs: bool, score_threshold: float | None, tenant: str | None
-    ) -> Options:
-        return Options(
-            priority=priority,
-            rungs=rungs,
-            raw_outputs=raw_outputs,
-            score_threshold=score_threshold,
-            tenant=self._tenant if tenant is None else tenant,
-        )
+    def _options(self, given: JobOptions) -> Options:
+        return make_options(given, tenant=self._tenant)
 
     def _submit(self, request: Request, deadline_s: float | None) -> Job:
         """Open a job and send what the socket takes of it."""

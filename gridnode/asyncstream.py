@@ -10,9 +10,9 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from gridnode.asyncclient import AsyncGrid, encode
-from gridnode.calls import Options, item_of
+from gridnode.calls import StreamPlan, item_of
 from gridnode.errors import GridError
-from gridnode.window import StreamItem, Window
+from gridnode.window import StreamItem
 
 if TYPE_CHECKING:
     from gridnode.inputs import Input
@@ -25,21 +25,12 @@ class AsyncStream:
     """
 
     def __init__(
-        self,
-        grid: AsyncGrid,
-        frames: "AsyncIterable[Input] | Iterable[Input]",
-        window: "Window[Input]",
-        *,
-        model: str,
-        options: Options,
-        deadline_s: float | None,
+        self, grid: AsyncGrid, frames: "AsyncIterable[Input] | Iterable[Input]", plan: "StreamPlan[Input]"
     ) -> None:
         self._grid = grid
         self._frames = frames
-        self._window = window
-        self._model = model
-        self._options = options
-        self._deadline_s = deadline_s
+        self._plan = plan
+        self._window = plan.window
         self._scope = anyio.CancelScope()
         self._is_started = False
         self._is_stopped = False
@@ -124,8 +115,8 @@ class AsyncStream:
         if flight is None:
             return
         try:
-            request = await encode(self._model, flight.image, self._options, frame=flight.frame)
-            flight.job = self._grid._submit(request, self._deadline_s)
+            request = await encode(self._plan.model, flight.image, self._plan.options, frame=flight.frame)
+            flight.job = self._grid._submit(request, self._plan.deadline_s)
         except (GridError, TypeError) as error:
             flight.error = error
         finally:

@@ -5,7 +5,7 @@ Owns the defaults of the public arguments and the checks that need no daemon. Kn
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 import msgspec
 
@@ -13,10 +13,10 @@ from gridnode.control import CLIENT_ID_BYTES, encode_body
 from gridnode.entries import Entries
 from gridnode.errors import GridError, InvalidInputError, JobRejectedError
 from gridnode.inputs import encode_input
-from gridnode.jobs import Job, Request
+from gridnode.jobs import Job, Question, Request
 from gridnode.results import Result, make_result
 from gridnode.session import Session
-from gridnode.window import Flight, StreamItem
+from gridnode.window import Flight, Mode, StreamItem, Window
 
 if TYPE_CHECKING:
     from gridnode.inputs import Input
@@ -29,6 +29,7 @@ SYSTEM_SOCKET: Final = "/run/gridnode/gridnode.sock"
 MODEL_NAME_MAX: Final = 128
 PRIORITY_MAX: Final = 3
 
+T = TypeVar("T")
 Sockets = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -57,16 +58,59 @@ def make_session(sockets: Sockets | None, *, patience_s: float) -> Session:
     return Session(os.urandom(CLIENT_ID_BYTES), Entries(paths), patience_s=patience_s)
 
 
+class JobOptions(TypedDict, total=False):
+    """The keyword arguments that infer, submit and stream have in common; Grid.infer says what they mean."""
+
+    priority: int
+    rungs: bool
+    raw_outputs: bool
+    score_threshold: float | None
+    tenant: str | None
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a request is to be treated; the keyword arguments of infer, submit and stream."""
+    """How a request is to be treated, all defaults filled in."""
 
     priority: int = 1
     rungs: bool = True
     raw_outputs: bool = False
     score_threshold: float | None = None
-    tenant: str = ""
+    tenant: str | None = None
     stream: str = ""
     newest_wins: bool = False
+
+
+def make_options(given: JobOptions, *, tenant: str) -> Options:
+    """Fill in what a call leaves out; raises TypeError for an argument that there is not.
+
+    Examples
+    --------
+    >>> make_options({"priority": 0}, tenant="shop").tenant
+    'shop'
+    """
+    filled: JobOptions = {**given}
+    if filled.get("tenant") is None:
+        filled["tenant"] = tenant
+    return Options(**filled)
+
+
+class StreamPlan(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """What a stream of either client is made of."""
+
+    window: Window[T]
+    model: str
+    options: Options
+    deadline_s: float | None
+
+
+def plan_stream(
+    model: str, options: Options, *, mode: Mode, in_flight: int, name: str, deadline_s: float | None
+) -> "StreamPlan[Input]":
+    """Plan a stream under a name of its own; raises ValueError for an unknown mode or a wrong ``in_flight``."""
+    window: Window[Input] = Window(mode=mode, in_flight=in_flight)
+    stream = f"{name}-{os.urandom(4).hex()}"
+    options = msgspec.structs.replace(options, stream=stream, newest_wins=mode == "newest")
+    return StreamPlan(window=window, model=model, options=options, deadline_s=deadline_s)
 
 
 def make_request(model: str, source: "Input", options: Options, *, frame: int = 0) -> Request:
@@ -75,7 +119,8 @@ def make_request(model: str, source: "Input", options: Options, *, frame: int = 
         raise InvalidInputError(f"model name {model!r} must have 1 to {MODEL_NAME_MAX} characters")
     if not 0 <= options.priority <= PRIORITY_MAX:
         raise InvalidInputError(f"priority is {options.priority}, allowed is 0 (first) to {PRIORITY_MAX}")
-    if max(len(options.tenant), len(options.stream)) > MODEL_NAME_MAX:
+    tenant = options.tenant or ""
+    if max(len(tenant), len(options.stream)) > MODEL_NAME_MAX:
         raise InvalidInputError(f"tenant and stream may have at most {MODEL_NAME_MAX} characters; shorten them")
     encoded = encode_input(source, raw_outputs=options.raw_outputs, score_threshold=options.score_threshold)
     return Request(
@@ -88,7 +133,7 @@ def make_request(model: str, source: "Input", options: Options, *, frame: int = 
         stream=options.stream,
         frame=frame,
         newest_wins=options.newest_wins,
-        tenant=options.tenant,
+        tenant=tenant,
     )
 
 
@@ -116,7 +161,10 @@ def item_of(outcome: "Flight[Input] | int") -> StreamItem:
         return StreamItem(frame=outcome.frame, image=outcome.image, error=error)
 
 
-def read_document(document: bytes) -> dict[str, Any]:
-    """Read the daemon's answer to a query; what is no map is put under ``items``."""
-    found = msgspec.json.decode(document)
+def answer_of(question: Question) -> dict[str, Any]:
+    """Return the answer to an ended query, or raise its error; what is no map is put under ``items``."""
+    assert question.ended, "the query has no answer yet"
+    if question.error is not None:
+        raise question.error
+    found = msgspec.json.decode(question.document)
     return found if isinstance(found, dict) else {"items": found}

@@ -4,10 +4,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from gridnode.calls import Options, item_of, make_request
-from gridnode.client import Grid
+from gridnode.calls import StreamPlan, item_of, make_request
+from gridnode.carrier import Carrier
 from gridnode.errors import GridError
-from gridnode.window import StreamItem, Window
+from gridnode.window import StreamItem
 
 if TYPE_CHECKING:
     from gridnode.inputs import Input
@@ -16,25 +16,14 @@ if TYPE_CHECKING:
 class _Feed:
     """The source's side of a stream.
 
-    All fields of the window are read and changed under the grid's lock; inputs are encoded and sent outside of it.
+    All fields of the window are read and changed under the carrier's lock; inputs are encoded and sent outside of it.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        frames: "Iterable[Input]",
-        window: "Window[Input]",
-        *,
-        model: str,
-        options: Options,
-        deadline_s: float | None,
-    ) -> None:
-        self._grid = grid
+    def __init__(self, carrier: Carrier, frames: "Iterable[Input]", plan: "StreamPlan[Input]") -> None:
+        self._carrier = carrier
         self._frames = frames
-        self._model = model
-        self._options = options
-        self._deadline_s = deadline_s
-        self.window = window
+        self._plan = plan
+        self.window = plan.window
         self.is_stopped = False
         self.failure: BaseException | None = None
 
@@ -48,78 +37,65 @@ class _Feed:
             # The source is the user's code: whatever it raises belongs to the consumer, in his thread.
             self.failure = error
         finally:
-            with self._grid._changed:
+            with self._carrier.changed:
                 self.window.source_ended = True
-                self._notify()
+                self._carrier.notify()
 
     def _take(self, image: "Input") -> bool:
         """Put one frame into the window; returns False when the stream is over."""
-        self._grid._wait(lambda: self.is_over or self.window.can_arrive, timeout_s=None)
-        with self._grid._changed:
+        self._carrier.wait(lambda: self.is_over or self.window.can_arrive)
+        with self._carrier.changed:
             if self.is_over:
                 return False
             self.window.arrive(image)
-            self._notify()
+            self._carrier.notify()
         if not self.window.can_send:
-            self._grid._wait(lambda: self.is_over or self.window.can_send, timeout_s=0)
+            self._carrier.wait(lambda: self.is_over or self.window.can_send, timeout_s=0)
         self.send()
         if self.window.mode == "all":
-            self._grid._wait(lambda: self.is_over or self.window.can_arrive or self.window.can_send, timeout_s=None)
+            self._carrier.wait(lambda: self.is_over or self.window.can_arrive or self.window.can_send)
             self.send()
         return not self.is_over
 
     @property
     def is_over(self) -> bool:
         """Whether no frame is wanted any more."""
-        return self.is_stopped or self._grid._is_closed
+        return self.is_stopped or self._carrier.is_closed
 
     def send(self) -> None:
         """Send the waiting frame if there is room for it."""
-        with self._grid._changed:
+        with self._carrier.changed:
             flight = self.window.take_to_send()
         if flight is None:
             return
         try:
-            request = make_request(self._model, flight.image, self._options, frame=flight.frame)
-            flight.job = self._grid._submit(request, self._deadline_s)
+            request = make_request(self._plan.model, flight.image, self._plan.options, frame=flight.frame)
+            flight.job = self._carrier.submit(request, self._plan.deadline_s)
         except (GridError, TypeError) as error:
             flight.error = error
-        with self._grid._changed:
-            self._notify()
+        with self._carrier.changed:
+            self._carrier.notify()
 
     def stop(self) -> None:
         """Take no more frames and cancel those in the grid."""
-        with self._grid._changed:
+        with self._carrier.changed:
             self.is_stopped = True
             jobs = self.window.open_jobs()
-            self._notify()
+            self._carrier.notify()
         for job in jobs:
-            self._grid._cancel(job)
-
-    def _notify(self) -> None:
-        """Let every waiting thread look again; the lock is held."""
-        self._grid._wake_leader()
-        self._grid._changed.notify_all()
+            self._carrier.cancel(job)
 
 
-def run_stream(
-    grid: Grid,
-    frames: "Iterable[Input]",
-    window: "Window[Input]",
-    *,
-    model: str,
-    options: Options,
-    deadline_s: float | None,
-) -> Iterator[StreamItem]:
+def run_stream(carrier: Carrier, frames: "Iterable[Input]", plan: "StreamPlan[Input]") -> Iterator[StreamItem]:
     """Yield the outcomes of a stream; see Grid.stream."""
-    feed = _Feed(grid, frames, window, model=model, options=options, deadline_s=deadline_s)
+    feed, window = _Feed(carrier, frames, plan), plan.window
     # A daemon thread: one that hangs in a camera must not keep the program from ending.
     threading.Thread(target=feed.run, name="gridnode-stream", daemon=True).start()
     try:
         while True:
-            grid._wait(lambda: window.has_outcome or window.can_send or window.is_finished, timeout_s=None)
+            carrier.wait(lambda: window.has_outcome or window.can_send or window.is_finished)
             feed.send()
-            with grid._changed:
+            with carrier.changed:
                 if window.is_finished:
                     break
                 outcome = window.take_outcome() if window.has_outcome else None

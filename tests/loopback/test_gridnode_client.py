@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gridnode import client
+from gridnode import carrier
 from gridnode.client import AsyncGrid, Grid, default_sockets
 from gridnode.control import (
     Answer,
@@ -362,7 +362,7 @@ def test_an_answer_that_came_while_nobody_looked_is_in_time(path, monkeypatch):
     with Daemon(path, note), Grid(path) as grid:
         handle = grid.submit("street", FRAME, deadline_s=1)
         assert answered.wait(10)
-        monkeypatch.setattr(client, "monotonic", lambda: monotonic() + 100)
+        monkeypatch.setattr(carrier, "monotonic", lambda: monotonic() + 100)
         assert handle.result().key == handle.key
 
 
@@ -387,7 +387,7 @@ def test_a_leading_thread_wakes_for_what_others_need(path, frame):
         held = grid.submit("street", FRAME)
         leader = threading.Thread(target=wait_for_end, args=(held,))
         leader.start()
-        while not grid._is_led:
+        while not grid._carrier.is_led:
             os.sched_yield()
         began_s = monotonic()
         with pytest.raises(JobDeadlineError):
@@ -529,6 +529,19 @@ def test_draining_everywhere_is_told_at_once(path):
                 grid.infer("street", FRAME, deadline_s=60.0)
         with pytest.raises(DrainingError):
             grid.status()
+
+
+def test_an_option_that_there_is_not_is_a_type_error_before_anything_is_sent(path):
+    with Daemon(path) as daemon, Grid(path, tenant="shop") as grid:
+        for call in (grid.infer, grid.submit):
+            with pytest.raises(TypeError, match="prioriti"):
+                call("street", FRAME, prioriti=1)
+        with pytest.raises(TypeError, match="prioriti"):
+            grid.stream([FRAME], model="street", prioriti=1)
+        assert not daemon.submits
+        for tenant, told in ((None, "shop"), ("bakery", "bakery"), ("", "")):
+            grid.infer("street", FRAME, tenant=tenant)
+            assert daemon.submits[-1][0].tenant == told
 
 
 def test_a_goodbye_that_nobody_read_before_the_daemon_went_is_read_then(path):

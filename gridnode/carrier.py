@@ -1,0 +1,196 @@
+"""Carries frames for threads that wait: of all of them one leads, and no thread of ours stands between.
+
+Owns the lock, the lead and the socket by which a leader is woken. A call is one sendmsg and one recv_into in the
+calling thread. The leader alone polls the sockets and carries frames, for the others too; when its own wait is over
+another takes the lead. Nothing moves while no thread is inside a call; the daemon works on.
+"""
+
+import select
+import socket
+import threading
+from collections.abc import Callable
+from time import monotonic  # noqa: TID251 - a driver reads the clock
+
+from gridnode.channel import Channel
+from gridnode.control import QueryKind
+from gridnode.errors import GridError
+from gridnode.jobs import Job, Question, Request
+from gridnode.links import Links
+from gridnode.session import Session
+
+
+class Carrier:
+    """The threads of one client.
+
+    Parameters
+    ----------
+    session : Session
+        Nobody else may use it, but for reading its counters.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._links = Links(session)
+        self.changed = threading.Condition(threading.Lock())
+        """The lock on all this, and what followers wait for."""
+        self.is_closed = False
+        self.is_led = False
+        """Whether a thread polls the sockets."""
+        self._followers = 0
+        self._wakes_at_s = float("inf")
+        self._has_news = False
+        """Whether a socket was ready since the session last acted."""
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+
+    def submit(self, request: Request, deadline_s: float | None) -> Job:
+        """Open a job and have it sent, as far as a daemon is there to take it."""
+        with self.changed:
+            self._check_open()
+            now_s = monotonic()
+            job = self._session.open(request, budget_s=deadline_s, now_s=now_s)
+            self._push(now_s)
+        if job.link is None or self._links.has_outgoing:
+            self.wait(lambda: job.ended or self._is_on_its_way(job))
+        return job
+
+    def cancel(self, job: Job) -> bool:
+        """End a job and tell the daemon; returns False when it had ended before."""
+        with self.changed:
+            now_s = monotonic()
+            was_open = self._session.cancel(job, now_s=now_s)
+            if was_open:
+                self._push(now_s)
+        return was_open
+
+    def ask(self, what: QueryKind, argument: str, *, within_s: float) -> Question:
+        """Ask the daemon and wait for its answer, or an error."""
+        with self.changed:
+            self._check_open()
+            now_s = monotonic()
+            question = self._session.ask(what, argument, within_s=within_s, now_s=now_s)
+            self._push(now_s)
+        self.wait(lambda: question.ended)
+        return question
+
+    def wait(self, is_done: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
+        """Carry frames, or wait for the thread that does, until ``is_done``; returns whether it is.
+
+        Raises
+        ------
+        GridError
+            The client was closed meanwhile.
+        """
+        until_s = float("inf") if timeout_s is None else monotonic() + timeout_s
+        has_looked = False
+        with self.changed:
+            while not is_done():
+                self._check_open()
+                now_s = monotonic()
+                if now_s >= until_s and has_looked:
+                    return False
+                has_looked = True
+                if self.is_led:
+                    self._follow(until_s - now_s)
+                else:
+                    self._lead(is_done, until_s, now_s)
+        return True
+
+    def notify(self) -> None:
+        """Let every waiting thread look again; the lock is held."""
+        self._wake_leader()
+        self.changed.notify_all()
+
+    def close(self) -> None:
+        """End all work and close the connections; calling it again does nothing."""
+        with self.changed:
+            if self.is_closed:
+                return
+            self.is_closed = True
+            self._links.close(monotonic())
+            self.notify()
+            while self.is_led:
+                self.changed.wait()  # the leader polls the wake socket; it is closed after it let go
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise GridError("this Grid is closed; make a new one")
+
+    def _is_on_its_way(self, job: Job) -> bool:
+        """Whether a submit may return: the job was sent, or no daemon is there to be waited for."""
+        return not self._links.has_outgoing and (job.link is not None or not self._session.is_reaching)
+
+    # ------------------------------------------------------------ leader and followers
+
+    def _push(self, now_s: float) -> None:
+        """Do at once what can be done, and wake a leader that would oversleep the rest; the lock is held."""
+        before = self._links.channels
+        self._advance(now_s)
+        if not self.is_led:
+            return
+        if self._links.due_s < self._wakes_at_s or self._links.has_outgoing or before != self._links.channels:
+            self._wake_leader()
+
+    def _advance(self, now_s: float) -> None:
+        """Let the session act."""
+        self._links.advance(now_s)
+        self._has_news = False
+        self._announce_ended()
+
+    def _follow(self, timeout_s: float) -> None:
+        """Wait until something changed; another thread carries the frames."""
+        self._followers += 1
+        try:
+            self.changed.wait(None if timeout_s == float("inf") else max(timeout_s, 0.0))
+        finally:
+            self._followers -= 1
+
+    def _lead(self, is_done: Callable[[], bool], until_s: float, now_s: float) -> None:
+        """Carry frames once: send and connect, wait for the sockets, receive."""
+        self.is_led = True
+        try:
+            if self._has_news or self._links.due_s <= now_s:
+                self._advance(now_s)
+                if is_done() or self.is_closed:
+                    return
+            self._wakes_at_s = min(self._links.due_s, until_s)
+            for channel in self._poll(self._wakes_at_s - now_s):
+                self._links.read(channel, monotonic())
+            self._announce_ended()
+        finally:
+            self.is_led = False
+            if self._followers or self.is_closed:
+                self.changed.notify_all()
+
+    def _poll(self, timeout_s: float) -> list[Channel]:
+        """Wait without the lock until a socket is ready or the time is over; returns the readable ones."""
+        channels = {channel.socket.fileno(): channel for channel in self._links.channels}
+        poll = select.poll()
+        poll.register(self._wake_in, select.POLLIN)
+        for number, channel in channels.items():
+            poll.register(number, select.POLLIN | (select.POLLOUT if channel.has_outgoing else 0))
+        self.changed.release()
+        try:
+            ready = poll.poll(None if timeout_s == float("inf") else max(0.0, timeout_s) * 1000)
+        finally:
+            self.changed.acquire()
+        self._has_news = bool(ready)
+        if any(number == self._wake_in.fileno() for number, _ in ready):
+            self._wake_in.recv(4096)
+        return [channels[number] for number, events in ready if number in channels and events != select.POLLOUT]
+
+    def _wake_leader(self) -> None:
+        """End the leader's poll; the lock is held."""
+        if self.is_led:
+            try:
+                self._wake_out.send(b"\0")
+            except BlockingIOError:
+                return  # it is woken already, many times over
+
+    def _announce_ended(self) -> None:
+        """Tell the followers when anything ended."""
+        if self._session.take_ended() and self._followers:
+            self.changed.notify_all()
