@@ -4,6 +4,7 @@ Owns the reading of inputs and their checks that need no model. Knows nothing of
 Pillow are imported only where an input asks for them: a program that sends JPEG files needs neither.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from gridnode.control import (
 from gridnode.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from numpy import dtype
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -218,7 +220,7 @@ def _encode_tensors(tensors: "Mapping[str, Array]") -> EncodedInput:
     if not 1 <= len(tensors) <= TENSORS_MAX:
         raise InvalidInputError(f"dict holds {len(tensors)} tensors, allowed are 1 to {TENSORS_MAX}; name all inputs")
     arrays = {name: _contiguous(name, array) for name, array in tensors.items()}
-    headers = tuple(TensorHeader(name=n, dtype=a.dtype.name, shape=a.shape) for n, a in arrays.items())
+    headers = tuple([TensorHeader(name=n, dtype=_dtype_name(a.dtype), shape=a.shape) for n, a in arrays.items()])
     offsets, total = layout(headers)
     parts: list[Buffer] = []
     end = 0
@@ -238,12 +240,18 @@ def _contiguous(name: object, array: object) -> "Array":
         raise InvalidInputError(f"{name!r} is no name of an input; a name is text of 1 to {NAME_MAX} characters")
     if numpy is None or not isinstance(array, numpy.ndarray):
         raise TypeError(f"input {name!r} is a {type(array).__qualname__}; pass a numpy array (numpy.asarray makes one)")
-    if array.dtype.name not in DTYPE_BYTES:
+    if _dtype_name(array.dtype) not in DTYPE_BYTES:
         raise InvalidInputError(f"input {name!r} is {array.dtype}, supported are {', '.join(DTYPE_BYTES)}; cast it")
     if array.ndim > RANK_MAX:
         raise InvalidInputError(f"input {name!r} has {array.ndim} dimensions, at most {RANK_MAX} are allowed")
     little: Array = numpy.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     return little
+
+
+@functools.lru_cache(maxsize=64)
+def _dtype_name(dtype: "dtype[Any]") -> str:
+    """Return a type's name; numpy puts it together anew each time, which takes longer than all else done here."""
+    return dtype.name
 
 
 def _bytes_of(array: "Array") -> memoryview:
