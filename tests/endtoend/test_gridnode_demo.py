@@ -75,6 +75,7 @@ def test_no_frame_is_lost_when_a_node_is_killed(cache, tmp_path, victim):
     assert summary["offloaded"] > 0
     assert 0 < summary["map50"] <= 1
     assert "was killed with SIGKILL" in err
+    assert all(f"{name} is ready" in err for name in ("slow", "middle", "fast")), err
     assert "Traceback" not in err
     assert "\x1b" not in err
     assert len(list(pictures.glob("frame-*.jpg"))) >= 24

@@ -144,6 +144,12 @@ def test_the_rest_of_libp2p_is_named_where_it_is_missed():
     assert "libp2p.new_host is left out" in said
 
 
+def test_a_daemon_can_still_leave_out_when_it_makes_its_host():
+    script = "import json, sys\nimport gridnode.cli.main, gridnode.daemon, models.runtime\n"
+    script += "print(json.dumps([name for name in sys.modules if name.startswith(('libp2p', 'multiaddr'))]))"
+    assert run(script) == []
+
+
 def test_libp2p_stays_whole_where_it_was_imported_first():
     assert run(WHOLE) == [False, True]
 
