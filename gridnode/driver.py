@@ -60,7 +60,8 @@ class Driver:
         self._wake = trio.Event()
         self._armed_s: float | None = None
         """Deadline that the timer waits for; None for none."""
-        self._now_s = 0.0
+        self.now_s = 0.0
+        """Time at which the core took its last event, in seconds: the time of what is being carried out."""
         self._hands: Hands | None = None
         self._is_feeding = False
         self._is_over = False
@@ -135,9 +136,9 @@ class Driver:
 
     def _feed(self) -> None:
         event, attachment = self._inbox.popleft()
-        self._now_s = max(self._now_s, self._clock())
+        self.now_s = max(self.now_s, self._clock())
         self.handled += 1
-        self._actions.extend([(action, attachment) for action in self._core.handle(event, now_s=self._now_s)])
+        self._actions.extend([(action, attachment) for action in self._core.handle(event, now_s=self.now_s)])
 
     def _go_on(self) -> None:
         """Go on after an action whose consequences have come to rest."""

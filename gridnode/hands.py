@@ -137,7 +137,7 @@ class DaemonHands:
         assert entry is not None, "the core answered a job twice"
         outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
         if isinstance(outcome, Answer):
-            self._report.answered(entry.job, outcome, own=outcome.node == self._node, now_s=trio.current_time())
+            self._report.answered(entry.job, outcome, own=outcome.node == self._node, now_s=self._driver.now_s)
             entry.responder.answer(outcome, action.state)
             return
         failure = outcome if isinstance(outcome, Failure) else Failure(reason=Reason.LOST.value)
@@ -201,7 +201,7 @@ class DaemonHands:
         if stop is None:
             return False
         self._begun[action.command] = stop
-        entries[0].started_s = trio.current_time()
+        entries[0].started_s = self._driver.now_s
         return True
 
     async def _run(self, action: actions.Execute, entries: list[JobEntry]) -> None:

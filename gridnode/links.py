@@ -4,8 +4,7 @@ Owns the channels of one client. Knows neither threads nor event loops: each cal
 returns. Grid calls from the thread that waits, AsyncGrid from its tasks.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from gridnode.channel import Channel
 from gridnode.errors import DaemonUnreachableError, GridError
@@ -54,23 +53,11 @@ class Links:
 
     def read(self, channel: Channel, now_s: float) -> None:
         """Take the frames that have come on a connection."""
-        link = self._link_of(channel)
-        if link is None:
-            return
-        with self._losing(link, now_s):
-            self._take_all(link, channel, now_s)
+        self._use(channel, self._take_all, now_s)
 
     def write(self, channel: Channel, now_s: float) -> None:
         """Send what a connection takes now."""
-        link = self._link_of(channel)
-        if link is None:
-            return
-        with self._losing(link, now_s):
-            try:
-                channel.flush()
-            except DaemonUnreachableError:
-                self._take_all(link, channel, now_s)  # its last words: answers, and perhaps why it went
-                raise
+        self._use(channel, self._flush, now_s)
 
     def close(self, now_s: float) -> None:
         """End all work and close all connections."""
@@ -83,6 +70,14 @@ class Links:
         """Hand over the frames that have come."""
         for message, payload in channel.receive():
             self.session.received(link, message, payload, now_s=now_s)
+
+    def _flush(self, link: Link, channel: Channel, now_s: float) -> None:
+        """Send; where that fails, take the daemon's last words: answers, and perhaps why it went."""
+        try:
+            channel.flush()
+        except DaemonUnreachableError:
+            self._take_all(link, channel, now_s)
+            raise
 
     def _link_of(self, channel: Channel) -> Link | None:
         return next((link for link, other in self._channels.items() if other is channel), None)
@@ -112,11 +107,13 @@ class Links:
         for link in self.session.finished_links():
             self._drop(link, link.fault or DaemonUnreachableError("is shutting down"), now_s)
 
-    @contextmanager
-    def _losing(self, link: Link, now_s: float) -> Iterator[None]:
-        """Drop the link on a failure; on anything else too, since a frame may be half read or half sent."""
+    def _use(self, channel: Channel, step: Callable[[Link, Channel, float], None], now_s: float) -> None:
+        """Do a step on a connection; drop it on a failure, on anything else too, since a frame may be half done."""
+        link = self._link_of(channel)
+        if link is None:
+            return
         try:
-            yield
+            step(link, channel, now_s)
         except GridError as error:
             self._drop(link, error, now_s)
         except BaseException:

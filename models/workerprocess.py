@@ -131,14 +131,15 @@ class WorkerProcess:
     def begin(self, request: RunRequest, on_end: OnEnd) -> Callable[[], None] | None:
         """Start a request in this call; see models.executor.Executor.begin."""
         size = memoryview(request.payload).nbytes
-        if self.is_over or size > self._inline_bytes_max or request.deadline_s <= trio.current_time():
+        now_s = trio.current_time()
+        if self.is_over or size > self._inline_bytes_max or request.deadline_s <= now_s:
             return None
         slot = self.runs.take_nowait()
         if slot is None:
             return None
         run = self.runs.open(slot, size, deadline_s=request.deadline_s, on_end=on_end)
         self.runs.fill(run, request)
-        if self._send(run, request.body):
+        if self._send(run, request.body, now_s=now_s):
             return functools.partial(self.runs.abandon, run)
         self.runs.withdraw(run)
         return None
@@ -204,7 +205,7 @@ class WorkerProcess:
             else:
                 await self._fill_in_thread(run, request)
             with contextlib.suppress(trio.ClosedResourceError):  # the worker is gone, the run has ended
-                while not run.has_ended and not self._send(run, request.body):
+                while not run.has_ended and not self._send(run, request.body, now_s=trio.current_time()):
                     await trio.lowlevel.wait_writable(self._requests)
             await ended.wait()
         finally:
@@ -221,7 +222,7 @@ class WorkerProcess:
         finally:
             self.runs.copied(run)
 
-    def _send(self, run: Run, body: bytes) -> bool:
+    def _send(self, run: Run, body: bytes, *, now_s: float) -> bool:
         """Send a run's order; False while the socket takes no more."""
         order = protocol.RunOrder(run=run.number, slot=run.slot, body=body, payload_bytes=run.payload_bytes)
         # The reader is about to see that a worker is gone, and ends all runs.
@@ -230,7 +231,7 @@ class WorkerProcess:
                 self._requests.send(protocol.encode(order))
             except BlockingIOError:
                 return False
-        self.runs.sent(run)
+        self.runs.sent(run, now_s=now_s)
         return True
 
     def _cancel(self, number: int) -> None:

@@ -130,9 +130,9 @@ class WorkerRuns:
         """Copy a payload into its slot; from any thread."""
         self._memory.input(run.slot)[: run.payload_bytes] = memoryview(request.payload).cast("B")
 
-    def sent(self, run: Run) -> None:
-        """Note that the worker is about to get the order."""
-        run.sent_s = trio.current_time()
+    def sent(self, run: Run, *, now_s: float) -> None:
+        """Note that the worker has got the order."""
+        run.sent_s = now_s
         if self.share is not None:
             self.share.set_busy(True)
 

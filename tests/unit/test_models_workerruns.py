@@ -29,7 +29,7 @@ class Bench:
         run = self.runs.open(slot, len(payload), deadline_s=deadline_s, on_end=self.told.append)
         self.runs.fill(run, RunRequest(body=b"", payload=payload, deadline_s=deadline_s))
         if send:
-            self.runs.sent(run)
+            self.runs.sent(run, now_s=trio.current_time())
         return run
 
     def done(self, run, output=b"xyz"):
@@ -80,7 +80,7 @@ def test_a_failure_names_whose_fault_it_is(kind, error):
 async def test_answers_that_make_no_sense_are_refused(bench, nursery):
     run = bench.open(send=False)
     assert not bench.runs.take_answer(bench.done(run)), "it was not sent"
-    bench.runs.sent(run)
+    bench.runs.sent(run, now_s=trio.current_time())
     too_large = Done(run=run.number, body=b"", payload_bytes=bench.memory.region_bytes + 1, service_s=0.0)
     assert not bench.runs.take_answer(too_large)
     assert bench.runs.take_answer(bench.done(run))
