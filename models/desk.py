@@ -3,7 +3,7 @@
 Owns signing of timestamp and snapshot, and the check of what owners hand in. A node with role ``admit`` runs one. Its
 key can say "this is the newest" for a fortnight; it cannot make or change a target, and an owner who drops it in a new
 root takes back whatever it signed. Knows nothing of peers (they come in as a Fetch). Time is an argument. All calls
-block: run them in a thread.
+block: run them in a thread; threads may share a desk.
 
 Several desks may serve one grid. The version of what they sign is the time of signing in POSIX seconds, or one more
 than the last where that is larger: so the newest signature wins without a word between desks, and a desk that lost
@@ -11,6 +11,7 @@ its disk, or whose neighbour's key was stolen to run versions up and then droppe
 A desk calls pull for its peers before it refreshes: it takes over newer owner-signed state whatever timestamps say.
 """
 
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -85,6 +86,8 @@ class ReleaseDesk:
         self._key = key
         self._grid_id = grid_id
         self._lifetime_s = lifetime_s
+        self._changing = threading.RLock()
+        """Held for every change of the copy, never while a source is asked: an owner must not wait for a slow peer."""
         self._view = self._directory.load(grid_id)
 
     @property
@@ -115,6 +118,10 @@ class ReleaseDesk:
             It was taken over, but this desk may not sign it.
         """
         sent = decode_publication(publication)
+        with self._changing:
+            return self._accept(sent, now_s)
+
+    def _accept(self, sent: Publication, now_s: float) -> bool:
         held = SignedState(roots=sent.roots[:1]) if self._view is None else self._view.state
         targets = self._check_publication(sent, held, now_s)
         for path in targets.targets:
@@ -129,13 +136,16 @@ class ReleaseDesk:
     def pull(self, fetch: Fetch) -> bool:
         """Take over what a source (a peer) has newer; say whether there was anything.
 
+        What another thread took meanwhile is newer than what is compared here: then nothing is taken over, and the
+        next call compares anew.
+
         Raises
         ------
         SignatureError
             The source's fault; nothing was taken from it. Before the first publication there is nothing to compare
             with, so a source must also hold root 1.
         """
-        view = self._view
+        begun = view = self._view
         if view is None:
             first = fetch("metadata/1.root.json")
             if first is None:
@@ -146,7 +156,9 @@ class ReleaseDesk:
         missing = self._directory.mirror(newer.files, fetch)
         if missing:
             raise SignatureError(f"the source holds no {missing[0]!r} ({len(missing)} targets missing); try another")
-        return self._take(_newer_signatures(newer, fetch))
+        found = _newer_signatures(newer, fetch)
+        with self._changing:
+            return self._view is begun and self._take(found)
 
     def refresh(self, now_s: float) -> bool:
         """Sign snapshot and timestamp where targets changed or 2/3 of their life is over; say whether it signed.
@@ -156,6 +168,10 @@ class ReleaseDesk:
         NotAuthorisedError
             This desk's key is not in the newest root; nothing was signed.
         """
+        with self._changing:
+            return self._refresh(now_s)
+
+    def _refresh(self, now_s: float) -> bool:
         view = self._view
         if view is None or view.targets is None or not self.is_due(now_s):
             return False

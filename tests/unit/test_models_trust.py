@@ -646,6 +646,29 @@ def test_two_desks_that_signed_at_once_converge(grid):
     assert "street" in node.models()
 
 
+@pytest.mark.parametrize("path", ["metadata/targets.json", "metadata/timestamp.json", "metadata/snapshot.json"])
+def test_what_an_owner_publishes_while_a_peer_is_asked_is_not_lost(grid, path):
+    """A second desk is behind a peer, and asks it while the owner's publication comes in by another thread."""
+    key = create_key(grid.path / "second.pem")
+    grid.owner.rotate_keys(NOW, desk_keys=[grid.key.public_key, key.public_key])
+    grid.desk.accept(grid.owner.publication(), NOW)
+    second = ReleaseDesk(grid.path / "second", key, grid.owner.grid_id)
+    second.pull(grid.desk.file)
+    grid.desk.refresh(NOW + 10 * DAY)
+    versions = second.view.root.version, second.view.targets.version
+
+    def source(asked):
+        answer = grid.desk.file(asked)
+        if asked == path and second.view.root.version == versions[0]:
+            grid.owner.renew(NOW + 10 * DAY)
+            assert second.accept(grid.owner.publication(), NOW + 10 * DAY)
+        return answer
+
+    second.pull(source)
+    assert (second.view.root.version, second.view.targets.version) > versions
+    assert ReleaseDesk(grid.path / "second", key, grid.owner.grid_id).view.root.version == versions[0] + 1
+
+
 def test_renewal_gives_root_and_targets_another_year(grid):
     late = NOW + ROOT_LIFETIME_S * 0.9
     grid.owner.renew(late)
