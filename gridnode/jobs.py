@@ -1,11 +1,13 @@
-"""What a session keeps: requests, open jobs and queries, and the names of bad ends. Pure.
+"""What a session keeps: requests, open jobs and queries, how a job is sent, and the names of bad ends. Pure.
 
 Owns records only; gridnode.session and gridnode.openwork own every rule by which they change.
 """
 
+from typing import Final
+
 import msgspec
 
-from gridnode.control import Buffer, JobDone, JobError, Query
+from gridnode.control import Buffer, JobDone, JobError, Query, Submit, encode_frame
 from gridnode.errors import (
     DrainingError,
     GridError,
@@ -17,6 +19,9 @@ from gridnode.errors import (
     UnknownModelError,
 )
 from gridnode.link import Link
+
+BUDGET_MAX_S: Final = 1e6
+"""Largest budget that a Submit holds."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +87,32 @@ class Question:
         self.ended = False
         self.document = b""
         self.error: GridError | None = None
+
+
+def encode_job(job: Job, *, now_s: float) -> bytes:
+    """Encode the head of a job's frame, with the budget that is left; its parts follow on the socket."""
+    request = job.request
+    message = Submit(
+        key=job.key,
+        model=request.model,
+        rungs=request.rungs,
+        budget_s=None if job.deadline_s is None else min(job.deadline_s - now_s, BUDGET_MAX_S),
+        priority=request.priority,
+        stream=request.stream,
+        frame=request.frame,
+        newest_wins=request.newest_wins,
+        tenant=request.tenant,
+        body=request.body,
+    )
+    return encode_frame(message, request.payload_bytes)
+
+
+def overdue_error(job: Job) -> JobDeadlineError:
+    """Return what the caller of a job meets that nobody answered in time."""
+    budget_s = 0.0 if job.deadline_s is None else job.deadline_s - job.opened_s
+    where = "none was reached" if job.link is None else f"{job.link.path} has the job"
+    text = f"no daemon answered within the deadline of {budget_s:.3f} s ({where}); allow more time or a smaller model"
+    return JobDeadlineError(text, reason="deadline")
 
 
 def error_of(message: JobError) -> GridError:

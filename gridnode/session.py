@@ -28,7 +28,6 @@ from gridnode.control import (
     QueryKind,
     ServerHello,
     ServerMessage,
-    Submit,
     encode_frame,
 )
 from gridnode.entries import Entries
@@ -40,7 +39,7 @@ from gridnode.errors import (
     JobFailedError,
     ProtocolError,
 )
-from gridnode.jobs import Job, Question, Request, error_of
+from gridnode.jobs import Job, Question, Request, encode_job, error_of, overdue_error
 from gridnode.link import Link, LinkState
 from gridnode.openwork import PING_NUMBER, OpenWork
 
@@ -50,8 +49,6 @@ GRACE_S: Final = 0.25
 """Time past its deadline that a placed job waits: the daemon's refusal starts at the deadline and takes a while."""
 LOSSES_MAX: Final = 5
 """Links a job may lose before it ends as lost: a job that takes its daemon down must not do so for ever."""
-BUDGET_MAX_S: Final = 1e6
-"""Largest budget that a Submit holds."""
 _REPEATABLE: Final = frozenset({"status", "peers", "models", "explain"})
 
 
@@ -277,24 +274,7 @@ class Session:
             work.troubled_s = None
         else:
             self.resubmissions += 1
-        self._outgoing.append((link, self._submit(work, now_s), work.request.parts))
-
-    def _submit(self, job: Job, now_s: float) -> bytes:
-        """Encode a job with the budget that is left."""
-        request = job.request
-        message = Submit(
-            key=job.key,
-            model=request.model,
-            rungs=request.rungs,
-            budget_s=None if job.deadline_s is None else min(job.deadline_s - now_s, BUDGET_MAX_S),
-            priority=request.priority,
-            stream=request.stream,
-            frame=request.frame,
-            newest_wins=request.newest_wins,
-            tenant=request.tenant,
-            body=request.body,
-        )
-        return encode_frame(message, request.payload_bytes)
+        self._outgoing.append((link, encode_job(work, now_s=now_s), work.request.parts))
 
     def _replace_lost(self, job: Job, trouble: GridError, *, now_s: float) -> None:
         """Unplace a job whose link is gone, or end it when that happened too often."""
@@ -419,12 +399,7 @@ class Session:
         """Tell why a job was not answered in time."""
         if job.link is None and (self.entries.any_draining or not self.is_reaching):
             return self.entries.error()
-        budget_s = 0.0 if job.deadline_s is None else job.deadline_s - job.opened_s
-        where = "none was reached" if job.link is None else f"{job.link.path} has the job"
-        text = (
-            f"no daemon answered within the deadline of {budget_s:.3f} s ({where}); allow more time or a smaller model"
-        )
-        return JobDeadlineError(text, reason="deadline")
+        return overdue_error(job)
 
     def _unanswered(self, question: Question) -> GridError:
         """Tell why a query was not answered in time."""
