@@ -24,6 +24,12 @@ VERDICT_MAX_BYTES: Final = 64 * 1024
 """Most output of a check that is read; a verdict is a line of under 2 kB."""
 
 
+_one_at_a_time: Final = trio.CapacityLimiter(1)
+"""A check may take half a gigabyte. And the first of several models is ready to serve sooner than if all were checked
+at once, which counts on a node that joins while there is work. One that takes long holds the others up, at most for
+CHECK_MAX_S."""
+
+
 class _Verdict(msgspec.Struct, frozen=True):
     """As models.graphcheck prints it."""
 
@@ -70,6 +76,12 @@ async def check_graph(graph: int, manifest: Manifest, *, empty_folder: str) -> N
     ModelRefusedError
         It breaks a rule, or the check did not survive it. The publisher's fault.
     """
+    async with _one_at_a_time:
+        await _check(graph, manifest, empty_folder)
+
+
+async def _check(graph: int, manifest: Manifest, empty_folder: str) -> None:
+    """Run one check, and raise what it found."""
     manifest_file = os.memfd_create("gridnode-manifest", os.MFD_CLOEXEC)
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
