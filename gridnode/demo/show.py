@@ -338,8 +338,8 @@ class _Show:
             self._console.print(f"         {command}", style="dim", soft_wrap=True, markup=False)
 
     def _say(self, text: str) -> None:
-        """Print a step; not above the live table, which tells of events itself."""
-        if self._start_s and self._console.is_terminal:
+        """Print a step; once frames flow, events tell."""
+        if self._start_s:
             return
         self._console.print(f"[dim]{trio.current_time() - self._begun_s:5.1f} s[/]  {text}")
 
