@@ -4,6 +4,7 @@ One daemon at a time holds the lock; a second one is refused with a clear messag
 fsynced before anything is sent, because boards have no reliable clock to order their lives by.
 """
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -163,8 +164,10 @@ class StateDirectory:
                 f"state directory {self.path} is in use by another daemon (process {holder or 'unknown'}); "
                 "stop that one or give this one its own --state-dir"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        # The process id is for people alone; on a full disk the lock holds all the same.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor
 
     def close(self) -> None:

@@ -267,6 +267,25 @@ def _model_input():
     return model_input()
 
 
+@pytest.fixture(name="check_log", scope="session")
+def _check_log():
+    return check_log
+
+
+@pytest.fixture
+def make_grid():
+    """Make grids that are closed at the test's end: ``make_grid(folder, days_ago=...)``; nothing is started."""
+    grids = []
+
+    def make(folder, **options):
+        grids.append(RealGrid(Path(folder), **options))
+        return grids[-1]
+
+    yield make
+    for grid in grids:
+        grid.close()
+
+
 @pytest.fixture(scope="module")
 def real_grid(request, tmp_path_factory):
     """Make a grid of one daemon that runs; tests of a module share it.
