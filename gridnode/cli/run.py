@@ -120,6 +120,8 @@ def run_node(options: argparse.Namespace) -> int:
         _end_with_parent()
     config, _ = read_config(options)
 
+    import faulthandler
+
     import msgspec
 
     from gridnode.config import default_state_dir
@@ -131,6 +133,8 @@ def run_node(options: argparse.Namespace) -> int:
     from transport.wire import TransportError
 
     set_up_logging(level=config.log.level, journal="JOURNAL_STREAM" in os.environ)
+    # The service manager's watchdog sends SIGABRT to a daemon that hangs: where it hung goes to the log.
+    faulthandler.enable(file=2)
     named = Path(config.node.state_dir) if config.node.state_dir else default_state_dir(os.environ)
     folder: Path = options.state_dir or named
     if not config.node.name and (name := given_name(StateDirectory(folder))):
