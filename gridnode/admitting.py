@@ -35,11 +35,11 @@ ROOT_FILE: Final = "1.root.json"
 RENEWAL_LOOK_S: Final = 60.0
 """How often the certificate's age is looked at, and an admit node looks for a new intermediate: clocks jump, and a
 machine that slept for a month wakes up late."""
-RENEWAL_RETRY_S: Final = (5.0, 60.0)
+RENEWAL_RETRY_S: Final = (3.0, 60.0)
 """First and longest pause after a renewal that failed, unless a peer is met before."""
 RENEWAL_PAUSE_S: Final = 1.0
 """Least time between two tries, however many peers are met."""
-FIRST_MEETING_S: Final = 5.0
+FIRST_MEETING_S: Final = 3.0
 """Time for peers to be found after the start, before a renewal that is due is tried and its failure told."""
 RENEWAL_TIMEOUT_S: Final = 10.0
 INTERMEDIATE_WARNING_S: Final = 30 * DAY_S

@@ -50,7 +50,7 @@ def test_the_admit_node_renews_itself_and_the_signed_state(real_grid, wait_until
 
 
 def test_a_node_renews_while_it_serves_and_loses_neither_a_job_nor_its_neighbour(real_grid, model_input, wait_until):
-    issued_s = time.time() - 20 * DAY_S + 9.0  # due in 9 s
+    issued_s = time.time() - 20 * DAY_S + 7.0  # due in 7 s
     node = real_grid.enrol("n2", issued_s=issued_s).start(share=0.3)
     node.wait_ready().wait_peers(1)
     assert expiry(node) == int(issued_s + 30 * DAY_S)

@@ -60,7 +60,7 @@ def test_a_grid_left_alone_for_months_but_for_two_renewals_by_its_owner_never_st
         expiries = {name: {status_of(sandbox, name).certificate_expires_s} for name in sandbox.nodes}
         versions = set()
         admit = sandbox.nodes["admit"].state
-        for day in range(6, 151, 6):
+        for day in range(6, 127, 6):
             if day % 60 == 0:
                 renew = functools.partial(renew_grid, admit, sandbox.owner, clock=sandbox.now_s)
                 await trio.to_thread.run_sync(renew)
@@ -75,9 +75,9 @@ def test_a_grid_left_alone_for_months_but_for_two_renewals_by_its_owner_never_st
                 assert status.certificate_expires_s > sandbox.now_s() + 3 * DAY_S
                 expiries[name].add(status.certificate_expires_s)
                 versions.add((status.root_version, status.timestamp_version))
-        assert all(len(seen) > 5 for seen in expiries.values())
+        assert all(len(seen) > 4 for seen in expiries.values())
         assert max(versions)[0] == 3
-        assert len(versions) > 10
+        assert len(versions) > 8
 
     run_grid(scenario, devices=ADMIT_AND_ONE)
 
