@@ -30,8 +30,10 @@ log = EventLog("mesh")
 
 REFRESH_S = 0.5
 """How often the connections are looked at; a lost one is replaced within about this time and a backoff."""
+SAVE_FIRST_S = 1.0
+"""When a new node writes its address book first: one that dies young must find back. Each pause is twice as long ..."""
 SAVE_S = 60.0
-"""How often the address book is written, if anything changed; flash memory wears."""
+"""... up to this, since flash memory wears."""
 DIAL_TIMEOUT_S = 8.0
 
 
@@ -67,6 +69,7 @@ class Mesh:
         self._inbox: deque[Event] = deque()
         self._wake = trio.Event()
         self._neighbours: tuple[str, ...] = ()
+        self._saved: tuple[BookEntry, ...] = ()
 
     def statistics(self) -> DiscoveryStatistics:
         """Return how well connected this node is."""
@@ -90,7 +93,8 @@ class Mesh:
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled."""
-        save_s = self._clock() + SAVE_S
+        pause_s = SAVE_FIRST_S
+        save_s = self._clock() + pause_s
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
@@ -99,7 +103,8 @@ class Mesh:
                 while self._inbox:
                     self._handle(self._inbox.popleft(), nursery)
                 if save_s <= self._clock():
-                    save_s = self._clock() + SAVE_S
+                    pause_s = min(SAVE_S, 2.0 * pause_s)
+                    save_s = self._clock() + pause_s
                     await self.save()
                 due_s = min(self._discovery.next_deadline_s(), self._clock() + REFRESH_S)
                 with trio.move_on_at(due_s):
@@ -108,13 +113,16 @@ class Mesh:
                     self._handle(TimerFired(), nursery)
 
     async def save(self) -> None:
-        """Write the address book; a full disk is logged, the grid goes on."""
-        if self._book_path is None:
+        """Write the address book if anything changed; a full disk is logged, the grid goes on."""
+        entries = self._discovery.book()
+        if self._book_path is None or entries == self._saved:
             return
         try:
-            await trio.to_thread.run_sync(save_book, self._book_path, self._discovery.book())
+            await trio.to_thread.run_sync(save_book, self._book_path, entries)
         except StateFileError as error:
             log.warning("address_book_not_saved", error=error)
+        else:
+            self._saved = entries
 
     def _look(self) -> None:
         """Compare the connections there are with those known before."""

@@ -6,6 +6,7 @@ import trio
 from gridnode.membership import EpochBehindError
 from gridnode.sandbox import SandboxDevice
 from gridnode.sandboxload import Load
+from transport.addressbook import load_book
 from transport.base import CARD_TOPIC, HEALTH_TOPIC, STATE_TOPIC, GossipMessage
 from transport.wire import (
     CardNotice,
@@ -66,6 +67,19 @@ def test_a_restarted_node_has_a_higher_epoch_and_is_heard_at_once(run_grid, way)
             sandbox.nodes[name].running.membership.card(node_of(sandbox, "mid")).epoch for name in ("fast", "slow")
         }
         assert cards == {2}
+
+    run_grid(scenario)
+
+
+def test_a_node_killed_young_has_the_addresses_of_the_others_on_disk(run_grid):
+    """The first node of a grid has no bootstrap node; after a restart on other ports nobody would find it."""
+
+    async def scenario(sandbox):
+        await trio.sleep(4.0)
+        others = {node_of(sandbox, name) for name in ("mid", "slow")}
+        await sandbox.kill("fast")
+        entries, problem = load_book(sandbox.nodes["fast"].state.addresses)
+        assert ({entry.node for entry in entries}, problem) == (others, None)
 
     run_grid(scenario)
 
