@@ -200,7 +200,7 @@ def mmpp2_idc(*, rates_hz: tuple[float, float], leave_hz: tuple[float, float], w
     >>> mmpp2_idc(rates_hz=(3.0, 3.0), leave_hz=(1.0, 2.0))
     1.0
     >>> round(mmpp2_idc(rates_hz=(30.0, 5.0), leave_hz=(0.5, 0.125)), 3)
-    21.0
+    33.0
     """
     (fast, slow), (r1, r2) = rates_hz, leave_hz
     limit = 2.0 * (fast - slow) ** 2 * r1 * r2 / ((r1 + r2) ** 2 * (fast * r2 + slow * r1))
