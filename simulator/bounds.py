@@ -145,7 +145,7 @@ def zero_queue_of_models_s(fleets: Mapping[str, Sequence[NodeClass]]) -> float:
 
 
 def _dual(classes: Sequence[Sequence[NodeClass]], prices: Sequence[float]) -> tuple[float, list[float]]:
-    """Return the bound, times jobs per second, at these prices, and its slope: node time wanted beyond what is there."""
+    """Return the bound, times jobs per second, at these prices, and its slope: node time wanted beyond what is."""
     nodes = classes[0]
     value = -math.fsum([price * each.count for price, each in zip(prices, nodes, strict=True)])
     used = [-float(each.count) for each in nodes]

@@ -10,6 +10,7 @@ import msgspec
 
 from scheduler.config import CoreConfig
 from scheduler.events import CancelRequested, Event
+from scheduler.policy import Policy
 from scheduler.types import DEFAULT_PRIORITY, Capability, Job, ModelDigest, PeerState, Reason
 from simulator.answers import Answer, Failure
 from simulator.distributions import ServiceTime
@@ -118,6 +119,9 @@ class World:
         Jobs that arrive earlier after the start are not counted.
     observer : callable, optional
         Told of each action of each core.
+    policy : callable, optional
+        Makes, of this world with its engine and its table of nodes, the one policy of all cores in place of the one
+        that the configuration names; it may give None. For policies that see more than a node can: `oracle.make`.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class World:
         start_s: float = 0.0,
         warm_s: float = 0.0,
         observer: Observer | None = None,
+        policy: "Callable[[World], Policy | None] | None" = None,
     ) -> None:
         self.seed = seed
         self.engine = Engine(start_s)
@@ -139,6 +144,7 @@ class World:
         self.metrics = Metrics(start_s + warm_s)
         self.nodes: dict[str, SimNode] = {}
         self._sources = 0
+        shared = None if policy is None else policy(self)
         for spec in specs:
             SimNode(
                 spec.name,
@@ -149,6 +155,7 @@ class World:
                 loaded=spec.loaded,
                 peers=self.nodes,
                 observer=observer,
+                policy=shared,
             )
 
     def start(self, neighbours: Mapping[str, Iterable[str]] | None = None) -> None:
