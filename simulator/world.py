@@ -4,15 +4,17 @@ Owns the wiring and the clients' side; decides nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from math import inf
+from typing import Any, Final
 
 import msgspec
 
 from scheduler.config import CoreConfig
 from scheduler.events import CancelRequested, Event
 from scheduler.policy import Policy
-from scheduler.types import DEFAULT_PRIORITY, Capability, Job, ModelDigest, PeerState, Reason
-from simulator.answers import Answer, Failure
+from scheduler.types import Capability, Job, ModelDigest, Reason
+from simulator.client import Client
+from simulator.client import JobSpec as JobSpec
 from simulator.distributions import ServiceTime
 from simulator.engine import Engine, stream
 from simulator.machine import ModelProfile
@@ -20,6 +22,9 @@ from simulator.metrics import Metrics
 from simulator.network import Link, Network, NetworkConfig
 from simulator.node import Observer, SimNode
 from simulator.workload import Arrivals
+
+RESUBMIT_S: Final = 0.05
+"""After this time a client whose node is gone has found another: a broken socket is seen at once."""
 
 
 class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,67 +38,12 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Of its core; None for the fleet's."""
 
 
-class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source sends."""
-
-    models: tuple[ModelDigest, ...]
-    input_bytes: int
-    output_bytes: int = 4096
-    """Expected; a prior of the transfer estimate."""
-    body_bytes: int = 40
-    """Length of the encoded request that goes with the header."""
-    budget_s: float = 5.0
-    priority: int = DEFAULT_PRIORITY
-    stream: str = ""
-    newest_wins: bool = False
-
-
 def profile(
     model: ModelDigest, service: ServiceTime, *, mean_s: float, load_s: float = 0.0, memory_bytes: int = 0
 ) -> ModelProfile:
     """Make a model profile of a node that tells the truth of its mean."""
     capability = Capability(model=model, mean_s=mean_s, p95_s=mean_s, memory_bytes=memory_bytes, load_s=load_s)
     return ModelProfile(capability=capability, service=service)
-
-
-class Client:
-    """Waits for the one outcome of a job; see answers.Answerer."""
-
-    __slots__ = ("_metrics", "_world", "handle", "is_open", "job")
-
-    def __init__(self, world: "World", job: Job) -> None:
-        self._world = world
-        self._metrics = world.metrics
-        self.job = job
-        self.handle = 0
-        self.is_open = True
-
-    def accepted(self, state: PeerState) -> None:
-        """Do nothing: an own client is not told."""
-
-    def progress(self, state: PeerState) -> None:
-        """Do nothing: an own client is not told."""
-
-    def answer(self, answer: Answer, state: PeerState) -> None:
-        """Count the result."""
-        self.is_open = False
-        job = self.job
-        self._metrics.answered(
-            entry=job.entry,
-            executor=answer.node,
-            arrival_s=job.arrival_s,
-            deadline_s=job.deadline_s,
-            now_s=self._world.engine.now_s,
-        )
-
-    def fail(self, failure: Failure, state: PeerState, estimate_s: float | None) -> None:
-        """Count the end."""
-        self.is_open = False
-        self._metrics.ended(failure.reason, self.job.arrival_s)
-
-    def give_back(self, reason: Reason, state: PeerState, estimate_s: float | None) -> None:
-        """Count the end; a core gives nothing back to an own client."""
-        self.fail(Failure(reason=reason), state, estimate_s)
 
 
 class World:
@@ -117,6 +67,11 @@ class World:
         Time at the start, in seconds.
     warm_s : float, default 0.0
         Jobs that arrive earlier after the start are not counted.
+    failover : bool, default False
+        Whether clients of a dead node send their jobs to the next one, under the same keys, as the real client does
+        that knows several; otherwise such jobs stay open.
+    until_s : float, default infinity
+        When the last job arrives, in seconds after the start; see metrics.Metrics.
     observer : callable, optional
         Told of each action of each core.
     policy : callable, optional
@@ -137,12 +92,17 @@ class World:
         warm_s: float = 0.0,
         observer: Observer | None = None,
         policy: "Callable[[World], Policy | None] | None" = None,
+        failover: bool = False,
+        until_s: float = inf,
     ) -> None:
         self.seed = seed
         self.engine = Engine(start_s)
         self.network = Network(self.engine, seed=network_seed or seed, link=link, config=network)
-        self.metrics = Metrics(start_s + warm_s)
+        self.metrics = Metrics(start_s + warm_s, start_s, start_s + until_s)
         self.nodes: dict[str, SimNode] = {}
+        self.open: dict[Client, None] = {}
+        """Clients without an outcome, oldest first."""
+        self._failover = failover
         self._sources = 0
         shared = None if policy is None else policy(self)
         for spec in specs:
@@ -196,8 +156,10 @@ class World:
         self.submit(entry, spec, key=client + count.to_bytes(8, "big"), frame=count if spec.stream else 0)
         self._next_arrival(times, entry, spec, client, count + 1, end_s)
 
-    def submit(self, entry: str, spec: JobSpec, *, key: bytes, frame: int = 0) -> Client:
-        """Have one job arrive now."""
+    def submit(
+        self, entry: str, spec: JobSpec, *, key: bytes, frame: int = 0, stages: tuple[JobSpec, ...] = ()
+    ) -> Client:
+        """Have one job arrive now, with the stages that are to follow."""
         now_s = self.engine.now_s
         job = Job(
             key=key,
@@ -212,12 +174,38 @@ class World:
             deadline_s=now_s + spec.budget_s,
             models=spec.models,
         )
-        client = Client(self, job)
-        self.metrics.submitted(now_s)
-        node = self.nodes[entry]
-        if node.is_alive:
-            client.handle = node.submit(job, client, body_bytes=spec.body_bytes)
+        client = Client(self, job, body_bytes=spec.body_bytes, stages=stages)
+        self.metrics.arrived(client, now_s)
+        self.open[client] = None
+        self.send(client)
         return client
+
+    def send(self, client: Client) -> None:
+        """Give a client's job to its entry node, or to the next that lives where clients do so."""
+        node = self.nodes[client.job.entry]
+        if node.is_alive:
+            client.handle = node.submit(client.job, client, body_bytes=client.body_bytes)
+        elif self._failover:
+            self._send_elsewhere(client)
+
+    def _send_elsewhere(self, client: Client) -> None:
+        """Give a job to the next living node; the client asks all of them until its time is over."""
+        now_s, job = self.engine.now_s, client.job
+        names = list(self.nodes)
+        first = names.index(job.entry)
+        for name in (*names[first:], *names[:first]):
+            if self.nodes[name].is_alive:
+                client.job = msgspec.structs.replace(job, entry=name, arrival_s=now_s)
+                client.handle = self.nodes[name].submit(client.job, client, body_bytes=client.body_bytes)
+                return
+        if now_s + RESUBMIT_S < job.deadline_s:
+            self.engine.at(now_s + RESUBMIT_S, self._send_elsewhere, client)
+        else:
+            client.end(Reason.LOST)
+
+    def ended(self, client: Client) -> None:
+        """Forget a client that has its outcome."""
+        del self.open[client]
 
     def cancel(self, client: Client) -> None:
         """Have a client lose interest."""
@@ -229,6 +217,10 @@ class World:
     def kill(self, name: str) -> None:
         """End a node as kill -9 would."""
         self.nodes[name].kill()
+        if self._failover:
+            due_s = self.engine.now_s + RESUBMIT_S
+            for client in [each for each in self.open if each.job.entry == name]:
+                self.engine.at(due_s, self._send_elsewhere, client)
 
     def tell_all(self, event: Event) -> None:
         """Give every node that lives an event, in their order."""

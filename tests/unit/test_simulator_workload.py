@@ -47,7 +47,7 @@ def idc(times, window_s, end_s):
 )
 def test_laws_have_their_rate_and_ascend(law, rate_hz):
     times = times_until(law, 16_000.0)
-    assert len(times) / 16_000.0 == pytest.approx(rate_hz, rel=0.1)
+    assert len(times) / 16_000.0 == pytest.approx(rate_hz, rel=0.15)
     assert times == sorted(times)
     assert times[0] >= 0.0
 
