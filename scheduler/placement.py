@@ -98,31 +98,50 @@ class Placement:
             peer for peer in self._active.pool(model, now_s).peers if peer.node_id not in avoid and peer.may_take(now_s)
         ]
 
+    @property
+    def wait_s(self) -> float:
+        """Wait of the job at hand for a slot here, in seconds."""
+        return self._wait_s
+
     def finish_s(self, peer: Peer, job: Job, model: ModelDigest) -> float:
         """Predict the seconds until a peer's answer is back."""
-        link = peer.link
-        net_s = link.rtt_s + (job.input_bytes + job.output_bytes) / link.goodput_bytes_s
-        uplink_s = self._ledger.uplink.free_at_s - self.now_s
-        if uplink_s > 0.0:
-            net_s += uplink_s
-        work_s = self._work_s(peer, model)
-        if peer.trust.is_full:
-            return net_s + work_s
-        return net_s + work_s * peer.trust.factor(self.now_s)
+        return self.predict_s(peer, job, model)[0]
 
-    def _work_s(self, peer: Peer, model: ModelDigest) -> float:
-        """Predict wait, loading and service at a peer, as its records make it look."""
+    def predict_s(self, peer: Peer, job: Job, model: ModelDigest) -> tuple[float, float]:
+        """Predict the seconds until a peer's answer is back, and of these the wait in its queue."""
         state, service = peer.state, peer.services.get(model) or peer.service(model)
         assert state is not None, "a peer without a record is not eligible"
         assert service is not None, "a peer without the model is not eligible"
+        now_s, link = self.now_s, peer.link
         work_s = service.value_s * state.slow_down
-        if state.running_until_s > 0.0 or state.slots == 1:
-            work_s += state.backlog_s
+        wait_s = peer.expected_wait_s(work_s, now_s)
         if peer.uncovered_s > 0.0 and self._counts_inflight:
-            work_s += peer.uncovered_s / state.slots
+            wait_s += peer.uncovered_s / state.slots
         if model not in peer.warm_models:
             work_s += peer.capabilities[model][1].load_s
-        return work_s
+        net_s = link.rtt_s + (job.input_bytes + job.output_bytes) / link.goodput_bytes_s
+        uplink_s = self._ledger.uplink.free_at_s - now_s
+        if uplink_s > 0.0:
+            net_s += uplink_s
+        if not peer.trust.is_full:
+            doubt = peer.trust.factor(now_s)
+            work_s *= doubt
+            wait_s *= doubt
+        return net_s + work_s + wait_s, wait_s
+
+    def _told_s(self, peer: Peer, model: ModelDigest) -> float:
+        """Return wait, loading and service at a peer as its last record tells them: what it is held to."""
+        state, service = peer.state, peer.services.get(model) or peer.service(model)
+        assert state is not None, "a peer without a record is not eligible"
+        assert service is not None, "a peer without the model is not eligible"
+        service_s = service.value_s * state.slow_down
+        # With less to be expected than it told, by the mean of its records, it is still held to what it told.
+        told_s = service_s + max(peer.wait_s, peer.expected_wait_s(service_s, self.now_s))
+        if self._counts_inflight:
+            told_s += peer.uncovered_s / state.slots
+        if model not in peer.warm_models:
+            told_s += peer.capabilities[model][1].load_s
+        return told_s
 
     def can_beat(self, model: ModelDigest, finish_s: float) -> bool:
         """Return whether any peer, were it idle, could be done before that."""
@@ -135,7 +154,7 @@ class Placement:
         link = peer.link
         transfer_s = self._ledger.uplink.delay_s(self.now_s) + job.input_bytes / link.goodput_bytes_s + link.rtt_s / 2
         net_s = transfer_s + job.output_bytes / link.goodput_bytes_s + link.rtt_s / 2
-        return Quote(transfer_s, net_s + self._work_s(peer, model), service_s)
+        return Quote(transfer_s, net_s + self._told_s(peer, model), service_s)
 
     # Decisions.
 

@@ -69,6 +69,10 @@ class Board(Protocol):
     def may_move(self) -> bool:
         """Whether the job may leave this node at all."""
 
+    @property
+    def wait_s(self) -> float:
+        """Predicted wait of the job for a slot here, in seconds: part of what `here_s` says."""
+
     def here_s(self, job: Job, model: ModelDigest) -> float | None:
         """Predict the seconds until done here; None when this node may not or cannot run it."""
 
@@ -86,6 +90,9 @@ class Board(Protocol):
 
     def finish_s(self, peer: Peer, job: Job, model: ModelDigest) -> float:
         """Predict the seconds until an eligible peer's answer would be back here."""
+
+    def predict_s(self, peer: Peer, job: Job, model: ModelDigest) -> tuple[float, float]:
+        """Predict what `finish_s` does and, in it, the wait in the peer's queue, both in seconds."""
 
     def can_beat(self, model: ModelDigest, finish_s: float) -> bool:
         """Return whether any peer, were it idle, could be done before that; errs on the side of yes."""

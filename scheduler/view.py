@@ -15,6 +15,7 @@ judgement of this node alone, on the clock, which a direct answer ends.
 """
 
 import enum
+import math
 from collections import deque
 from collections.abc import Mapping
 
@@ -59,6 +60,7 @@ class Peer:
 
     __slots__ = (
         "_config",
+        "_reversion",
         "blocked_until_s",
         "capabilities",
         "heard_s",
@@ -66,6 +68,7 @@ class Peer:
         "is_reachable",
         "link",
         "liveness",
+        "mean_wait_s",
         "node_id",
         "on_the_way",
         "place",
@@ -79,16 +82,22 @@ class Peer:
         "table_digest",
         "trust",
         "uncovered_s",
+        "wait_s",
         "warm_models",
         "window",
     )
 
     def __init__(self, node_id: NodeId, config: CoreConfig) -> None:
         self._config = config
+        self._reversion = config.estimate.reversion_services
         self.node_id = node_id
         self.state: PeerState | None = None
         self.heard_s = 0.0
         """When the newest record came."""
+        self.wait_s = 0.0
+        """Wait that a job would have met there when that record was made, in seconds."""
+        self.mean_wait_s = 0.0
+        """Its mean over the records of the last few seconds."""
         self.liveness = Liveness.ALIVE
         self.is_reachable = True
         self.capabilities: Capabilities = {}
@@ -117,6 +126,20 @@ class Peer:
         """Jobs per second of its fastest model; 0 while its table is unknown."""
         self.place = 0
         """Index in the view's list."""
+
+    def hear(self, state: PeerState, now_s: float, *, is_first: bool) -> None:
+        """Take in a newer record; after the first one of a life there is something to average."""
+        # A free slot means no wait. With one slot the backlog says the same, and keeps the room promised to others.
+        wait_s = state.backlog_s if state.running_until_s > 0.0 or state.slots == 1 else 0.0
+        if is_first:
+            self.mean_wait_s = wait_s
+        else:
+            # Weighed by the time that a record stands for: ten answers within a moment are one piece of news.
+            weight = 1.0 - math.exp((self.heard_s - now_s) / self._config.estimate.reversion_horizon_s)
+            self.mean_wait_s += weight * (wait_s - self.mean_wait_s)
+        self.state = state
+        self.wait_s = wait_s
+        self.heard_s = now_s
 
     def begin_anew(self) -> None:
         """Forget what an earlier life of the node made us doubt."""
@@ -180,6 +203,35 @@ class Peer:
             waiting.popleft()
         if not waiting:
             self.uncovered_s = 0.0
+
+    def expected_wait_s(self, service_s: float, now_s: float) -> float:
+        """Predict the wait there now, from its last record and from what its records say on the average.
+
+        Parameters
+        ----------
+        service_s : float
+            Service time there of the job in question, in seconds, > 0.
+        now_s : float
+            Present time in seconds.
+
+        Returns
+        -------
+        float
+            Seconds, without own jobs on their way.
+
+        Notes
+        -----
+        A queue forgets its state within a few service times, and then is what it is on the average: the wait last
+        told decays towards the mean with that time constant. Nodes with short service times are judged by their mean
+        soon, slow ones by their last word for seconds. That old news has to count less, by its age in service times,
+        is Dahlin's result (2000, "Interpreting Stale Load Information"); what it must not do is to drain to nothing,
+        since others send there too: the pilot's mean got worse by 40 % with that.
+        """
+        services = self._reversion
+        if services <= 0.0:
+            return self.wait_s
+        mean_s = self.mean_wait_s
+        return mean_s + (self.wait_s - mean_s) * math.exp((self.heard_s - now_s) / (services * service_s))
 
     def cover_until(self, made_s: float) -> None:
         """Note that the peer's state was made at this time of ours: it counts what had arrived by then."""
@@ -249,9 +301,9 @@ class View:
         old = peer.state
         if old is not None and not is_newer(state, old):
             return False
-        peer.state = state
-        peer.heard_s = now_s
-        if old is not None and state.epoch > old.epoch:
+        is_anew = old is not None and state.epoch > old.epoch
+        peer.hear(state, now_s, is_first=old is None or is_anew)
+        if is_anew:
             peer.begin_anew()
         if state.table_digest != peer.table_digest:
             self._look_up(peer, state.table_digest)

@@ -544,11 +544,11 @@ def shown(actions):
 
 
 SCENARIOS = [
-    Scenario(seed="1", shows=("Offer", "Acknowledge", "granted", "Cancel", "superseded", "lost")),
+    Scenario(seed="14", shows=("Offer", "Acknowledge", "granted", "Cancel", "superseded", "lost")),
     Scenario(seed="2", load=2.0, shows=("deadline", "queue_full", "expired", "NackOffer", "Progress")),
     Scenario(seed="3", policy="random", shows=("second hop", "second attempt", "unknown_model", "EvictModel")),
     Scenario(seed="4", policy="local_only", load=0.4, shows=("granted", "LoadModel", "batch")),
-    Scenario(seed="5", policy="max_spare", shows=("granted", "Progress", "Nack")),
+    Scenario(seed="54", policy="max_spare", shows=("granted", "Progress", "Nack")),
 ]
 
 

@@ -184,18 +184,35 @@ def test_without_hysteresis_any_gain_will_do():
 
 def test_own_jobs_on_the_way_count_at_the_peer():
     """Hyper-scalable load balancing (arXiv:1903.02337): plus one per job sent, until an update covers it."""
-    bench = Bench(mean_s=0.3)
+    bench = Bench(mean_s=0.3, placement={"wait_weight": 0})
     bench.peer("b", 0.1)
     where = [type(of(bench.job(1.0), act.Send | act.Execute)[0]) for _ in range(3)]
     assert where == [act.Send, act.Send, act.Execute]
-    blind = Bench(mean_s=0.3, placement={"inflight_correction": False})
+    blind = Bench(mean_s=0.3, placement={"wait_weight": 0, "inflight_correction": False})
     blind.peer("b", 0.1)
     where = [type(of(blind.job(1.0), act.Send | act.Execute)[0]) for _ in range(3)]
     assert where == [act.Send, act.Send, act.Send]
 
 
-def test_a_state_made_after_their_arrival_covers_jobs_on_the_way():
+def test_a_wait_counts_for_those_behind_too():
+    """The second job would be done sooner at b, behind the first; the idle slower node here costs others less."""
     bench = Bench(mean_s=0.3)
+    bench.peer("b", 0.1)
+    where = [type(of(bench.job(1.0), act.Send | act.Execute)[0]) for _ in range(2)]
+    assert where == [act.Send, act.Execute]
+
+
+def test_no_job_moves_to_a_later_finish_however_short_the_wait():
+    bench = Bench(mean_s=0.3, placement={"wait_weight": 10.0})
+    bench.peer("b", 0.7)
+    bench.job(1.0)
+    # Here: 0.3 s of wait and 0.3 s of service, a cost of 3.6 s; there 0.7 s without a wait.
+    assert not of(bench.job(1.0), act.Send)
+    assert of(bench.job(1.0), act.Send)
+
+
+def test_a_state_made_after_their_arrival_covers_jobs_on_the_way():
+    bench = Bench(mean_s=0.3, placement={"wait_weight": 0})
     bench.peer("b", 0.1)
     bench.job(1.0)
     command = only(bench.job(1.0), act.Send).command

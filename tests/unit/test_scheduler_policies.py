@@ -40,6 +40,7 @@ class FakePeer:
             table_digest=b"",
         )
         self.finish_s = service_s + backlog_s if finish_s is None else finish_s
+        self.wait_s = backlog_s
         self._service = FakeService(service_s)
 
     def service(self, model):
@@ -59,7 +60,7 @@ class FakeBoard:
         self.may_move = may_move
         self._here_s = here_s
         self._own_s = own_s
-        self._backlog_s = own_backlog_s
+        self._backlog_s = self.wait_s = own_backlog_s
         self.drawn = 0
 
     def here_s(self, job, model):
@@ -81,6 +82,9 @@ class FakeBoard:
     def finish_s(self, peer, job, model):
         return peer.finish_s
 
+    def predict_s(self, peer, job, model):
+        return peer.finish_s, peer.wait_s
+
     def can_beat(self, model, finish_s):
         return any(peer.finish_s < finish_s for peer in self.peers)
 
@@ -92,6 +96,13 @@ def test_capd_takes_the_least_of_its_draw():
     choice = CapacityDraw().choose(JOB, "m", board)
     assert choice.peer.node_id == "c"
     assert [None if peer is None else peer.node_id for peer, _ in choice.looked] == [None, "b", "c", "d"]
+
+
+def test_capd_prefers_a_node_with_a_shorter_wait_to_a_somewhat_sooner_finish():
+    board = FakeBoard([FakePeer("b", service_s=0.01, backlog_s=0.1), FakePeer("c", service_s=0.2)])
+    assert CapacityDraw().choose(JOB, "m", board).peer.node_id == "c"
+    board.config = CoreConfig(placement=PlacementConfig(wait_weight=0.0))
+    assert CapacityDraw().choose(JOB, "m", board).peer.node_id == "b"
 
 
 def test_capd_stays_without_a_gain_and_does_not_even_draw_when_none_can_be():

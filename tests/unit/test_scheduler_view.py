@@ -1,3 +1,5 @@
+import math
+
 import msgspec
 import pytest
 
@@ -47,6 +49,39 @@ def test_an_older_record_changes_nothing(view):
     assert not view.merge(make_state(sequence=2, backlog_s=9.0), now_s=2.0)
     assert view.get("b").state.backlog_s == 1.0
     assert view.get("b").heard_s == 1.0
+
+
+def test_an_old_record_reverts_to_the_mean_of_its_node(view):
+    for sequence in range(2, 200):
+        view.merge(make_state(sequence=sequence, backlog_s=0.1), now_s=sequence / 10)
+    view.merge(make_state(sequence=200, backlog_s=0.5), now_s=20.0)
+    peer = view.get("b")
+    mean_s = peer.mean_wait_s
+    assert mean_s == pytest.approx(0.1, abs=0.02)
+    tau_s = EstimateConfig().reversion_services * 0.05
+    assert peer.expected_wait_s(0.05, 20.0) == pytest.approx(0.5)
+    assert peer.expected_wait_s(0.05, 20.0 + tau_s) == pytest.approx(mean_s + (0.5 - mean_s) / math.e)
+    assert peer.expected_wait_s(0.05, 30.0) == pytest.approx(mean_s)
+
+
+def test_many_records_within_a_moment_are_one_piece_of_news(view):
+    for sequence in range(2, 200):
+        view.merge(make_state(sequence=sequence, backlog_s=2.0), now_s=0.0)
+    assert view.get("b").mean_wait_s == 0.0
+
+
+def test_reversion_can_be_switched_off():
+    view = View("a", CoreConfig(estimate=EstimateConfig(reversion_services=0.0)))
+    view.merge(make_state(), now_s=0.0)
+    view.merge(make_state(sequence=2, backlog_s=0.5), now_s=1.0)
+    assert view.get("b").expected_wait_s(0.05, 1e6) == 0.5
+
+
+def test_a_free_slot_means_no_wait(view):
+    view.merge(make_state(sequence=2, slots=2, backlog_s=0.5), now_s=1.0)
+    assert view.get("b").wait_s == 0.0
+    view.merge(make_state(sequence=3, slots=2, backlog_s=0.5, running_until_s=0.1), now_s=1.0)
+    assert view.get("b").wait_s == 0.5
 
 
 def test_a_reboot_counts_more_than_any_sequence(view):
