@@ -100,6 +100,8 @@ class SimNode:
         """Keys that a peer waits for here, by peer and handle, oldest first."""
         self.result_bytes = 64
         """Length of an encoded result without its payload."""
+        self.heard = 0
+        """State records of peers that came by gossip."""
         self.is_alive = True
         self.is_drained = False
         self._observer = observer
@@ -266,6 +268,7 @@ class SimNode:
         connection.answer(size, errand.hear_table, table)
 
     def _on_advert(self, state: PeerState) -> None:
+        self.heard += 1
         self.post(AdvertReceived(state=state))
 
     # The hands: what the core asks for.
