@@ -86,7 +86,7 @@ class ModelSpec(_Record, frozen=True, kw_only=True):
     """Name of the model in simulator.devices; the model's own name by default."""
     service: Literal["constant", "lognormal", "gamma", "erlang", "exponential", "empirical"] = "lognormal"
     """Distribution of the service time around the mean."""
-    cv: Share | Positive = 0.05
+    cv: NotNegative = 0.05
     """Coefficient of variation, of lognormal, gamma and erlang (there rounded to a whole number of stages)."""
     values: tuple[Positive, ...] = ()
     """Of an empirical distribution, scaled to the mean."""

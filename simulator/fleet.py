@@ -1,0 +1,179 @@
+"""A scenario's fleet: what its nodes serve and how fast, the links between them, what it could serve in all.
+
+Turns records of `scenario` into those that `world` takes. Runs nothing.
+"""
+
+import math
+from collections.abc import Iterator
+
+import msgspec
+
+from scheduler.config import CoreConfig
+from scheduler.types import Capability
+from simulator.distributions import Constant, Exponential, Gamma, Lognormal, ServiceTime
+from simulator.machine import ModelProfile
+from simulator.scenario import (
+    CameraSource,
+    ModelSpec,
+    NodeGroup,
+    RatedSource,
+    ReplaySource,
+    Scenario,
+    ScenarioError,
+    Source,
+)
+from simulator.workload import zipf
+from simulator.world import NodeSpec
+
+_P95_NORMAL = 1.645
+"""Standard deviations from the mean to the 95 % quantile of a normal distribution: what a node tells of its tail."""
+
+
+def mean_s(scenario: Scenario, group: NodeGroup, model: ModelSpec) -> float:
+    """Return the mean service time of a model on the nodes of a group, in seconds.
+
+    Raises
+    ------
+    ScenarioError
+        When neither the scenario nor simulator.devices has it.
+    """
+    found = model.mean_s.get(group.device)
+    if found is None:
+        number = scenario.models.index(model)
+        raise ScenarioError(
+            f"nothing for the device {group.device!r}, which nodes of this model have; add a mean service time for it",
+            ("models", number, "mean_s"),
+        )
+    return found / group.speed
+
+
+def service_time(model: ModelSpec, mean_s: float) -> ServiceTime:
+    """Return the distribution of a model's service times around a mean in seconds."""
+    if model.service == "constant" or (model.cv == 0.0 and model.service in ("lognormal", "gamma", "erlang")):
+        return Constant(mean_s)
+    if model.service == "exponential":
+        return Exponential(mean_s)
+    if model.service == "erlang":
+        return Gamma(mean_s, 1.0 / math.sqrt(max(1, round(1.0 / model.cv**2))))
+    if model.service == "gamma":
+        return Gamma(mean_s, model.cv)
+    return Lognormal(mean_s, model.cv)
+
+
+def node_specs(scenario: Scenario, config: CoreConfig) -> Iterator[NodeSpec]:
+    """Yield the nodes."""
+    for group in scenario.nodes:
+        models = scenario.models_of(group)
+        profiles = {name: _profile(scenario, group, scenario.model(name)) for name in models}
+        loaded = None if group.loaded is None else frozenset(group.loaded)
+        for name in group.names:
+            yield NodeSpec(name=name, models=profiles, loaded=loaded, config=_own_config(config, group))
+
+
+def _own_config(config: CoreConfig, group: NodeGroup) -> CoreConfig:
+    queue = config.queue
+    if group.slots != 1:
+        queue = msgspec.structs.replace(queue, slots=group.slots)
+    if group.memory_bytes is not None:
+        queue = msgspec.structs.replace(queue, model_memory_bytes=group.memory_bytes)
+    return config if queue is config.queue else msgspec.structs.replace(config, queue=queue)
+
+
+def _profile(scenario: Scenario, group: NodeGroup, model: ModelSpec) -> ModelProfile:
+    mean = mean_s(scenario, group, model)
+    spread = 0.0 if model.service == "constant" else 1.0 if model.service == "exponential" else model.cv
+    capability = Capability(
+        model=model.name,
+        mean_s=mean,
+        p95_s=mean * (1.0 + _P95_NORMAL * spread),
+        memory_bytes=model.memory_bytes,
+        load_s=model.load_s,
+        max_batch=model.max_batch,
+    )
+    return ModelProfile(capability=capability, service=service_time(model, mean))
+
+
+# ---------------------------------------------------------------- what it could serve
+
+
+def work(scenario: Scenario, source: Source) -> dict[str, float]:
+    """Return how many executions of each model a frame of a source needs on average."""
+    models = source.models or (scenario.models[0].name,)
+    shares = [1.0] if source.rungs else zipf(len(models), source.model_zipf)
+    needs: dict[str, float] = {}
+    for model, share in zip(models, shares, strict=False):
+        needs[model] = needs.get(model, 0.0) + share
+    stage, reached = source.then, 1.0
+    while stage is not None:
+        reached *= stage.probability
+        needs[stage.model] = needs.get(stage.model, 0.0) + reached
+        stage = stage.then
+    return {model: need for model, need in needs.items() if need > 0.0}
+
+
+def capacity_hz(scenario: Scenario, source: Source) -> float:
+    """Return the frames of a source that the fleet could serve per second, were all its nodes always busy.
+
+    Nodes count that can run every model a frame may need; batches are not thought of.
+    """
+    needs = work(scenario, source)
+    total = 0.0
+    for group in scenario.nodes:
+        if set(needs) <= set(scenario.models_of(group)):
+            each = sum([need * mean_s(scenario, group, scenario.model(model)) for model, need in needs.items()])
+            total += group.count * group.slots / each
+    return total
+
+
+def source_rates_hz(scenario: Scenario) -> list[float]:
+    """Return the mean rate of each source: all its jobs, but of cameras those of one while it sends.
+
+    Raises
+    ------
+    ScenarioError
+        When a load is given and no node could serve it.
+    """
+    return [_rate_hz(scenario, source, number) for number, source in enumerate(scenario.sources)]
+
+
+def _rate_hz(scenario: Scenario, source: Source, number: int) -> float:
+    if isinstance(source, ReplaySource):
+        return 0.0
+    if isinstance(source, RatedSource):
+        given, cameras = source.rate_hz, 1.0
+    else:
+        given, cameras = source.fps, source.count * moving(source)
+    if given is not None:
+        return given
+    assert source.load is not None, "the rules of scenarios hold: a rate or a load"
+    capacity = capacity_hz(scenario, source)
+    if not capacity:
+        path = ("sources", number, "load")
+        raise ScenarioError("no node can run all that a job of this source may need; give a rate", path)
+    return source.load * capacity / cameras
+
+
+def moving(source: CameraSource) -> float:
+    """Return the share of the time in which a camera sends."""
+    return 1.0 if source.on_s is None else source.on_s / (source.on_s + source.off_s)
+
+
+def offered(scenario: Scenario, rates_hz: list[float]) -> tuple[float, float]:
+    """Return the jobs of all sources per second, and the share of the fleet that they need.
+
+    A source counts for its share of the counted time; of a replay the recorded arrivals do.
+    """
+    span_s = scenario.duration_s - scenario.warm_up_s
+    jobs_hz = load = 0.0
+    for source, rate_hz in zip(scenario.sources, rates_hz, strict=True):
+        begin_s, end_s = max(source.start_s, scenario.warm_up_s), min(source.end_s, scenario.duration_s)
+        if isinstance(source, ReplaySource):
+            times = [source.start_s + at_s / source.speed_up for at_s in source.times_s]
+            mean_hz = source.keep * sum([begin_s <= at_s < end_s for at_s in times]) / span_s
+        else:
+            all_hz = rate_hz * source.count * moving(source) if isinstance(source, CameraSource) else rate_hz
+            mean_hz = all_hz * max(0.0, end_s - begin_s) / span_s
+        jobs_hz += mean_hz
+        capacity = capacity_hz(scenario, source)
+        load += mean_hz / capacity if capacity else math.nan
+    return jobs_hz, load
