@@ -16,7 +16,7 @@ from typing import Final
 
 from gridnode import __version__
 from gridnode._siblings import check_siblings
-from gridnode.cli import demo, doctor, grid, model, run, status, submit
+from gridnode.cli import demo, doctor, grid, model, run, simulate, status, submit
 from gridnode.cli.options import UsageError
 from gridnode.errors import ConfigError, DaemonUnreachableError, GridError, InvalidInputError, JobRejectedError
 
@@ -31,7 +31,7 @@ _EPILOG: Final = """\
 exit codes: 0 done, 1 failed, 2 wrong usage, configuration or input, 3 no daemon answers,
 4 the grid refused the work (try again later), 130 interrupted
 """
-_GROUPS: Final[tuple[ModuleType, ...]] = (demo, grid, run, status, submit, model, doctor)
+_GROUPS: Final[tuple[ModuleType, ...]] = (demo, grid, run, status, submit, model, simulate, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,1 @@
+"""Simulations from the outside: files, processes, pictures, daemons to compare with. The simulator itself is pure."""

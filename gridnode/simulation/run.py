@@ -1,0 +1,134 @@
+"""One run of a scenario for a person or a program: progress, the processor time it took, tables as CSV."""
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from time import process_time
+
+import msgspec
+
+from gridnode.simulation.load import SimulationInputError
+from simulator.node import Observer
+from simulator.results import Result, Series
+from simulator.runner import run
+from simulator.scenario import Scenario, ScenarioError
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A run and what it cost."""
+
+    result: Result
+    cpu_s: float
+    """Processor time of this process."""
+
+
+def run_scenario(
+    scenario: Scenario,
+    *,
+    seed: str | None = None,
+    policy: str | None = None,
+    progress: Callable[[float], object] | None = None,
+    observers: Iterable[Observer] = (),
+    hashed: bool = False,
+) -> Outcome:
+    """Run a scenario; see simulator.runner.run.
+
+    Raises
+    ------
+    SimulationInputError
+        For what only a run can find wrong: a policy, device or link that there is not.
+    """
+    begun_s = process_time()
+    try:
+        result = run(scenario, seed=seed, policy=policy, progress=progress, observers=observers, hashed=hashed)
+    except ScenarioError as error:
+        raise SimulationInputError(f"{scenario.name}: {error}") from None
+    return Outcome(result=result, cpu_s=process_time() - begun_s)
+
+
+# ---------------------------------------------------------------- CSV
+
+
+def write_tables(result: Result, directory: Path) -> list[Path]:
+    """Write the tables of a result as CSV, and all of it as JSON.
+
+    Parameters
+    ----------
+    result : Result
+        Of a run.
+    directory : Path
+        Made where it is missing; files in it are replaced.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    SimulationInputError
+        When it cannot be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        written = [
+            _write(directory / "summary.csv", ("quantity", "value"), summary_rows(result)),
+            _write(directory / "nodes.csv", *_node_rows(result)),
+            _write(directory / "cdf.csv", ("sojourn_s", "share"), result.cdf),
+            _write(directory / "flows.csv", ("entry", "executor", "jobs"), map(msgspec.structs.astuple, result.flows)),
+            _write(directory / "series.csv", *_series_rows(result)),
+        ]
+        whole = directory / "result.json"
+        whole.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+    except OSError as error:
+        raise SimulationInputError(f"{directory} cannot be written to: {error.strerror}") from None
+    return [*written, whole]
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def summary_rows(result: Result) -> list[tuple[str, object]]:
+    """Return name and value of everything that is one number or text."""
+    rows: list[tuple[str, object]] = []
+    for name in result.__struct_fields__:
+        value = getattr(result, name)
+        if isinstance(value, (str, int, float)):
+            rows.append((name, value))
+        elif name == "refused":
+            rows += [(f"refused.{reason}", count) for reason, count in value.items()]
+        elif name in ("stages", "little"):
+            rows += [(f"{name}.{key}", getattr(value, key)) for key in value.__struct_fields__]
+    return rows
+
+
+def _node_rows(result: Result) -> tuple[list[str], list[list[object]]]:
+    names = [
+        name for name in (result.nodes[0].__struct_fields__ if result.nodes else ()) if name not in ("backlog", "busy")
+    ]
+    return names, [[getattr(node, name) for name in names] for node in result.nodes]
+
+
+def _series_rows(result: Result) -> tuple[list[str], list[list[object]]]:
+    """Return one row per step: time, jobs open, answers per second, backlog and utilisation of each node."""
+    columns: list[tuple[str, Series]] = []
+    for name, series in (("open_jobs", result.open_jobs), ("answers_hz", result.answers)):
+        if series is not None:
+            columns.append((name, series))
+    for node in result.nodes:
+        for name, series in (("backlog_s", node.backlog), ("busy", node.busy)):
+            if series is not None:
+                columns.append((f"{node.name}.{name}", series))
+    if not columns:
+        return ["at_s"], []
+    first = columns[0][1]
+    rows: list[list[object]] = [
+        [first.start_s + number * first.step_s, *(series.values[number] for _, series in columns)]
+        for number in range(len(first.values))
+    ]
+    return ["at_s", *(name for name, _ in columns)], rows
