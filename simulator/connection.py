@@ -32,8 +32,8 @@ class Connection:
     def __init__(self, asker: "Endpoint", server: "Endpoint") -> None:
         self.asker = asker
         self.server = server
-        self._out = asker.to(server.name)
-        self._back = server.to(asker.name)
+        self._out = asker.to(server.name).lane()
+        self._back = server.to(asker.name).lane()
         self.errand: Talker | None = None
         """What the asker uses it for."""
         self.served: Talker | None = None
