@@ -64,6 +64,7 @@ class Placement:
         self.node_id: NodeId = ledger.node_id
         self.now_s = ledger.now_s
         self.may_move = True
+        self._margin = 1.0 / self.config.placement.slack - 1.0
         self._counts_inflight = ledger.config.placement.inflight_correction
         self._may_stay = True
         self._wait_s = 0.0
@@ -257,35 +258,73 @@ class Placement:
         self._may_stay = may_stay
         self._wait_s, self._has_room = self._workbench.look(job)
         self._avoid = job.visited + record.avoid if record.avoid else job.visited
-        limit_s = self.budget_s(job, record.origin)
-        if record.origin is None and not record.attempt and not record.refusals:
-            limit_s -= (1.0 - self.config.placement.slack) * (job.deadline_s - job.arrival_s)
+        budget_s = self.budget_s(job, record.origin)
+        # What is left of the way is the receiver's to decide: it knows its queue.
+        margin = self._margin if record.origin is None and not record.attempt and not record.refusals else 0.0
         best: Choice | None = None
         best_model: ModelDigest | None = None
         for model in job.models:
             choice = self._policy.choose(job, model, self)
             if choice is None:
                 continue
-            if choice.finish_s <= limit_s:
+            if self._is_safe(choice, model, budget_s, margin):
                 return choice, model
             if best is None or choice.finish_s < best.finish_s:
                 best, best_model = choice, model
-        if not self.config.placement.shedding:
-            return best, best_model
-        return self._look_again(job, best, limit_s)
+        if best is None or self.config.placement.shedding:
+            return self._look_again(job, best, budget_s, margin)
+        return best, best_model
 
-    def _look_again(self, job: Job, best: Choice | None, limit_s: float) -> tuple[Choice | None, ModelDigest | None]:
-        """Compare the whole active set once for a job that would miss its deadline."""
+    def _is_safe(self, choice: Choice, model: ModelDigest, budget_s: float, margin: float) -> bool:
+        """Return whether a choice makes the deadline even if its wait and its service are longer than predicted."""
+        finish_s = choice.finish_s
+        if not margin or finish_s > budget_s:
+            return finish_s <= budget_s
+        if choice.peer is None:
+            capability = self._workbench.models.capabilities[model]
+        else:
+            capability = choice.peer.capabilities[model][1]
+        return finish_s + margin * choice.wait_s + (capability.p95_s - capability.mean_s) <= budget_s
+
+    def _look_again(
+        self, job: Job, best: Choice | None, budget_s: float, margin: float
+    ) -> tuple[Choice | None, ModelDigest | None]:
+        """Compare the whole active set once for a job that would miss its deadline, or has no place.
+
+        After the peers that may take one more come those whose window is full. A window keeps jobs from piling up at
+        a peer while there are other places; where it stands between a job and its only place it yields to the
+        estimate, which counts what is on its way there and what doubts there are.
+        """
         if not self.may_move:
             return best, None
-        for model in job.models:
-            for peer in self.eligible(model)[: self.config.placement.extra_look]:
-                finish_s = self.finish_s(peer, job, model)
-                if best is None or finish_s < best.finish_s:
-                    best = Choice(peer, finish_s, [*(best.looked if best else []), (peer, finish_s)])
-            if best is not None and best.finish_s <= limit_s:
-                return best, model
+        for is_beyond in (False, True):
+            for model in job.models:
+                found = self._least(job, model, is_beyond_window=is_beyond)
+                if found is None:
+                    continue
+                if self._is_safe(found, model, budget_s, margin) or not self.config.placement.shedding:
+                    return found, model
+                if best is None or found.finish_s < best.finish_s:
+                    best = found
         return best, None
+
+    def _least(self, job: Job, model: ModelDigest, *, is_beyond_window: bool) -> Choice | None:
+        """Return the least finish of the peers within, or beyond, their windows."""
+        now_s, avoid = self.now_s, self._avoid
+        left = self.config.placement.extra_look
+        least: Choice | None = None
+        looked: list[tuple[Peer | None, float]] = []
+        for peer in self._active.pool(model, now_s).peers:
+            if peer.node_id in avoid or not peer.is_placeable(now_s) or peer.has_room is is_beyond_window:
+                continue
+            finish_s, wait_s = self.predict_s(peer, job, model)
+            looked.append((peer, finish_s))
+            if least is None or finish_s < least.finish_s:
+                least = Choice(peer, finish_s, looked, wait_s)
+            left -= 1
+            if not left:
+                break
+        return least
 
     def _refuse(self, record: JobRecord, best: Choice | None, reason: str) -> None:
         """End a job that has no place: give a peer's back, refuse an own one."""

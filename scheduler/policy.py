@@ -36,14 +36,19 @@ class Choice:
         Predicted seconds until done there.
     looked : list of (Peer or None, float)
         All that was compared, with the prediction of each; None stands for this node.
+    wait_s : float, default 0.0
+        Part of `finish_s` that is a wait in a queue: the part that may turn out wrong.
     """
 
-    __slots__ = ("finish_s", "looked", "peer")
+    __slots__ = ("finish_s", "looked", "peer", "wait_s")
 
-    def __init__(self, peer: Peer | None, finish_s: float, looked: list[tuple[Peer | None, float]]) -> None:
+    def __init__(
+        self, peer: Peer | None, finish_s: float, looked: list[tuple[Peer | None, float]], wait_s: float = 0.0
+    ) -> None:
         self.peer = peer
         self.finish_s = finish_s
         self.looked = looked
+        self.wait_s = wait_s
 
 
 class Board(Protocol):

@@ -152,6 +152,11 @@ class Peer:
         """Return whether a new job may go there at all, whatever its model."""
         return self.is_open and self.blocked_until_s <= now_s
 
+    @property
+    def has_room(self) -> bool:
+        """Whether its window admits one more job."""
+        return len(self.shipments) < self.window.size
+
     def may_take(self, now_s: float) -> bool:
         """Return whether it may get one more job now: placeable, and its window open."""
         return self.is_open and self.blocked_until_s <= now_s and len(self.shipments) < self.window.size

@@ -34,24 +34,24 @@ class CapacityDraw:
         if here_s is not None:
             looked.append((None, here_s))
         if not board.may_move:
-            return None if here_s is None else Choice(None, here_s, looked)
+            return None if here_s is None else Choice(None, here_s, looked, board.wait_s)
         placement = board.config.placement
         weight = placement.wait_weight
         limit_s = float("inf") if here_s is None else (1.0 - placement.hysteresis) * (here_s + weight * board.wait_s)
         if here_s is not None and not board.can_beat(model, limit_s):
-            return Choice(None, here_s, looked)
+            return Choice(None, here_s, looked, board.wait_s)
         best: Peer | None = None
-        best_s = 0.0
+        best_s = best_wait_s = 0.0
         for peer in board.draw(model, placement.sample):
             finish_s, wait_s = board.predict_s(peer, job, model)
             looked.append((peer, finish_s))
             cost_s = finish_s + weight * wait_s
             # Ties go to the one drawn first, which is as random as the draw.
             if cost_s < limit_s and (here_s is None or finish_s < here_s):
-                best, best_s, limit_s = peer, finish_s, cost_s
+                best, best_s, best_wait_s, limit_s = peer, finish_s, wait_s, cost_s
         if best is not None:
-            return Choice(best, best_s, looked)
-        return None if here_s is None else Choice(None, here_s, looked)
+            return Choice(best, best_s, looked, best_wait_s)
+        return None if here_s is None else Choice(None, here_s, looked, board.wait_s)
 
     def observe(self, peer: Peer, *, actual_s: float, waiting_s: float, service_s: float, now_s: float) -> None:
         """Do nothing: the estimators learn for all policies."""

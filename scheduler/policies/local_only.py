@@ -15,7 +15,7 @@ class LocalOnly:
     def choose(self, job: Job, model: ModelDigest, board: Board) -> Choice | None:
         """Choose this node."""
         here_s = board.here_s(job, model)
-        return None if here_s is None else Choice(None, here_s, [(None, here_s)])
+        return None if here_s is None else Choice(None, here_s, [(None, here_s)], board.wait_s)
 
     def observe(self, peer: Peer, *, actual_s: float, waiting_s: float, service_s: float, now_s: float) -> None:
         """Do nothing."""

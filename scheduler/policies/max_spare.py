@@ -55,7 +55,7 @@ class MaxSpare:
         if here_s is not None and service_s is not None:
             own = spare_jobs(service_s=service_s, backlog_s=board.backlog_s(), slots=board.config.queue.slots)
             if own >= 1.0 or not board.may_move:
-                return Choice(None, here_s, [(None, here_s)])
+                return Choice(None, here_s, [(None, here_s)], board.wait_s)
         best: Peer | None = None
         best_spare = own
         for peer in board.eligible(model) if board.may_move else []:
@@ -68,9 +68,9 @@ class MaxSpare:
             if spare > best_spare:
                 best, best_spare = peer, spare
         if best is None:
-            return None if here_s is None else Choice(None, here_s, [(None, here_s)])
-        finish_s = board.finish_s(best, job, model)
-        return Choice(best, finish_s, [(best, finish_s)])
+            return None if here_s is None else Choice(None, here_s, [(None, here_s)], board.wait_s)
+        finish_s, wait_s = board.predict_s(best, job, model)
+        return Choice(best, finish_s, [(best, finish_s)], wait_s)
 
     def observe(self, peer: Peer, *, actual_s: float, waiting_s: float, service_s: float, now_s: float) -> None:
         """Do nothing."""

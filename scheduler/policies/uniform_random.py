@@ -27,10 +27,10 @@ class UniformRandom:
         index = board.rng.randrange(count)
         if index < len(peers):
             peer = peers[index]
-            finish_s = board.finish_s(peer, job, model)
-            return Choice(peer, finish_s, [(peer, finish_s)])
+            finish_s, wait_s = board.predict_s(peer, job, model)
+            return Choice(peer, finish_s, [(peer, finish_s)], wait_s)
         assert here_s is not None, "the draw fell on a node that is not among the choices"
-        return Choice(None, here_s, [(None, here_s)])
+        return Choice(None, here_s, [(None, here_s)], board.wait_s)
 
     def observe(self, peer: Peer, *, actual_s: float, waiting_s: float, service_s: float, now_s: float) -> None:
         """Do nothing."""

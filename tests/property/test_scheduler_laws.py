@@ -15,11 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from scheduler.actions import Send
 from scheduler.active import ActiveSet
-from scheduler.config import CoreConfig, PeersConfig
+from scheduler.config import CoreConfig, PeersConfig, PlacementConfig, WindowConfig
+from scheduler.core import Core
+from scheduler.events import AdvertReceived, JobArrived, TableReceived
 from scheduler.queue import LocalQueue, Waiting
 from scheduler.timers import Alarm, Timers
-from scheduler.types import Capability, CapabilityTable, PeerState
+from scheduler.types import Capability, CapabilityTable, Job, PeerState
 from scheduler.view import View, is_newer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -295,3 +298,29 @@ def test_one_seed_gives_one_list_of_actions_whatever_the_hash_seed():
         assert done.returncode == 0, done.stderr
         digests.add(done.stdout.strip())
     assert len(digests) == 1
+
+
+@given(
+    initial=st.sampled_from([1.0, 2.0, 4.0]),
+    service_s=st.sampled_from([0.01, 0.1, 0.4]),
+    budgets=st.lists(st.sampled_from([0.1, 0.5, 2.0, 10.0]), min_size=1, max_size=20),
+    sheds=st.booleans(),
+)
+def test_no_job_is_refused_for_a_window_alone(initial, service_s, budgets, sheds):
+    """A node without the model sends what it would send if there were no window, whatever the burst."""
+
+    def sent(window):
+        config = CoreConfig(window=window, placement=PlacementConfig(shedding=sheds))
+        core = Core(config, node_id="a", epoch=1, rng=random.Random(1), now_s=0.0)
+        core.handle(AdvertReceived(state=state("b", 1, 1)), now_s=0.0)
+        entry = Capability(model="m", mean_s=service_s, p95_s=service_s, memory_bytes=1, load_s=0.0)
+        core.handle(TableReceived(table=CapabilityTable(node_id="b", digest=b"d" * 8, entries=(entry,))), now_s=0.0)
+        found = []
+        for number, budget_s in enumerate(budgets):
+            key = number.to_bytes(24, "big")
+            job = Job(key=key, entry="a", input_bytes=1, arrival_s=1.0, deadline_s=1.0 + budget_s, models=("m",))
+            actions = core.handle(JobArrived(handle=number, job=job, origin=None), now_s=1.0)
+            found += [each.handle for each in actions if isinstance(each, Send)]
+        return found
+
+    assert sent(WindowConfig(initial=initial)) == sent(WindowConfig(enabled=False))
