@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 _COMPACT_AT: Final = 4096
 """Cancelled calls at which they are dropped from the heap: far timeouts of what ended long ago must not pile up."""
@@ -21,6 +21,23 @@ def stream(seed: str, purpose: str, entity: str) -> random.Random:
     random numbers).
     """
     return random.Random(f"{seed}/{purpose}/{entity}")
+
+
+class Clock(Protocol):
+    """What makes calls at their time: the engine, or a node's own clock over it."""
+
+    @property
+    def now_s(self) -> float:
+        """Present time in seconds."""
+
+    def at(self, due_s: float, call: Callable[..., object], *args: Any) -> int:  # noqa: ANN401
+        """Have a call made at a time in seconds, not before now; returns a number to cancel it by."""
+
+    def cancel(self, number: int) -> None:
+        """Take back a call that has not been made yet."""
+
+    def next_s(self) -> float:
+        """Return when the next call is due, in seconds; infinity for never."""
 
 
 class Engine:
@@ -37,6 +54,8 @@ class Engine:
     >>> _ = engine.at(2.0, print, "second")
     >>> _ = engine.at(1.0, print, "first")
     >>> engine.run()
+    first
+    second
     2
     >>> engine.now_s
     2.0
@@ -110,3 +129,92 @@ class Engine:
         if until_s != inf:
             self.now_s = max(self.now_s, until_s)
         return made
+
+
+class LocalClock:
+    """A clock of one node: it may run at another rate than the engine's, and stand still.
+
+    Parameters
+    ----------
+    engine : Engine
+        True time.
+
+    Examples
+    --------
+    >>> engine = Engine()
+    >>> clock = LocalClock(engine)
+    >>> clock.set_rate(2.0)
+    >>> _ = clock.at(6.0, print, "six o'clock")
+    >>> engine.run()
+    six o'clock
+    1
+    >>> engine.now_s, clock.now_s
+    (3.0, 6.0)
+    """
+
+    __slots__ = ("_engine", "_floor_s", "_held", "_local_s", "_numbers", "_rate", "_standing", "_token", "_true_s")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._true_s = self._local_s = self._floor_s = engine.now_s
+        self._rate = 1.0
+        self._standing = False
+        self._numbers: dict[int, int] = {}
+        self._held: dict[int, tuple[float, Callable[..., object], tuple[Any, ...]]] = {}
+        self._token = 0
+
+    @property
+    def now_s(self) -> float:
+        """Present time on this clock, in seconds; never before a call that it has made."""
+        local_s = self._local_s + (self._engine.now_s - self._true_s) * self._rate
+        return max(local_s, self._floor_s)
+
+    @property
+    def rate(self) -> float:
+        """Seconds on this clock per second."""
+        return self._rate
+
+    def set_rate(self, rate: float) -> None:
+        """Run at another rate from now on, > 0; calls that wait keep their true time."""
+        self._local_s, self._true_s = self.now_s, self._engine.now_s
+        self._rate = rate
+
+    def at(self, due_s: float, call: Callable[..., object], *args: Any) -> int:  # noqa: ANN401
+        """Have a call made; see Engine.at."""
+        token = self._token = self._token + 1
+        true_s = self._true_s + (due_s - self._local_s) / self._rate
+        number = self._engine.at(max(true_s, self._engine.now_s), self._make, token, due_s, call, args)
+        self._numbers[token] = number
+        return token
+
+    def _make(self, token: int, due_s: float, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+        del self._numbers[token]
+        if self._standing:
+            self._held[token] = due_s, call, args
+            return
+        if self.now_s < due_s:
+            self._floor_s = due_s  # rounding: the call's time has come
+        call(*args)
+
+    def cancel(self, number: int) -> None:
+        """Take back a call that has not been made yet."""
+        if self._held.pop(number, None) is None:
+            found = self._numbers.pop(number, None)
+            if found is not None:
+                self._engine.cancel(found)
+
+    def next_s(self) -> float:
+        """Return this instant when anything else happens at it; otherwise infinity."""
+        return self.now_s if self._engine.next_s() <= self._engine.now_s else inf
+
+    def stop(self) -> None:
+        """Hold all calls: the process stands still while time goes on."""
+        self._standing = True
+
+    def go(self) -> None:
+        """Make what was held, in its order, and go on."""
+        self._standing = False
+        held, self._held = self._held, {}
+        for token, (due_s, call, args) in held.items():
+            number = self._engine.at(self._engine.now_s, self._make, token, due_s, call, args)
+            self._numbers[token] = number

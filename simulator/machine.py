@@ -1,17 +1,23 @@
 """What a node's machine does: executions that take drawn times, and models that are loaded and evicted.
 
 The twin of gridnode.hands' executions over models.emulated. The core decides how much runs at once; the machine
-serves what it is told, requests of a batch one after the other, and ends each at its deadline.
+serves what it is told, requests of a batch one after the other (or together, where the profile has a curve for it), and
+ends each at its deadline.
+
+What may make an execution longer than its draw: the first one after a load, a slow machine, heat, a node's own clock
+that runs fast, and processor time that messages take meanwhile. The last is exact for inference that uses all cores in
+step: its layers wait for the slowest thread, so time taken from one core is taken from all.
 """
 
+import math
 import random
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from scheduler.actions import Execute
-from scheduler.events import ModelChanged, ServiceFailed, ServiceFinished, ServiceStarted
+from scheduler.events import LoadSampled, ModelChanged, ServiceFailed, ServiceFinished, ServiceStarted
 from scheduler.types import Capability, ModelDigest, Reason
 from simulator import messages
 from simulator.answers import Answer, Entry, Failure
@@ -28,12 +34,54 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True):
     """What the node tells of it."""
     service: ServiceTime
     """What it really takes."""
+    warm_up: float = 1.0
+    """Factor on the first execution after a load, >= 1."""
+    batch: tuple[float, ...] = ()
+    """Time of an execution of 1, 2, 3, ... requests over that of one. Empty: one after the other."""
+
+
+class Heat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A machine that slows down when it is at work for long.
+
+    Notes
+    -----
+    Assumed, not measured: warmth follows the load with a first-order lag, from 0 when idle to 1 when always busy;
+    above `threshold` the machine slows down, linearly up to `factor`.
+    """
+
+    factor: float = 2.0
+    """On service times when hottest, >= 1."""
+    threshold: float = 0.6
+    """Warmth above which it slows down, 0 to below 1."""
+    lag_s: float = 120.0
+    """In which warmth comes within 37 % of the load, > 0."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        if not (self.factor >= 1.0 and 0.0 <= self.threshold < 1.0 and self.lag_s > 0.0):
+            raise ValueError(f"{self}: factor must be at least 1, threshold from 0 to below 1, lag_s above 0")
+
+    def slow_down(self, warmth: float) -> float:
+        """Return the factor on service times at a warmth of 0 to 1."""
+        return 1.0 + (self.factor - 1.0) * max(0.0, (warmth - self.threshold) / (1.0 - self.threshold))
+
+
+class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a machine is, besides its models."""
+
+    memory_bytes: int | None = None
+    """For models. Loading more fails as it would; the core has a bound of its own (QueueConfig). None: enough."""
+    heat: Heat | None = None
+
+
+SLOW_DOWN_TOLD: Final = 0.1
+"""Change of the slow-down by heat, as a share, that the core is told: the daemon samples its load likewise."""
 
 
 class _Run:
     """An execution under way."""
 
-    __slots__ = ("action", "entries", "number", "outcomes", "service_s", "started")
+    __slots__ = ("action", "entries", "number", "outcomes", "service_s", "started", "taken_s")
 
     def __init__(self, action: Execute, entries: list[Entry]) -> None:
         self.action = action
@@ -41,6 +89,8 @@ class _Run:
         self.outcomes: dict[int, Answer | Failure] = {}
         self.service_s = 0.0
         self.started = False
+        self.taken_s = 0.0
+        """Processor time that messages had taken when the present request was last looked at."""
         self.number = 0
         """Of the call at the end of the request that is served now."""
 
@@ -58,6 +108,8 @@ class Machine:
         Models in memory at the start.
     rng : random.Random
         Draws service times.
+    config : MachineConfig, optional
+        Memory and heat.
     """
 
     def __init__(
@@ -67,12 +119,27 @@ class Machine:
         loaded: frozenset[ModelDigest],
         *,
         rng: random.Random,
+        config: MachineConfig | None = None,
     ) -> None:
         self._node = node
         self._models = dict(models)
         self._loaded = set(loaded)
         self._rng = rng
         self._running: dict[int, _Run] = {}
+        self._config = config or MachineConfig()
+        self._loading: dict[ModelDigest, int] = {}
+        self._cold: set[ModelDigest] = set()
+        """Loaded, and not executed since."""
+        self._pace = 1.0
+        self._clock_rate = 1.0
+        self._taken_s = 0.0
+        self._warmth = 0.0
+        self._warmth_s = 0.0
+        self._told_slow_down = 1.0
+        self.loads_failed = 0
+        """For want of memory."""
+        self._is_bent = self._config.heat is not None
+        """Whether executions take anything but what is drawn."""
         self.capabilities = tuple([models[digest].capability for digest in sorted(models)])
         self.table_digest = messages.table_digest(self.capabilities)
 
@@ -85,23 +152,95 @@ class Machine:
         )
 
     def load(self, model: ModelDigest) -> None:
-        """Load a model; the core hears of it when it is ready."""
+        """Load a model; the core hears of it when it is ready, or when there is no memory for it."""
         engine = self._node.engine
-        engine.at(engine.now_s + self._models[model].capability.load_s, self._on_loaded, model)
+        load_s = self._models[model].capability.load_s
+        self._loading[model] = engine.at(engine.now_s + load_s, self._on_loaded, model)
 
     def _on_loaded(self, model: ModelDigest) -> None:
-        self._loaded.add(model)
+        del self._loading[model]
+        if self._has_room(model):
+            self._loaded.add(model)
+            if self._models[model].warm_up > 1.0:
+                self._cold.add(model)
+                self._is_bent = True
+        else:
+            self.loads_failed += 1
         self.tell_models()
+
+    def _has_room(self, model: ModelDigest) -> bool:
+        limit = self._config.memory_bytes
+        return limit is None or self._memory_bytes({*self._loaded, model}) <= limit
+
+    def _memory_bytes(self, models: "set[ModelDigest]") -> int:
+        return sum([self._models[model].capability.memory_bytes for model in models])
 
     def evict(self, model: ModelDigest) -> None:
         """Unload a model."""
         self._loaded.discard(model)
+        self._cold.discard(model)
         self.tell_models()
+
+    # What slows it down.
+
+    def set_pace(self, factor: float) -> None:
+        """Take so much longer from the next execution on, > 0, without saying so; 1 is the profile's."""
+        self._pace = factor
+        self._bend()
+
+    def set_clock_rate(self, rate: float) -> None:
+        """Have the node's clock show so many seconds per second: true service times are longer or shorter on it."""
+        self._clock_rate = rate
+        self._bend()
+
+    def _bend(self) -> None:
+        is_even = self._pace == 1.0 and self._clock_rate == 1.0 and not self._cold
+        self._is_bent = not is_even or self._config.heat is not None
+
+    def burden(self, cpu_s: float) -> None:
+        """Take processor time, in seconds, from whatever runs now; an idle machine has it to spare."""
+        if self._running:
+            self._taken_s += cpu_s
+
+    def _bent_s(self, service_s: float, model: ModelDigest) -> float:
+        """Return what a draw becomes on this machine now, in seconds of the node's clock."""
+        service_s *= self._pace * self._clock_rate
+        if model in self._cold:
+            self._cold.discard(model)
+            self._bend()
+            service_s *= self._models[model].warm_up
+        if self._config.heat is not None:
+            service_s *= self._heated(self._config.heat)
+        return service_s
+
+    def _warm(self, heat: Heat, load: float) -> None:
+        """Bring warmth up to now: the machine was at work or idle since it was last looked at."""
+        now_s = self._node.engine.now_s
+        self._warmth = load + (self._warmth - load) * math.exp((self._warmth_s - now_s) / heat.lag_s)
+        self._warmth_s = now_s
+
+    def _heated(self, heat: Heat) -> float:
+        """Return the slow-down by heat now, and tell the core when it has changed."""
+        slow_down = heat.slow_down(self._warmth)
+        if abs(slow_down - self._told_slow_down) > SLOW_DOWN_TOLD * self._told_slow_down:
+            self._told_slow_down = slow_down
+            limit = self._config.memory_bytes
+            free_bytes = 0 if limit is None else max(0, limit - self._memory_bytes(self._loaded))
+            self._node.post(LoadSampled(slow_down=slow_down, memory_free_bytes=free_bytes))
+        return slow_down
+
+    def _note_load(self) -> None:
+        """Before the number of executions changes, warm up or cool down."""
+        heat = self._config.heat
+        if heat is not None:
+            self._warm(heat, 1.0 if self._running else 0.0)
 
     # Executions.
 
     def execute(self, action: Execute) -> None:
         """Begin an execution."""
+        if self._is_bent:
+            self._note_load()
         jobs = self._node.jobs
         run = _Run(action, [jobs[handle] for handle in action.handles])
         self._running[action.command] = run
@@ -120,7 +259,14 @@ class Machine:
                 for each in run.entries:
                     each.started_s = engine.now_s
                 node.post(ServiceStarted(command=run.action.command))
-            service_s = self._models[run.action.model].service.draw_s(self._rng)
+            model = self._models[run.action.model]
+            service_s = model.service.draw_s(self._rng)
+            if self._is_bent:
+                service_s = self._bent_s(service_s, run.action.model)
+            run.taken_s = self._taken_s
+            if model.batch and len(run.entries) > 1:
+                self._serve_together(run, service_s * model.batch[min(len(run.entries), len(model.batch)) - 1])
+                return
             end_s = engine.now_s + service_s
             if end_s <= deadline_s:
                 run.number = engine.at(end_s, self._on_served, run, entry, service_s)
@@ -129,21 +275,61 @@ class Machine:
             return
         self._end(run)
 
+    def _late_s(self, run: _Run) -> float:
+        """Return the processor time that messages took since the present request was last looked at."""
+        late_s = self._taken_s - run.taken_s
+        run.taken_s = self._taken_s
+        return late_s
+
     def _on_served(self, run: _Run, entry: Entry, service_s: float | None) -> None:
         outcome: Answer | Failure = _TOO_LATE
         if service_s is not None:
+            if self._taken_s != run.taken_s:
+                self._serve_on(run, entry, service_s, self._late_s(run))
+                return
             run.service_s += service_s
-            outcome = Answer(
-                model=run.action.model,
-                node=self._node.name,
-                hops=entry.job.hops,
-                waiting_s=max(0.0, entry.started_s - entry.job.arrival_s),
-                service_s=service_s,
-            )
+            outcome = self._answer(run, entry, service_s)
         run.outcomes[entry.handle] = outcome
         self._serve_next(run)
 
+    def _serve_on(self, run: _Run, entry: Entry, service_s: float, late_s: float) -> None:
+        """Go on with a request for what messages took of its time."""
+        engine, deadline_s = self._node.engine, entry.job.deadline_s
+        end_s = engine.now_s + late_s
+        if end_s <= deadline_s:
+            run.number = engine.at(end_s, self._on_served, run, entry, service_s + late_s)
+        else:
+            run.number = engine.at(max(deadline_s, engine.now_s), self._on_served, run, entry, None)
+
+    def _serve_together(self, run: _Run, service_s: float) -> None:
+        engine = self._node.engine
+        run.number = engine.at(engine.now_s + service_s, self._on_served_together, run, service_s)
+
+    def _on_served_together(self, run: _Run, service_s: float) -> None:
+        """End a batch; what is late by then has no result."""
+        engine = self._node.engine
+        if self._taken_s != run.taken_s:
+            late_s = self._late_s(run)
+            run.number = engine.at(engine.now_s + late_s, self._on_served_together, run, service_s + late_s)
+            return
+        run.service_s = service_s
+        for entry in run.entries:
+            is_late = entry.handle in run.outcomes or entry.job.deadline_s < engine.now_s
+            run.outcomes[entry.handle] = _TOO_LATE if is_late else self._answer(run, entry, service_s)
+        self._end(run)
+
+    def _answer(self, run: _Run, entry: Entry, service_s: float) -> Answer:
+        return Answer(
+            model=run.action.model,
+            node=self._node.name,
+            hops=entry.job.hops,
+            waiting_s=max(0.0, entry.started_s - entry.job.arrival_s),
+            service_s=service_s,
+        )
+
     def _end(self, run: _Run) -> None:
+        if self._is_bent:
+            self._note_load()
         command = run.action.command
         del self._running[command]
         first = run.outcomes[run.entries[0].handle]
@@ -154,12 +340,23 @@ class Machine:
 
     def cancel(self, command: int) -> bool:
         """Terminate an execution; False when there is none of that command."""
-        run = self._running.pop(command, None)
+        run = self._running.get(command)
         if run is None:
             return False
+        if self._is_bent:
+            self._note_load()
+        del self._running[command]
         self._node.engine.cancel(run.number)
         self._node.post(ServiceFailed(command=command, reason=Reason.CANCELLED))
         return True
+
+    def stop(self) -> None:
+        """Stop at once, as a process does that dies."""
+        numbers = [*self._loading.values(), *[run.number for run in self._running.values()]]
+        for number in numbers:
+            self._node.engine.cancel(number)
+        self._loading.clear()
+        self._running.clear()
 
 
 _TOO_LATE = Failure(reason=Reason.EXPIRED, message="the deadline passed before the result was there; allow more time")
