@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from gridnode.cli import simulate_theory
 from gridnode.cli.output import console, print_json
 from gridnode.cli.progress import progress_of
 
-_PARTS: Final[tuple[ModuleType, ...]] = ()
+_PARTS: Final[tuple[ModuleType, ...]] = (simulate_theory,)
 """Other commands of the group."""
 
 
