@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python -P -m
 
-.PHONY: setup setup-dev demo test test-fast test-slow check lock lock-check bench clean
+.PHONY: setup setup-dev demo test test-fast test-slow check lock lock-check accelerated bench clean
 
 setup: ## environment for running
 	@$(PYTHON) packaging/environment.py runtime
@@ -33,6 +33,9 @@ lock: setup-dev ## resolve the locks anew
 
 lock-check: setup-dev ## every locked package has a wheel for both machines and all three Pythons
 	@.venv/bin/python packaging/lock/check.py .venv/bin/uv
+
+accelerated: setup-dev ## core and simulator compiled for long experiments (needs a C compiler): .venv/bin/gridnode-accelerated
+	@.venv/bin/python packaging/accelerate.py
 
 bench: setup-dev ## local overhead beside gRPC
 	@.venv/bin/python benches/local_overhead.py $(ARGS)
