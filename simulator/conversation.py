@@ -135,6 +135,8 @@ class Conversation:
     ) -> None:
         """Take a job in and tell the core."""
         node = self._node
+        if node.lie is not None and node.lie.does == "drop":
+            return  # never to be heard of again
         handle = self._handles[job.key] = node.mint()
         node.waited_for.setdefault(self._peer, {})[handle] = job.key
         now_s = node.engine.now_s

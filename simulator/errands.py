@@ -107,7 +107,7 @@ class SendErrand:
         budget_s = clamp_s(job.deadline_s - now_s)
         estimate_s = clamp_s(action.estimate_s)
         body_bytes = self._entry.body_bytes
-        state = node.core.state_record(now_s)
+        state = node.own_state()
         server = node.peers[action.peer]
         if isinstance(action, Offer):
             size = messages.job_offer(job, state, body_bytes) if connection.is_limited else 0
@@ -122,6 +122,8 @@ class SendErrand:
         self._opening = None
         self._end(SendFailed(command=self._action.command, connected=False))
 
+        if self._node.watch is not None:
+            self._node.watch.unreachable(self._action.peer)
     def on_broken(self) -> None:
         """Tell the core that the connection died."""
         self._end(SendFailed(command=self._action.command, connected=True))

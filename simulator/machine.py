@@ -145,6 +145,10 @@ class Machine:
 
     # Models.
 
+    def told_means_s(self) -> dict[ModelDigest, float]:
+        """Return the mean service times that the node tells, in seconds."""
+        return {model: profile.capability.mean_s for model, profile in self._models.items()}
+
     def tell_models(self) -> None:
         """Tell the core which models there are and which are loaded."""
         self._node.post(

@@ -7,8 +7,11 @@ time, in the order in which they happened, never from inside the carrying out of
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from scheduler import actions
 from scheduler.actions import Action
@@ -19,14 +22,18 @@ from scheduler.policy import Policy
 from scheduler.types import CapabilityTable, Job, ModelDigest, PeerState, Reason
 from simulator import messages
 from simulator.answers import Answer, Answerer, Entry, Failure
-from simulator.connection import Connection, Endpoint, Opener, Opening
+from simulator.connection import Connection, Endpoint, Opener, Pending
 from simulator.conversation import Conversation
-from simulator.engine import Engine, stream
+from simulator.engine import Clock, LocalClock, stream
 from simulator.errands import SendErrand, StealErrand, TableErrand
 from simulator.gossip import Gossip
-from simulator.machine import Machine, ModelProfile
+from simulator.lies import Lie
+from simulator.machine import Machine, MachineConfig, ModelProfile
+from simulator.membership import Asker, Watch
 from simulator.network import Network
 from simulator.serving import Grant, OfferQuestion
+from transport.liveness_events import LivenessConfig
+from transport.wire import HealthNotice
 
 
 class Cancellable(Protocol):
@@ -65,6 +72,10 @@ class SimNode:
         In place of the one the configuration names.
     observer : callable, optional
         Told of each action.
+    machine : MachineConfig, optional
+        Memory and heat of its machine.
+    watch : LivenessConfig, optional
+        Of its failure detector; none where not given: then somebody has to tell who is gone.
     """
 
     def __init__(
@@ -80,17 +91,41 @@ class SimNode:
         epoch: int = 1,
         policy: Policy | None = None,
         observer: Observer | None = None,
+        machine: MachineConfig | None = None,
+        watch: LivenessConfig | None = None,
     ) -> None:
+        self._next_life = partial(
+            SimNode,
+            name,
+            network=network,
+            seed=seed,
+            config=config,
+            models=models,
+            peers=peers,
+            loaded=frozenset(),
+            epoch=epoch + 1,
+            policy=policy,
+            observer=observer,
+            machine=machine,
+            watch=watch,
+        )
         self.name = name
-        self.engine: Engine = network.engine
+        self.epoch = epoch
+        self.engine: Clock = network.engine
+        """True time, or a clock of its own: see own_clock."""
         self.endpoint = Endpoint(name, network)
         self.peers = peers
         peers[name] = self
-        rng = stream(seed, "core", name)
+        life = name if epoch == 1 else f"{name}/{epoch}"
+        rng = stream(seed, "core", life)
         self.core = Core(config, node_id=name, epoch=epoch, rng=rng, now_s=self.engine.now_s, policy=policy)
         kept = frozenset(models) if loaded is None else loaded
-        self.machine = Machine(self, models, kept, rng=stream(seed, "service", name))
-        self.gossip = Gossip(self.endpoint, self._on_advert, peers)
+        self.machine = Machine(self, models, kept, rng=stream(seed, "service", life), config=machine)
+        self.endpoint.burden = self.machine.burden
+        self.watch = None if watch is None else Watch(self, watch, rng=stream(seed, "watch", life))
+        is_costly = watch is not None or network.config.gossip_cpu_s > 0.0
+        hear = self._on_costly_advert if is_costly else self._on_advert
+        self.gossip = Gossip(self.endpoint, hear, peers, self._on_notice, epoch=epoch)
         self.jobs: dict[int, Entry] = {}
         self.errands: dict[int, Cancellable] = {}
         """What can be cancelled at peers, by command."""
@@ -104,9 +139,12 @@ class SimNode:
         """State records of peers that came by gossip."""
         self.is_alive = True
         self.is_drained = False
+        self.lie: Lie | None = None
+        """What it tells in place of the truth."""
         self._observer = observer
         self._inbox: deque[tuple[Event, object]] = deque()
         self._is_feeding = False
+        self._is_frozen = False
         self._ring_s = inf
         self._minted = 0
         self._asked = 0
@@ -120,6 +158,8 @@ class SimNode:
         """Tell the core of its models; from now on it gossips."""
         self.machine.tell_models()
         self._arm(self.core.next_deadline_s())
+        if self.watch is not None:
+            self.watch.start()
 
     def post(self, event: Event, attachment: object = None) -> None:
         """Give the core an event, behind those that wait."""
@@ -150,6 +190,34 @@ class SimNode:
         due_s = self.core.next_deadline_s()
         if due_s is not None and due_s < self._ring_s:
             self._arm(due_s)
+
+    # Its time.
+
+    def own_clock(self) -> LocalClock:
+        """Give the node a clock of its own, which can drift and stand still; to be called before it starts."""
+        if not isinstance(self.engine, LocalClock):
+            self.engine = LocalClock(self.endpoint.network.engine)
+        return self.engine
+
+    def drift(self, rate: float) -> None:
+        """Have the node's clock show so many seconds per second: its periods change, its speed does not."""
+        self.own_clock().set_rate(rate)
+        self.machine.set_clock_rate(rate)
+
+    def freeze(self) -> None:
+        """Stand still, as a process does that was stopped; nothing passes to or from it. Needs a clock of its own."""
+        if self.is_alive and not self._is_frozen:
+            self._is_frozen = self._is_feeding = True
+            self.own_clock().stop()
+            self.endpoint.network.pause(self.name)
+
+    def thaw(self) -> None:
+        """Go on: what was due meanwhile happens now."""
+        if self._is_frozen:
+            self._is_frozen = self._is_feeding = False
+            self.own_clock().go()
+            self.endpoint.network.resume(self.name)
+            self._take_all()
 
     def _arm(self, due_s: float | None) -> None:
         """Have the timer of the core ring at its next deadline."""
@@ -182,25 +250,61 @@ class SimNode:
     def submit(self, job: Job, answerer: Answerer, *, body_bytes: int = 0) -> int:
         """Take a job of an own client; returns its handle."""
         handle = self.mint()
+        if isinstance(self.engine, LocalClock):
+            # The client's budget, on this node's clock.
+            now_s = self.engine.now_s
+            budget_s = job.deadline_s - self.endpoint.network.engine.now_s
+            job = replace(job, arrival_s=now_s, deadline_s=now_s + budget_s)
         self.jobs[handle] = Entry(handle, job, body_bytes=body_bytes, answerer=answerer)
         self.post(JobArrived(handle=handle, job=job, origin=None))
         return handle
+
+    def own_state(self) -> PeerState:
+        """Return what the node says of itself now."""
+        state = self.core.state_record(self.engine.now_s)
+        return state if self.lie is None else self.lie.told(state)
+
+    def set_lie(self, lie: Lie | None) -> None:
+        """Lie from now on, or tell the truth again."""
+        self.lie = lie
+        self._carry = self._make_hands()
+        if lie is not None:
+            self._carry = {kind: lie.wrap(hand) for kind, hand in self._carry.items()}
 
     def covered(self, peer: str, keys: tuple[bytes, ...]) -> tuple[int, ...]:
         """Return our commands behind keys that a peer says its state counts."""
         found = [self.commands.get((peer, key)) for key in keys]
         return tuple([command for command in found if command is not None])
 
-    def lease(self, peer: str, opener: Opener) -> Opening | None:
+    def lease(self, peer: str, opener: Opener) -> Pending | None:
         """Get a connection to a peer."""
         return self.endpoint.lease(self.peers[peer].endpoint, opener)
 
     def kill(self) -> None:
         """End as kill -9 would: nothing is said, connections break."""
         self.is_alive = False
+        self.machine.stop()
         self.gossip.break_all()
         self.endpoint.break_all()
         self.endpoint.network.remove(self.name)
+
+    def reborn(self) -> "SimNode":
+        """Return the next life of a dead node, started: a higher epoch, nothing in memory.
+
+        It takes its place among the peers, and finds the mesh where it was in it.
+        """
+        assert not self.is_alive, f"{self.name} lives"
+        self.endpoint.network.restore(self.name)
+        node = self._next_life()
+        if isinstance(self.engine, LocalClock):
+            node.drift(self.engine.rate)
+        node.result_bytes = self.result_bytes
+        for peer in self.gossip.home:
+            if self.peers[peer].is_alive:
+                node.gossip.connect(peer)
+                self.peers[peer].gossip.connect(self.name)
+        node.start()
+        return node
 
     # What comes from peers.
 
@@ -267,6 +371,23 @@ class SimNode:
         size = messages.table(self.name, table.digest, table.entries) if connection.is_limited else 0
         connection.answer(size, errand.hear_table, table)
 
+    def on_health_probe(self, connection: Connection, asker: Asker, subject: str | None) -> None:
+        """Say that this node lives, or whether another does."""
+        if self.watch is not None:
+            self.watch.answer(connection, asker, subject)
+
+    def _on_costly_advert(self, state: PeerState) -> None:
+        """Hear a record where it costs time, or is a sign of life."""
+        self.machine.burden(self.endpoint.network.config.gossip_cpu_s)
+        self._on_advert(state)
+        if self.watch is not None:
+            self.watch.seen(state.node_id, state.epoch)
+
+    def _on_notice(self, origin: str, notice: HealthNotice) -> None:
+        self.machine.burden(self.endpoint.network.config.gossip_cpu_s)
+        if self.watch is not None:
+            self.watch.heard(origin, notice)
+
     def _on_advert(self, state: PeerState) -> None:
         self.heard += 1
         self.post(AdvertReceived(state=state))
@@ -306,6 +427,10 @@ class SimNode:
         entry = self.jobs.pop(action.handle)
         outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
         if isinstance(outcome, Answer):
+            if self.lie is not None and entry.job.entry != self.name:
+                late_s, outcome = self.lie.answered(outcome, self.machine.told_means_s())
+                self.engine.at(self.engine.now_s + late_s, entry.answerer.answer, outcome, action.state)
+                return
             entry.answerer.answer(outcome, action.state)
         else:
             failure = outcome if isinstance(outcome, Failure) else Failure(reason=Reason.LOST)
