@@ -1,0 +1,245 @@
+"""How fast the simulator is: its kernel beside SimPy, the pilot fleet with gossip, network and capd, and large fleets.
+
+    kernel   M/M/8 at load 0.8: tasks per CPU-second of simulator.stations on simulator.engine and of SimPy's Resource,
+             interleaved, and their ratio; goal: >= 5
+    pilot    20 nodes (16 boards of 263 ms, 4 servers of 11.3 ms), load 0.7, capd: simulated requests per CPU-second,
+             with the daemon's core class; goal: >= 50,000
+    fleets   the same mix at N = 10 to 1,000 nodes: CPU time per request; goal: grows no faster than log N
+    large    1,000 nodes, 60 simulated seconds, load 0.7: CPU time and memory of a process of its own; goals: <= 120 s
+             and <= 1.5 GB
+
+CPU time is counted, not wall time; the start of a fleet is counted too. Every figure is the median over the rounds,
+which take turns. `--json FILE` keeps all of it with machine and commit; `--out FILE.csv` the points for a plot.
+
+Usage: .venv/bin/python benches/simulator_speed.py [kernel|pilot|fleets|large ...] [--rounds N] [--json F] [--out CSV]
+"""
+
+import argparse
+import csv
+import gc
+import json
+import math
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import simpy
+
+from scheduler.config import CoreConfig, PlacementConfig, QueueConfig
+from simulator.distributions import Lognormal
+from simulator.engine import Engine, stream
+from simulator.network import Link
+from simulator.stations import Station
+from simulator.theory import mmc_waiting_s
+from simulator.workload import Poisson
+from simulator.world import JobSpec, NodeSpec, World, profile
+
+SERVERS, LOAD = 8, 0.8
+TASKS = 100_000
+SLOW_S, FAST_S = 0.263, 0.0113
+SIZES = (10, 20, 50, 100, 200, 500, 1000)
+REQUESTS = 20_000
+"""About so many per fleet, so that small and large ones have the same weight of chance."""
+
+
+def kernel_waiting(seed: str) -> float:
+    """Run the tasks on our engine; returns the mean waiting time."""
+    engine = Engine()
+    service, arrivals = stream(seed, "service", "bench"), stream(seed, "arrivals", "bench")
+    station = Station(engine, servers=SERVERS, draw_service=lambda: service.expovariate(1.0))
+    left = TASKS
+
+    def arrive() -> None:
+        nonlocal left
+        station.arrive()
+        left -= 1
+        if left:
+            engine.at(engine.now_s + arrivals.expovariate(SERVERS * LOAD), arrive)
+
+    engine.at(0.0, arrive)
+    engine.run()
+    return station.tally().waiting_s
+
+
+def simpy_waiting(seed: str) -> float:
+    """Run the same tasks as SimPy's documentation would: a process each, a Resource with so many servers."""
+    environment = simpy.Environment()
+    servers = simpy.Resource(environment, capacity=SERVERS)
+    service, arrivals = random.Random(f"{seed}/service"), random.Random(f"{seed}/arrivals")
+    waiting = 0.0
+
+    def task():
+        nonlocal waiting
+        arrived = environment.now
+        with servers.request() as request:
+            yield request
+            waiting += environment.now - arrived
+            yield environment.timeout(service.expovariate(1.0))
+
+    def source():
+        for _ in range(TASKS):
+            environment.process(task())
+            yield environment.timeout(arrivals.expovariate(SERVERS * LOAD))
+
+    environment.process(source())
+    environment.run()
+    return waiting / TASKS
+
+
+def timed(call, *args):
+    """Return CPU seconds of a call, and its result."""
+    gc.collect()
+    started = time.process_time()
+    result = call(*args)
+    return time.process_time() - started, result
+
+
+def fleet(nodes: int, *, seconds: float, seed: str) -> World:
+    """Make the mixed fleet: a fifth servers, arrivals alike at all nodes."""
+    fast = max(1, nodes // 5)
+    means_s = [SLOW_S] * (nodes - fast) + [FAST_S] * fast
+    # No job is refused or given up: every request costs what a request costs.
+    placement = PlacementConfig(shedding=False, expire=False, default_deadline_s=1e6)
+    config = CoreConfig(explain=False, placement=placement, queue=QueueConfig(bound_s=1e5))
+    specs = [
+        NodeSpec(name=f"n{number:04d}", models={"m": profile("m", Lognormal(mean_s, 0.2), mean_s=mean_s)})
+        for number, mean_s in enumerate(means_s)
+    ]
+    world = World(specs, seed=seed, config=config, link=Link(delay_s=0.007))
+    world.start()
+    rate_hz = 0.7 * math.fsum([1.0 / mean_s for mean_s in means_s]) / nodes
+    job = JobSpec(models=("m",), input_bytes=20_000, budget_s=1e4)
+    for spec in specs:
+        world.feed(spec.name, Poisson(rate_hz=rate_hz), job, start_s=0.5, end_s=seconds)
+    return world
+
+
+def run_fleet(nodes: int, seconds: float, seed: str) -> dict:
+    """Simulate a fleet and return what it cost."""
+    spent, world = timed(lambda: fleet(nodes, seconds=seconds, seed=seed))
+    ran, _ = timed(world.run, seconds + 30.0)
+    summary = world.metrics.summary()
+    cpu_s = spent + ran
+    return {
+        "nodes": nodes,
+        "seconds": seconds,
+        "requests": summary.submitted,
+        "unfinished": summary.unfinished,
+        "mean_ms": 1e3 * summary.mean_s,
+        "p99_ms": 1e3 * summary.p99_s,
+        "cpu_s": cpu_s,
+        "us_per_request": 1e6 * cpu_s / summary.submitted,
+        "requests_per_cpu_s": summary.submitted / cpu_s,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def alone(nodes: int, seconds: float, seed: str) -> dict:
+    """Simulate a fleet in a process of its own, so that its memory is its own."""
+    program = f"import json, simulator_speed as s; print(json.dumps(s.run_fleet({nodes}, {seconds}, {seed!r})))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def bench_kernel(rounds: int) -> dict:
+    ours, theirs = [], []
+    for number in range(rounds):
+        spent, waiting = timed(kernel_waiting, f"bench/{number}")
+        ours.append((TASKS / spent, waiting))
+        spent, waiting = timed(simpy_waiting, f"bench/{number}")
+        theirs.append((TASKS / spent, waiting))
+        print(f"  round {number + 1}: ours {ours[-1][0]:,.0f}, SimPy {theirs[-1][0]:,.0f} tasks/CPU-s", flush=True)
+    ratios = [a / b for (a, _), (b, _) in zip(ours, theirs, strict=True)]
+    found = {
+        "tasks_per_cpu_s": statistics.median(rate for rate, _ in ours),
+        "simpy_tasks_per_cpu_s": statistics.median(rate for rate, _ in theirs),
+        "simpy": version("simpy"),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "waiting_s": statistics.fmean(waiting for _, waiting in ours),
+        "simpy_waiting_s": statistics.fmean(waiting for _, waiting in theirs),
+        "theory_waiting_s": mmc_waiting_s(servers=SERVERS, load=LOAD),
+    }
+    print(
+        f"M/M/8: {found['tasks_per_cpu_s']:,.0f} tasks/CPU-s, SimPy {found['simpy']} "
+        f"{found['simpy_tasks_per_cpu_s']:,.0f}: {found['ratio']:.2f}x (goal 5); waiting {found['waiting_s']:.4f} and "
+        f"{found['simpy_waiting_s']:.4f}, theory {found['theory_waiting_s']:.4f}"
+    )
+    return found
+
+
+def bench_pilot(rounds: int) -> dict:
+    runs = [run_fleet(20, 100.0, f"bench/{number}") for number in range(rounds)]
+    rate = statistics.median(run["requests_per_cpu_s"] for run in runs)
+    print(f"pilot fleet: {rate:,.0f} requests/CPU-s (goal 50,000), mean {runs[0]['mean_ms']:.1f} ms")
+    return {"requests_per_cpu_s": rate, "runs": runs}
+
+
+def bench_fleets(rounds: int) -> dict:
+    points = []
+    for nodes in SIZES:
+        fast = max(1, nodes // 5)
+        seconds = max(5.0, REQUESTS / (0.7 * ((nodes - fast) / SLOW_S + fast / FAST_S)))
+        costs = [alone(nodes, seconds, f"bench/{number}") for number in range(max(1, rounds // 2))]
+        cost = statistics.median(each["us_per_request"] for each in costs)
+        points.append({"nodes": nodes, "us_per_request": cost, "runs": costs})
+        print(f"  N = {nodes}: {cost:.0f} us per request, {costs[0]['peak_mb']:.0f} MB", flush=True)
+    slope = (points[-1]["us_per_request"] - points[0]["us_per_request"]) / math.log(SIZES[-1] / SIZES[0])
+    ratio = points[-1]["us_per_request"] / points[0]["us_per_request"]
+    bound = math.log(SIZES[-1]) / math.log(SIZES[0])
+    print(f"cost per request from N = 10 to 1,000: {ratio:.2f}x, log N grows {bound:.1f}x; {slope:.1f} us per e-fold")
+    return {"points": points, "ratio": ratio, "log_ratio": bound}
+
+
+def bench_large() -> dict:
+    found = alone(1000, 60.0, "bench/large")
+    print(
+        f"1,000 nodes, 60 s, load 0.7: {found['cpu_s']:.0f} CPU-s (goal 120), {found['peak_mb']:.0f} MB (goal 1,500), "
+        f"{found['requests']:,} requests, {found['us_per_request']:.0f} us each, mean {found['mean_ms']:.1f} ms"
+    )
+    return found
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="kernel, pilot, fleets, large; all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="CSV of the cost per request by size of the fleet")
+    options = parser.parse_args()
+    parts = options.parts or ["kernel", "pilot", "fleets", "large"]
+    found: dict = {"commit": commit(), "python": platform.python_version(), "machine": platform.machine()}
+    if "kernel" in parts:
+        found["kernel"] = bench_kernel(options.rounds)
+    if "pilot" in parts:
+        found["pilot"] = bench_pilot(options.rounds)
+    if "fleets" in parts:
+        found["fleets"] = bench_fleets(options.rounds)
+    if "large" in parts:
+        found["large"] = bench_large()
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    if options.out and "fleets" in found:
+        with options.out.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("nodes", "us_per_request"))
+            writer.writerows((point["nodes"], point["us_per_request"]) for point in found["fleets"]["points"])
+
+
+if __name__ == "__main__":
+    main()
