@@ -110,7 +110,8 @@ class Gossip:
         epoch: int = 1,
     ) -> None:
         self._endpoint = endpoint
-        self._on_state = on_state
+        self.on_state = on_state
+        """Told of each record once."""
         self._on_notice = on_notice
         self._peers = peers
         self._forwards = endpoint.network.config.forwards_gossip
@@ -152,7 +153,7 @@ class Gossip:
         """Take in what came straight from its node."""
         self.heard += 1
         if isinstance(news, PeerState):
-            self._on_state(news)
+            self.on_state(news)
         elif self._on_notice is not None:
             self._on_notice(origin, news)
 

@@ -110,7 +110,9 @@ class SimNode:
             watch=watch,
         )
         self.name = name
+        self._seed = seed
         self.epoch = epoch
+        self._is_started = False
         self.engine: Clock = network.engine
         """True time, or a clock of its own: see own_clock."""
         self.endpoint = Endpoint(name, network)
@@ -122,10 +124,11 @@ class SimNode:
         kept = frozenset(models) if loaded is None else loaded
         self.machine = Machine(self, models, kept, rng=stream(seed, "service", life), config=machine)
         self.endpoint.burden = self.machine.burden
-        self.watch = None if watch is None else Watch(self, watch, rng=stream(seed, "watch", life))
-        is_costly = watch is not None or network.config.gossip_cpu_s > 0.0
-        hear = self._on_costly_advert if is_costly else self._on_advert
+        self.watch: Watch | None = None
+        hear = self._on_costly_advert if network.config.gossip_cpu_s else self._on_advert
         self.gossip = Gossip(self.endpoint, hear, peers, self._on_notice, epoch=epoch)
+        if watch is not None:
+            self.add_watch(watch)
         self.jobs: dict[int, Entry] = {}
         self.errands: dict[int, Cancellable] = {}
         """What can be cancelled at peers, by command."""
@@ -156,6 +159,7 @@ class SimNode:
 
     def start(self) -> None:
         """Tell the core of its models; from now on it gossips."""
+        self._is_started = True
         self.machine.tell_models()
         self._arm(self.core.next_deadline_s())
         if self.watch is not None:
@@ -191,11 +195,20 @@ class SimNode:
         if due_s is not None and due_s < self._ring_s:
             self._arm(due_s)
 
+    def add_watch(self, config: LivenessConfig) -> None:
+        """Have the node, and its later lives, find out who is gone; to be called before it starts."""
+        assert not self._is_started, f"{self.name} runs already"
+        life = self.name if self.epoch == 1 else f"{self.name}/{self.epoch}"
+        self.watch = Watch(self, config, rng=stream(self._seed, "watch", life))
+        self.gossip.on_state = self._on_costly_advert
+        self._next_life = partial(self._next_life, watch=config)
+
     # Its time.
 
     def own_clock(self) -> LocalClock:
         """Give the node a clock of its own, which can drift and stand still; to be called before it starts."""
         if not isinstance(self.engine, LocalClock):
+            assert not self._is_started, f"{self.name} runs already: what it waits for is on another clock"
             self.engine = LocalClock(self.endpoint.network.engine)
         return self.engine
 
