@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,19 +54,17 @@ def kernel_waiting(seed: str) -> float:
     """Run the tasks on our engine; returns the mean waiting time."""
     engine = Engine()
     service, arrivals = stream(seed, "service", "bench"), stream(seed, "arrivals", "bench")
-    station = Station(engine, servers=SERVERS, draw_service=lambda: service.expovariate(1.0))
-    left = TASKS
+    station = Station(engine, servers=SERVERS, draw_service=partial(service.expovariate, 1.0))
+    gap = partial(arrivals.expovariate, SERVERS * LOAD)
 
-    def arrive() -> None:
-        nonlocal left
+    def arrive(left: int) -> None:
         station.arrive()
-        left -= 1
-        if left:
-            engine.at(engine.now_s + arrivals.expovariate(SERVERS * LOAD), arrive)
+        if left > 1:
+            engine.at(engine.now_s + gap(), arrive, left - 1)
 
-    engine.at(0.0, arrive)
+    engine.at(0.0, arrive, TASKS)
     engine.run()
-    return station.tally().waiting_s
+    return station.waiting_s / TASKS
 
 
 def simpy_waiting(seed: str) -> float:

@@ -9,10 +9,15 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final
 
 import msgspec
 
 from simulator.engine import Engine, stream
+
+_LOOKS: Final = 10_000
+"""At the number of jobs present: seen apart from the jobs' own times, so that Little's law is a check."""
 
 Draw = Callable[[], float]
 """Draws a service time, or a gap between arrivals, in seconds."""
@@ -28,7 +33,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     sojourn_s: float
     sojourn_s_p99: float
     jobs_present: float
-    """Mean number in the system over the time after the warm-up."""
+    """Mean number in the system, looked at at equal steps after the warm-up."""
     rate_hz: float
     """Arrivals per second in that time."""
 
@@ -48,82 +53,45 @@ class Station:
         Jobs that arrive before are not counted.
     """
 
-    __slots__ = (
-        "_at",
-        "_draw",
-        "_engine",
-        "_free",
-        "_present_area",
-        "_present_since_s",
-        "_queue",
-        "_warm_s",
-        "present",
-        "sojourns_s",
-        "waiting_s",
-    )
+    __slots__ = ("_at", "_draw", "_engine", "_free", "_queue", "_servers", "_warm_s", "sojourns_s", "waiting_s")
 
     def __init__(self, engine: Engine, *, servers: int, draw_service: Draw, warm_s: float = 0.0) -> None:
         self._engine = engine
         self._at = engine.at
-        self._free = servers
+        self._servers = self._free = servers
         self._draw = draw_service
         self._warm_s = warm_s
         self._queue: deque[float] = deque()
-        self._present_area = 0.0
-        self._present_since_s = warm_s
-        self.present = 0
-        """Jobs in the system."""
         self.waiting_s = 0.0
         """Sum over the counted jobs."""
         self.sojourns_s: list[float] = []
         """Of the counted jobs, in the order of their ends."""
 
+    @property
+    def present(self) -> int:
+        """Jobs in the system."""
+        return self._servers - self._free + len(self._queue)
+
     def arrive(self) -> None:
         """Take a job in now."""
         now_s = self._engine.now_s
-        self._count(now_s, 1)
         if self._free:
             self._free -= 1
-            self._serve(now_s, now_s)
+            self._at(now_s + self._draw(), self._leave, now_s)
         else:
             self._queue.append(now_s)
 
-    def _serve(self, arrival_s: float, now_s: float) -> None:
-        if arrival_s >= self._warm_s:
-            self.waiting_s += now_s - arrival_s
-        self._at(now_s + self._draw(), self._leave, arrival_s)
-
     def _leave(self, arrival_s: float) -> None:
         now_s = self._engine.now_s
-        self._count(now_s, -1)
         if arrival_s >= self._warm_s:
             self.sojourns_s.append(now_s - arrival_s)
         if self._queue:
-            self._serve(self._queue.popleft(), now_s)
+            arrival_s = self._queue.popleft()
+            if arrival_s >= self._warm_s:
+                self.waiting_s += now_s - arrival_s
+            self._at(now_s + self._draw(), self._leave, arrival_s)
         else:
             self._free += 1
-
-    def _count(self, now_s: float, change: int) -> None:
-        if now_s > self._present_since_s:
-            self._present_area += self.present * (now_s - self._present_since_s)
-            self._present_since_s = now_s
-        self.present += change
-
-    def tally(self) -> Tally:
-        """Return what the run came to by now."""
-        now_s = self._engine.now_s
-        self._count(now_s, 0)
-        count = len(self.sojourns_s)
-        ordered = sorted(self.sojourns_s)
-        lasted_s = now_s - self._warm_s
-        return Tally(
-            jobs=count,
-            waiting_s=self.waiting_s / count,
-            sojourn_s=math.fsum(ordered) / count,
-            sojourn_s_p99=ordered[int(0.99 * count)],
-            jobs_present=self._present_area / lasted_s,
-            rate_hz=count / lasted_s,
-        )
 
 
 def run_station(
@@ -138,16 +106,32 @@ def run_station(
     """Simulate Poisson arrivals at a station from 0 until a time, in seconds."""
     engine = Engine()
     service, arrivals = stream(seed, "service", "station"), stream(seed, "arrivals", "station")
-    station = Station(engine, servers=servers, draw_service=lambda: draw_service(service), warm_s=warm_s)
+    station = Station(engine, servers=servers, draw_service=partial(draw_service, service), warm_s=warm_s)
     expovariate, at = arrivals.expovariate, engine.at
+    looks_s = (end_s - warm_s) / _LOOKS
+    present = 0
 
     def arrive() -> None:
         station.arrive()
         at(engine.now_s + expovariate(rate_hz), arrive)
 
+    def look() -> None:
+        nonlocal present
+        present += station.present
+        at(engine.now_s + looks_s, look)
+
     at(expovariate(rate_hz), arrive)
+    at(warm_s + looks_s / 2.0, look)
     engine.run(end_s)
-    return station.tally()
+    ordered = sorted(station.sojourns_s)
+    return Tally(
+        jobs=len(ordered),
+        waiting_s=station.waiting_s / len(ordered),
+        sojourn_s=math.fsum(ordered) / len(ordered),
+        sojourn_s_p99=ordered[int(0.99 * len(ordered))],
+        jobs_present=present / _LOOKS,
+        rate_hz=len(ordered) / (end_s - warm_s),
+    )
 
 
 # ---------------------------------------------------------------- many queues and a rule
