@@ -51,6 +51,10 @@ class Mouth(Protocol):
         """Fetch a peer's capability table."""
         ...
 
+    def probe(self, action: actions.Probe) -> None:
+        """Ask a peer for its state."""
+        ...
+
 
 class DaemonHands:
     """The daemon's hands.
@@ -127,6 +131,8 @@ class DaemonHands:
                 self._mouth.advertise(action)
             case actions.PullTable():
                 self._mouth.pull_table(action)
+            case actions.Probe():
+                self._mouth.probe(action)
             case actions.Drained():
                 self._on_drained()
 

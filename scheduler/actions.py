@@ -170,6 +170,14 @@ class PullTable(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask a peer how it stands. Answered by ProbeAnswered or SendFailed."""
+
+    command: int
+    peer: NodeId
+    reason: str
+
+
 class Drained(msgspec.Struct, frozen=True, kw_only=True):
     """A requested drain is complete: no job is left at this node."""
 
@@ -194,5 +202,6 @@ Action = (
     | EvictModel
     | Advertise
     | PullTable
+    | Probe
     | Drained
 )

@@ -6,6 +6,7 @@ the defaults are what the daemon runs. [pilot] marks a value found by the pilot 
 """
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -34,7 +35,7 @@ class PlacementConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How the node for a job is chosen."""
 
     policy: str = "capd"
-    """Name of the policy, as registered in scheduler.policy."""
+    """Name of the policy, with arguments where it takes any: `jsq(d=2)`. scheduler.variants has them all."""
     sample: int = 3
     """Peers compared per decision (d). One is random, all of them herd on stale news; with states on every reply 3
     halves the p99 of 2 at the same mean [pilot]."""
@@ -63,6 +64,9 @@ class PlacementConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     piggyback: bool = True
     """Use the states that come with replies, refusals and acknowledgements: results then do not depend on the gossip
     period [pilot]."""
+    receiver: Literal["keeps", "reconsiders", "redecides"] = "reconsiders"
+    """What a node does with a peer's job: serve it whenever it can, compare its own estimate with the sender's, or ask
+    the policy as for an own job."""
     reconsider_factor: float = 1.25
     """A receiver passes a job on only if its own estimate is above this factor times the sender's plus
     `reconsider_allowance_s`: two nodes that disagree a little must not toss a job about. The receiver knows its own
@@ -194,6 +198,13 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Jobs served at once."""
     batch_jobs: int = 8
     """Most jobs of one execution, whatever a model's own limit is. 1 switches batching off."""
+    batch_wait_s: float = 0.005
+    """Longest time a free slot waits for a batch to fill, in seconds, where batches of the model were seen to pay.
+    0 switches waiting off."""
+    batch_wait_share: float = 0.1
+    """The same as a share of the first job's time to spare."""
+    batch_pays_below: float = 0.8
+    """A batch pays when it takes less than this share of what its jobs take one by one."""
     batch_look: int = 64
     """Most waiting jobs looked through for a batch."""
     receive_budget_bytes: int = 64 * 1024 * 1024
@@ -206,7 +217,9 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         _check_positive(self, "bound_s", "jobs", "slots", "batch_jobs", "batch_look", "load_patience")
-        _check_not_negative(self, "receive_budget_bytes", "model_memory_bytes")
+        _check_not_negative(self, "receive_budget_bytes", "model_memory_bytes", "batch_wait_s")
+        _check_between(self, "batch_wait_share", 0.0, 1.0)
+        _check_between(self, "batch_pays_below", 0.0, 1.0)
 
 
 class OfferConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -302,6 +315,41 @@ class StealConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
 
 
+class HedgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A second copy of a job that takes unusually long, at another node. Off by default: it runs jobs twice."""
+
+    share: float = 0.0
+    """Most copies per job placed, 0 to 1. 0 switches hedging off; 0.02 is plenty."""
+    burst: float = 4.0
+    """Most copies that may be made at once after a time without any."""
+    deviations: float = 2.0
+    """A copy is made when a job has taken longer than its estimate by this many mean deviations of what jobs take
+    beyond theirs, above the mean of that: about the p95, which for a normal error is at 2.06."""
+    busy_below: float = 0.7
+    """Copies are made only while less than this share of the active peers is busy: a full grid has no time for
+    anything twice."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_between(self, "share", 0.0, 1.0)
+        _check_between(self, "burst", 1.0, 1000.0)
+        _check_not_negative(self, "deviations")
+        _check_between(self, "busy_below", 0.0, 1.0)
+
+
+class ProbeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How policies that ask peers for their state do so."""
+
+    timeout_s: float = 0.05
+    """Longest wait for the answers before a job is placed without them, in seconds: a few round trips."""
+    open: int = 256
+    """Most questions without an answer; jobs beyond are placed by what is known."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        _check_positive(self, "timeout_s", "open")
+
+
 class AdvertConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often the node's state record is gossiped."""
 
@@ -338,6 +386,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     watch: WatchConfig = WatchConfig()
     retry: RetryConfig = RetryConfig()
     steal: StealConfig = StealConfig()
+    hedge: HedgeConfig = HedgeConfig()
+    probe: ProbeConfig = ProbeConfig()
     advert: AdvertConfig = AdvertConfig()
     explain: bool = True
     """Whether actions carry the compared candidates in their reason. Off in large simulations: it is a tenth of the

@@ -22,9 +22,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from scheduler import variants
 from scheduler.actions import Acknowledge, Action, Progress
 from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
+from scheduler.asking import Asking
 from scheduler.config import CoreConfig
 from scheduler.events import (
     Accepted,
@@ -42,6 +44,7 @@ from scheduler.events import (
     PeerReachable,
     PeerRefuted,
     PeerSuspected,
+    ProbeAnswered,
     Progressed,
     ReplyReceived,
     SendFailed,
@@ -55,12 +58,12 @@ from scheduler.events import (
 )
 from scheduler.execution import Execution
 from scheduler.intake import Intake
-from scheduler.jobs import JobRecord, Reservation, Shipment
+from scheduler.jobs import Inquiry, JobRecord, Reservation, Shipment
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
 from scheduler.outcomes import Outcomes
 from scheduler.placement import Placement
-from scheduler.policy import Policy, make_policy
+from scheduler.policy import Policy
 from scheduler.records import Decision, Statistics
 from scheduler.residency import Load
 from scheduler.snapshot import PeerSnapshot, snapshot_peers
@@ -106,7 +109,7 @@ class Core:
         now_s: float,
         policy: Policy | None = None,
     ) -> None:
-        chosen = make_policy(config.placement.policy) if policy is None else policy
+        chosen = variants.make(config.placement.policy) if policy is None else policy
         ledger = self._ledger = Ledger(config, node_id=node_id, rng=rng, now_s=now_s)
         self._workbench = Workbench(ledger)
         self._advertiser = Advertiser(ledger, self._workbench, epoch=epoch)
@@ -122,12 +125,14 @@ class Core:
             advertiser=self._advertiser,
             policy=chosen,
         )
+        self._asking = Asking(ledger, self._placement, self._listening, chosen)
         self._intake = Intake(
             ledger,
             workbench=self._workbench,
             placement=self._placement,
             listening=self._listening,
             advertiser=self._advertiser,
+            asking=self._asking,
         )
         self._stealing = Stealing(
             ledger,
@@ -256,6 +261,7 @@ class Core:
             StealAnswered: self._stealing.on_answered,
             AdvertReceived: self._on_advert,
             TableReceived: self._on_table,
+            ProbeAnswered: self._asking.on_answered,
             PeerReachable: self._on_reachable,
             PeerSuspected: self._on_suspected,
             PeerRefuted: self._on_refuted,
@@ -268,7 +274,7 @@ class Core:
         self._intake.on_drain()
 
     def _on_send_failed(self, event: SendFailed) -> None:
-        if not self._stealing.on_failed(event.command):
+        if not self._stealing.on_failed(event.command) and not self._asking.on_failed(event.command):
             self._outcomes.on_send_failed(event)
 
     def _on_advert(self, event: AdvertReceived) -> None:
@@ -308,6 +314,8 @@ class Core:
                 self._ring(target)
             elif isinstance(target, Reservation):
                 self._ledger.release(target.offer)
+            elif isinstance(target, Inquiry):
+                self._asking.settle(target)
             elif isinstance(target, Load):
                 self._execution.on_overdue_load(target)
 
@@ -316,6 +324,8 @@ class Core:
             self._advertiser.fire()
         elif alarm is self._stealing.alarm:
             self._stealing.fire()
+        elif alarm is self._workbench.alarm:
+            self._execution.feed()
         else:
             self._active.exchange(self._ledger.now_s)
             self._ledger.timers.set(self._exchange, self._active.next_exchange_s)

@@ -24,7 +24,7 @@ class ServiceEstimate:
     present one, so that heat or other load on the node does not look like a slower model.
     """
 
-    __slots__ = ("_average_s", "_count", "prior_s", "value_s")
+    __slots__ = ("_average_s", "_count", "batch_share", "prior_s", "value_s")
 
     def __init__(self, prior_s: float) -> None:
         self.prior_s = prior_s
@@ -32,6 +32,18 @@ class ServiceEstimate:
         """Best estimate in seconds, at slow-down 1."""
         self._average_s = 0.0
         self._count = 0
+        self.batch_share = 1.0
+        """Time of a further job in a batch, as a share of one alone; 1 until batches were seen."""
+
+    def batch_s(self, jobs: int) -> float:
+        """Predict the time of a batch in seconds, at slow-down 1."""
+        return self.value_s * (1.0 + (jobs - 1) * self.batch_share)
+
+    def learn_batch(self, jobs: int, service_s: float, config: EstimateConfig) -> None:
+        """Take in the time of a batch of at least two jobs, in seconds, at slow-down 1."""
+        if self.value_s > 0.0:
+            share = min(max((service_s / self.value_s - 1.0) / (jobs - 1), 0.0), 2.0)
+            self.batch_share += config.alpha * (share - self.batch_share)
 
     def learn(self, service_s: float, config: EstimateConfig) -> None:
         """Take in one service time in seconds, at slow-down 1."""
@@ -48,6 +60,7 @@ class ServiceEstimate:
             self.prior_s = prior_s
             self._count = 0
             self.value_s = prior_s
+            self.batch_share = 1.0
 
 
 class LinkEstimate:

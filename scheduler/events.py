@@ -153,6 +153,13 @@ class StealAnswered(msgspec.Struct, frozen=True, kw_only=True):
     state: PeerState | None
 
 
+class ProbeAnswered(msgspec.Struct, frozen=True, kw_only=True):
+    """The peer answered our probe."""
+
+    command: int
+    state: PeerState
+
+
 class AdvertReceived(msgspec.Struct, frozen=True, kw_only=True):
     """A peer's state record came by gossip or with a message that answers nothing."""
 
@@ -231,6 +238,7 @@ Event = (
     | CancelRequested
     | StealRequested
     | StealAnswered
+    | ProbeAnswered
     | AdvertReceived
     | TableReceived
     | PeerReachable

@@ -166,5 +166,10 @@ class Execution:
     def _learn(self, run: Run, service_s: float) -> None:
         workbench = self._workbench
         service = workbench.models.services.get(run.model)
-        if service is not None and len(run.records) == 1 and service_s >= 0 and math.isfinite(service_s):
+        if service is None or service_s < 0 or not math.isfinite(service_s):
+            return
+        if len(run.records) == 1:
             service.learn(service_s / workbench.slow_down, self._ledger.config.estimate)
+        elif all(record.stage != Stage.DONE for record in run.records):
+            # One that was cancelled or late may not have been served.
+            service.learn_batch(len(run.records), service_s / workbench.slow_down, self._ledger.config.estimate)

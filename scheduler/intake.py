@@ -6,6 +6,7 @@ import msgspec
 
 from scheduler.actions import Accept, Drained, NackOffer
 from scheduler.advertise import Advertiser
+from scheduler.asking import Asking
 from scheduler.events import CancelRequested, JobArrived, OfferReceived
 from scheduler.jobs import JobRecord, Reservation, Stage
 from scheduler.ledger import Ledger
@@ -30,6 +31,8 @@ class Intake:
         Takes in states.
     advertiser : Advertiser
         Maker of state records.
+    asking : Asking
+        Places own jobs, after questions where the policy has some.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class Intake:
         placement: Placement,
         listening: Listening,
         advertiser: Advertiser,
+        asking: Asking,
     ) -> None:
+        self._asking = asking
         self._ledger = ledger
         self._workbench = workbench
         self._placement = placement
@@ -83,7 +88,7 @@ class Intake:
         if job.newest_wins and job.stream and self._supersede(record):
             return
         if event.origin is None:
-            self._placement.place(record, reason="arrived")
+            self._asking.place(record, reason="arrived")
         else:
             self._consider(record, was_promised=reservation is not None)
         if record.stage != Stage.DONE:
@@ -130,6 +135,9 @@ class Intake:
         ledger = self._ledger
         can_pass_on = record.job.hops < ledger.config.placement.hop_limit and not record.stolen
         limit_s = None
+        if can_pass_on and not was_promised and ledger.config.placement.receiver == "redecides":
+            self._placement.place(record, reason="decided anew")
+            return
         if can_pass_on and not was_promised:
             limit_s = self._reconsider_above_s(record.sender_estimate_s)
         if self._placement.keep(record, limit_s=limit_s):
@@ -151,9 +159,9 @@ class Intake:
         self._placement.end(record, why=why, estimate_s=estimate_s, reason="cannot be served here in time")
 
     def _reconsider_above_s(self, sender_estimate_s: float | None) -> float | None:
-        if sender_estimate_s is None:
-            return None
         placement = self._ledger.config.placement
+        if sender_estimate_s is None or placement.receiver == "keeps":
+            return None
         return placement.reconsider_factor * sender_estimate_s + placement.reconsider_allowance_s
 
     def _set_watch(self, record: JobRecord) -> None:

@@ -22,7 +22,9 @@ class Stage:
     """At a peer, or on its way to one."""
     UNPLACED: Final = 4
     """Just come, or just come back: in no place yet."""
-    DONE: Final = 5
+    ASKING: Final = 5
+    """Until the peers that were asked have told how they stand."""
+    DONE: Final = 6
     """Its outcome is out; the record is dropped."""
 
 
@@ -35,6 +37,7 @@ class JobRecord:
         "avoid",
         "due_s",
         "handle",
+        "held_s",
         "is_alone",
         "job",
         "last_reason",
@@ -76,6 +79,8 @@ class JobRecord:
         """Why it was placed last time again."""
         self.is_alone = False
         """Whether it must not share a batch, since one that it was in failed."""
+        self.held_s: float | None = None
+        """Since when a free slot waits for its batch to fill."""
         self.run: Run | None = None
         self.shipments: list[Shipment] = []
         """Open commands at peers: one, or two after a silence."""
@@ -156,6 +161,20 @@ class Reservation:
         self.peer_id = peer_id
         self.input_bytes = input_bytes
         self.service_s = service_s
+        self.due_s = math.inf
+
+
+class Inquiry:
+    """Questions to some peers on behalf of one job."""
+
+    __slots__ = ("due_s", "open", "peers", "reason", "record")
+
+    def __init__(self, record: JobRecord, peers: "list[Peer]", *, reason: str) -> None:
+        self.record = record
+        self.peers = peers
+        self.reason = reason
+        self.open: set[int] = set()
+        """Questions without an answer."""
         self.due_s = math.inf
 
 

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from scheduler.actions import Action, Cancel, Nack, Reject, Reply
 from scheduler.config import CoreConfig
 from scheduler.estimate import TokenBucket, Uplink
-from scheduler.jobs import JobRecord, Reservation, Run, Shipment, Stage
+from scheduler.jobs import Inquiry, JobRecord, Reservation, Run, Shipment, Stage
 from scheduler.queue import LocalQueue, Streams
 from scheduler.records import Decision
 from scheduler.timers import Timers
@@ -53,6 +53,8 @@ class Ledger:
         self.reservations: dict[int, Reservation] = {}
         self.reserved_bytes = 0
         self.reserved_s = 0.0
+        self.probes: dict[int, Inquiry | None] = {}
+        """Open questions for the state of peers; with the inquiry they belong to, if a job waits for it."""
         self.retry_tokens = TokenBucket(config.retry.burst, now_s)
         self.is_draining = False
         self.counters: Counter[str] = Counter()

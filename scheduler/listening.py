@@ -39,6 +39,10 @@ class Listening:
         if state is not None and self._ledger.config.placement.piggyback:
             self._merge(state, delay_s=None)
 
+    def hear_probe(self, state: PeerState) -> None:
+        """Take in a record that we asked for."""
+        self._merge(state, delay_s=None)
+
     def _merge(self, state: PeerState, *, delay_s: float | None) -> None:
         ledger = self._ledger
         if state.node_id == ledger.node_id:

@@ -6,19 +6,20 @@ active set, and is then refused with the best estimate known: work that is throw
 behind it theirs (Clockwork, arXiv:2006.02464; the pilot's goodput at load 1.3 is 0 % without it).
 """
 
+import math
 import random
 from typing import NamedTuple
 
 import msgspec
 
 from scheduler import explanation
-from scheduler.actions import Offer, Send
+from scheduler.actions import Offer, Probe, Send
 from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
 from scheduler.config import CoreConfig
-from scheduler.jobs import Carriage, JobRecord, Shipment, Stage
+from scheduler.jobs import Carriage, Inquiry, JobRecord, Shipment, Stage
 from scheduler.ledger import Ledger
-from scheduler.policy import Choice, Policy
+from scheduler.policy import Asking, Choice, Policy
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 from scheduler.view import Peer
 from scheduler.workbench import Workbench
@@ -70,6 +71,7 @@ class Placement:
         self._wait_s = 0.0
         self._has_room = True
         self._avoid: tuple[NodeId, ...] = ()
+        self._asked: list[Peer] | None = None
 
     # The board.
 
@@ -98,6 +100,27 @@ class Placement:
         return [
             peer for peer in self._active.pool(model, now_s).peers if peer.node_id not in avoid and peer.may_take(now_s)
         ]
+
+    def draw_evenly(self, model: ModelDigest, count: int) -> list[Peer]:
+        """Draw eligible peers, all alike."""
+        peers = self.eligible(model)
+        return peers if len(peers) <= count else self.rng.sample(peers, count)
+
+    def jobs_here(self) -> int:
+        """Return how many jobs wait or are served here."""
+        ledger = self._ledger
+        return ledger.queue.length + sum(len(run.records) for run in ledger.runs.values())
+
+    def jobs_at(self, peer: Peer, model: ModelDigest) -> int:
+        """Count the jobs at a peer: records tell of seconds, so it is their work in units of the model's service."""
+        state, service = peer.state, peer.services.get(model) or peer.service(model)
+        assert state is not None, "a peer without a record is not eligible"
+        assert service is not None, "a peer without the model is not eligible"
+        # The one being served counts whole, and rounding must not make one more.
+        jobs = math.ceil(state.backlog_s * state.slots / (service.value_s * state.slow_down) - 0.01)
+        if self._counts_inflight:
+            jobs += sum(1 for shipment in peer.on_the_way if not shipment.covered)
+        return jobs
 
     @property
     def wait_s(self) -> float:
@@ -143,6 +166,31 @@ class Placement:
         if model not in peer.warm_models:
             told_s += peer.capabilities[model][1].load_s
         return told_s
+
+    def probe(self, peer: Peer) -> bool:
+        """Ask a peer for its state; the answer is heard like any other record."""
+        ledger = self._ledger
+        if len(ledger.probes) >= self.config.probe.open:
+            return False
+        self.send_probe(peer, None)
+        return True
+
+    def send_probe(self, peer: Peer, inquiry: Inquiry | None) -> int:
+        """Ask a peer for its state, for a job or in advance; return the command."""
+        ledger = self._ledger
+        command = ledger.new_command()
+        ledger.probes[command] = inquiry
+        ledger.counters["probes_sent"] += 1
+        ledger.actions.append(Probe(command=command, peer=peer.node_id, reason="how does it stand"))
+        return command
+
+    @property
+    def asked(self) -> list[Peer] | None:
+        """Peers asked for the job at hand that may take it."""
+        if self._asked is None:
+            return None
+        now_s = self.now_s
+        return [peer for peer in self._asked if peer.node_id not in self._avoid and peer.may_take(now_s)]
 
     def can_beat(self, model: ModelDigest, finish_s: float) -> bool:
         """Return whether any peer, were it idle, could be done before that."""
@@ -250,14 +298,39 @@ class Placement:
                 found = (model, finish_s)
         return found
 
-    def _choose(self, record: JobRecord, *, may_stay: bool, may_move: bool) -> tuple[Choice | None, ModelDigest | None]:
-        """Return the choice with its model; without a model, the choice is the best that was too late."""
+    def candidates(self, record: JobRecord) -> list[Peer]:
+        """Return the peers that the policy wants to ask about an own job that has just come."""
+        assert isinstance(self._policy, Asking), "only a policy that asks is asked whom"
+        self._look_at(record, may_stay=True, may_move=True)
+        if not self.may_move:
+            return []
+        found: dict[NodeId, Peer] = {}
+        for model in record.job.models:
+            for peer in self._policy.ask(record.job, model, self):
+                found.setdefault(peer.node_id, peer)
+        return list(found.values())
+
+    def place_asked(self, record: JobRecord, peers: list[Peer], *, reason: str) -> None:
+        """Place a job whose policy has asked some peers."""
+        self._asked = peers
+        try:
+            self.place(record, reason=reason)
+        finally:
+            self._asked = None
+
+    def _look_at(self, record: JobRecord, *, may_stay: bool, may_move: bool) -> None:
+        """Set the board up for one job."""
         ledger, job = self._ledger, record.job
         self.now_s = ledger.now_s
         self.may_move = may_move and job.hops < self.config.placement.hop_limit and not record.stolen
         self._may_stay = may_stay
         self._wait_s, self._has_room = self._workbench.look(job)
         self._avoid = job.visited + record.avoid if record.avoid else job.visited
+
+    def _choose(self, record: JobRecord, *, may_stay: bool, may_move: bool) -> tuple[Choice | None, ModelDigest | None]:
+        """Return the choice with its model; without a model, the choice is the best that was too late."""
+        job = record.job
+        self._look_at(record, may_stay=may_stay, may_move=may_move)
         budget_s = self.budget_s(job, record.origin)
         # What is left of the way is the receiver's to decide: it knows its queue.
         margin = self._margin if record.origin is None and not record.attempt and not record.refusals else 0.0

@@ -18,7 +18,7 @@ rules need:
 import random
 from collections.abc import Callable
 from importlib import import_module
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from scheduler.config import CoreConfig
 from scheduler.types import Job, ModelDigest, NodeId, SchedulerError
@@ -90,14 +90,30 @@ class Board(Protocol):
     def draw(self, model: ModelDigest, count: int) -> list[Peer]:
         """Draw distinct eligible peers of the active set in proportion to their speed for the model."""
 
+    def draw_evenly(self, model: ModelDigest, count: int) -> list[Peer]:
+        """Draw distinct eligible peers of the active set, all alike. O(active set)."""
+
     def eligible(self, model: ModelDigest) -> list[Peer]:
         """Return all eligible peers of the active set, in a stated order. O(active set)."""
+
+    def jobs_here(self) -> int:
+        """Return how many jobs wait or are served here."""
+
+    def jobs_at(self, peer: Peer, model: ModelDigest) -> int:
+        """Return how many jobs of a model an eligible peer's record amounts to, with own ones on their way."""
 
     def finish_s(self, peer: Peer, job: Job, model: ModelDigest) -> float:
         """Predict the seconds until an eligible peer's answer would be back here."""
 
     def predict_s(self, peer: Peer, job: Job, model: ModelDigest) -> tuple[float, float]:
         """Predict what `finish_s` does and, in it, the wait in the peer's queue, both in seconds."""
+
+    def probe(self, peer: Peer) -> bool:
+        """Ask a peer for its state, to be heard later; False when too many questions are open."""
+
+    @property
+    def asked(self) -> "list[Peer] | None":
+        """Peers that were asked for this job and may take it, fresh where they answered; None when none were."""
 
     def can_beat(self, model: ModelDigest, finish_s: float) -> bool:
         """Return whether any peer, were it idle, could be done before that; errs on the side of yes."""
@@ -122,18 +138,50 @@ class Policy(Protocol):
         """Learn of a newer record of a peer."""
 
 
+@runtime_checkable
+class Asking(Protocol):
+    """A policy whose jobs wait until some peers have told how they stand."""
+
+    def ask(self, job: Job, model: ModelDigest, board: Board) -> list[Peer]:
+        """Name the peers to be asked before `choose` is called; none for no questions."""
+
+
+class Indifferent:
+    """What rules have in common that look at the board alone: they learn nothing and promise nothing."""
+
+    promises_gain = False
+    is_learning = False
+
+    def observe(self, peer: Peer, *, actual_s: float, waiting_s: float, service_s: float, now_s: float) -> None:
+        """Do nothing."""
+
+    def hear(self, peer: Peer, *, now_s: float) -> None:
+        """Do nothing."""
+
+
 _MODULES = {
+    "c3": "scheduler.policies.c3:CubicRank",
     "capd": "scheduler.policies.capd:CapacityDraw",
+    "jiq": "scheduler.policies.jiq:IdleTokens",
+    "jsed": "scheduler.policies.jsed:ExpectedDelayDraw",
+    "jsed_all": "scheduler.policies.jsed:LeastExpectedDelay",
+    "jsq": "scheduler.policies.jsq:ShortestQueueDraw",
+    "least_queue": "scheduler.policies.least_queue:LeastQueue",
     "local_only": "scheduler.policies.local_only:LocalOnly",
     "max_spare": "scheduler.policies.max_spare:MaxSpare",
+    "prequal": "scheduler.policies.prequal:HotCold",
+    "probe": "scheduler.policies.probe:AskedDraw",
     "random": "scheduler.policies.uniform_random:UniformRandom",
+    "round_robin": "scheduler.policies.round_robin:RoundRobin",
+    "steal_only": "scheduler.policies.steal_only:StealOnly",
+    "weighted_random": "scheduler.policies.weighted_random:WeightedRandom",
 }
 """Where each shipped policy lives. Loaded on demand, so that a node does not pay for experiments."""
 
-_registered: dict[str, Callable[[], Policy]] = {}
+_registered: dict[str, Callable[..., Policy]] = {}
 
 
-def register(name: str, make: Callable[[], Policy]) -> None:
+def register(name: str, make: Callable[..., Policy]) -> None:
     """Make a policy known under a name: for experiments that live outside this package.
 
     Raises
@@ -151,8 +199,8 @@ def names() -> list[str]:
     return sorted([*_MODULES, *_registered])
 
 
-def make_policy(name: str) -> Policy:
-    """Make the policy of a name.
+def make_policy(name: str, **parameters: float) -> Policy:
+    """Make the policy of a name without arguments; `parameters` go to its constructor.
 
     Raises
     ------
@@ -160,10 +208,10 @@ def make_policy(name: str) -> Policy:
         When there is none.
     """
     if name in _registered:
-        return _registered[name]()
+        return _registered[name](**parameters)
     where = _MODULES.get(name)
     if where is None:
         raise SchedulerError(f"no policy is named {name!r}; there are {', '.join(names())}")
     module, _, attribute = where.partition(":")
-    policy: Policy = getattr(import_module(module), attribute)()
+    policy: Policy = getattr(import_module(module), attribute)(**parameters)
     return policy

@@ -14,6 +14,7 @@ from scheduler.jobs import JobRecord, Run, Stage
 from scheduler.ledger import Ledger
 from scheduler.queue import Waiting
 from scheduler.residency import Residency
+from scheduler.timers import Alarm
 from scheduler.types import Job, ModelDigest, Reason
 
 _OVERDUE_SHARE = 0.1
@@ -47,6 +48,8 @@ class Workbench:
         self.slow_down = 1.0
         self.memory_free_bytes = 0
         self.power_class = 0
+        self.alarm = Alarm("batch")
+        """Rings when a batch has waited long enough to be filled; the core then feeds the slots."""
 
     @property
     def is_idle(self) -> bool:
@@ -118,10 +121,10 @@ class Workbench:
             ledger.parked.setdefault(model, []).append(record)
             self._note_frame(record)
             return
-        if len(ledger.runs) < self._config.slots and not ledger.queue.length:
+        job = record.job
+        if len(ledger.runs) < self._config.slots and not ledger.queue.length and not self._fills(model):
             self._run([record], model)
             return
-        job = record.job
         record.stage = Stage.WAITING
         ledger.queue.insert(
             Waiting(
@@ -153,6 +156,8 @@ class Workbench:
         queue = ledger.queue
         dropped: list[Dropped] = []
         while len(ledger.runs) < self._config.slots and queue.length:
+            if self._is_held():
+                break
             entry = queue.pop_first()
             record = ledger.jobs[entry.handle]
             ledger.forget_frame(record)
@@ -168,6 +173,41 @@ class Workbench:
                 continue
             self._run([record, *self._companions(record, model)], model)
         return dropped
+
+    def _fills(self, model: ModelDigest) -> bool:
+        """Return whether batches of a model pay, so that a free slot may wait for more jobs of it."""
+        config = self._config
+        return (
+            config.batch_wait_s > 0.0
+            and self.models.services[model].batch_share < config.batch_pays_below
+            and self.models.capabilities[model].max_batch > 1
+            and config.batch_jobs > 1
+        )
+
+    def _is_held(self) -> bool:
+        """Return whether the first job waits for its batch to fill; the alarm rings when it has waited enough.
+
+        It waits `batch_wait_s` at most, and a share of its time to spare: what a batch saves the jobs behind is not
+        to cost the first one its deadline.
+        """
+        ledger, config = self._ledger, self._config
+        entry = ledger.queue.first()
+        assert entry is not None, "an empty queue holds nothing"
+        if entry.model not in self.models.used or ledger.jobs[entry.handle].is_alone:
+            return False
+        service = self.models.services[entry.model]
+        limit = min(self.models.capabilities[entry.model].max_batch, config.batch_jobs)
+        if not self._fills(entry.model) or ledger.queue.count(entry.model) >= limit:
+            return False
+        now_s, record = ledger.now_s, ledger.jobs[entry.handle]
+        if record.held_s is None:
+            record.held_s = now_s
+        spare_s = entry.deadline_s - record.held_s - service.batch_s(limit) * self.slow_down
+        until_s = record.held_s + min(config.batch_wait_s, config.batch_wait_share * max(0.0, spare_s))
+        if now_s >= until_s:
+            return False
+        ledger.timers.set(self.alarm, until_s)
+        return True
 
     def _rung_in_time(self, record: JobRecord) -> ModelDigest | None:
         """Choose the planned rung, or a later one that is still in time; the first one without deadlines."""
@@ -215,8 +255,7 @@ class Workbench:
             command=command,
             records=records,
             model=model,
-            # Without a measured batch time the sum is the safe side: batches are made to be faster.
-            expected_s=self.service_s(model) * len(records),
+            expected_s=self.models.services[model].batch_s(len(records)) * self.slow_down,
             now_s=ledger.now_s,
         )
         for record in records:

@@ -1,4 +1,4 @@
-"""What a node asks of its peers: to take a job, to give some, for their capability table.
+"""What a node asks of its peers: to take a job, to give some, for their capability table, how they stand.
 
 The twin of gridnode.outbound, gridnode.stolen and gridnode.mouth. One connection per errand; each ends by posting the
 event that answers its command. Where an event is posted and something is sent at one instant, the sending comes first:
@@ -7,12 +7,13 @@ so it does in the daemon, where the actions of the core wait for the task that p
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from scheduler.actions import Offer, Send, Steal
+from scheduler.actions import Offer, Probe, Send, Steal
 from scheduler.events import (
     Accepted,
     Event,
     Nacked,
     OfferAnswered,
+    ProbeAnswered,
     Progressed,
     ReplyReceived,
     SendFailed,
@@ -34,6 +35,7 @@ SMALL_BYTES: Final = 32 * 1024
 HANDOVER_TIMEOUT_S: Final = 10.0
 """Longest time a grant, or the answer to a cancel, may take before the connection is cut."""
 TABLE_TIMEOUT_S: Final = 5.0
+PROBE_TIMEOUT_S: Final = 1.0
 
 
 class Way(NamedTuple):
@@ -120,10 +122,10 @@ class SendErrand:
     def on_unreachable(self) -> None:
         """Tell the core that nothing of the job can be there."""
         self._opening = None
-        self._end(SendFailed(command=self._action.command, connected=False))
-
         if self._node.watch is not None:
             self._node.watch.unreachable(self._action.peer)
+        self._end(SendFailed(command=self._action.command, connected=False))
+
     def on_broken(self) -> None:
         """Tell the core that the connection died."""
         self._end(SendFailed(command=self._action.command, connected=True))
@@ -327,3 +329,50 @@ class TableErrand:
         self._node.engine.cancel(self._limit)
         self._node.endpoint.put_back(self._connection)
         self._node.post(TableReceived(table=table))
+
+
+class ProbeErrand:
+    """A question how a peer stands; the core hears an answer or a failure."""
+
+    __slots__ = ("_connection", "_limit", "_node", "_opening", "_probe")
+
+    def __init__(self, node: "SimNode", probe: Probe) -> None:
+        self._node = node
+        self._probe = probe
+        self._connection: Connection | None = None
+        self._limit = node.engine.at(node.engine.now_s + PROBE_TIMEOUT_S, self._cut)
+        self._opening = node.lease(probe.peer, self)
+
+    def on_connected(self, connection: Connection) -> None:
+        """Ask."""
+        self._opening = None
+        self._connection = connection
+        connection.errand = self
+        size = messages.ping(self._probe.command) if connection.is_limited else 0
+        connection.ask(size, self._node.peers[self._probe.peer].on_ping, connection, self, self._probe.command)
+
+    def on_unreachable(self) -> None:
+        """Tell the core."""
+        self._node.engine.cancel(self._limit)
+        self._node.post(SendFailed(command=self._probe.command, connected=False))
+
+    def on_broken(self) -> None:
+        """Tell the core."""
+        assert self._connection is not None
+        self._connection.close_asker()
+        self.on_unreachable()
+
+    def _cut(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        elif self._connection is not None:
+            self._connection.errand = None
+            self._connection.close_asker()
+        self._node.post(SendFailed(command=self._probe.command, connected=False))
+
+    def hear_pong(self, state: PeerState) -> None:
+        """Pass the state on."""
+        assert self._connection is not None
+        self._node.engine.cancel(self._limit)
+        self._node.endpoint.put_back(self._connection)
+        self._node.post(ProbeAnswered(command=self._probe.command, state=state))

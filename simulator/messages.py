@@ -136,6 +136,8 @@ _FAILED: Final = _frame("failed", "key", "attempt", "reason", "message", "state"
 _CANCEL: Final = _frame("cancel", "key")
 _STEAL: Final = _frame("steal", "models", "room", "state")
 _STEAL_ANSWER: Final = _frame("steal_answer", "granted", "state")
+_PING: Final = _frame("ping", "nonce", "subject") + 1
+_PONG: Final = _frame("pong", "nonce", "reached", "state") + 1
 TABLE_REQUEST_BYTES: Final = _frame("table_request")
 
 
@@ -203,6 +205,16 @@ def steal_request(models: tuple[str, ...], room: int, state: PeerState) -> int:
 def steal_answer(granted: int, state: PeerState) -> int:
     """Return the size of a victim's answer."""
     return _STEAL_ANSWER + uint_bytes(granted) + state_bytes(state)
+
+
+def ping(nonce: int) -> int:
+    """Return the size of a question how a peer stands."""
+    return _PING + uint_bytes(nonce)
+
+
+def pong(nonce: int, state: PeerState) -> int:
+    """Return the size of its answer."""
+    return _PONG + uint_bytes(nonce) + state_bytes(state)
 
 
 def gossip(state: PeerState) -> int:

@@ -25,7 +25,7 @@ from simulator.answers import Answer, Answerer, Entry, Failure
 from simulator.connection import Connection, Endpoint, Opener, Pending
 from simulator.conversation import Conversation
 from simulator.engine import Clock, LocalClock, stream
-from simulator.errands import SendErrand, StealErrand, TableErrand
+from simulator.errands import ProbeErrand, SendErrand, StealErrand, TableErrand
 from simulator.gossip import Gossip
 from simulator.lies import Lie
 from simulator.machine import Machine, MachineConfig, ModelProfile
@@ -384,6 +384,11 @@ class SimNode:
         size = messages.table(self.name, table.digest, table.entries) if connection.is_limited else 0
         connection.answer(size, errand.hear_table, table)
 
+    def on_ping(self, connection: Connection, errand: ProbeErrand, nonce: int) -> None:
+        """Tell how this node stands."""
+        state = self.own_state()
+        connection.answer(messages.pong(nonce, state) if connection.is_limited else 0, errand.hear_pong, state)
+
     def on_health_probe(self, connection: Connection, asker: Asker, subject: str | None) -> None:
         """Say that this node lives, or whether another does."""
         if self.watch is not None:
@@ -427,6 +432,7 @@ class SimNode:
             actions.EvictModel: lambda action, _: self.machine.evict(action.model),
             actions.Advertise: lambda action, _: self.gossip.publish(action.state),
             actions.PullTable: lambda action, _: TableErrand(self, action.peer),
+            actions.Probe: lambda action, _: ProbeErrand(self, action),
             actions.Drained: self._drained,
         }
 

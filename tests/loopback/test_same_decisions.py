@@ -23,7 +23,7 @@ from gridnode.jobtable import JobEntry, JobTable
 from gridnode.mouth import GridMouth
 from gridnode.outbound import Outbound
 from gridnode.report import Report
-from gridnode.translate import state_from_wire, table_digest, table_to_wire
+from gridnode.translate import state_from_wire, state_to_wire, table_digest, table_to_wire
 from gridnode.turns import Turns
 from models import emulated
 from models.bodies import RequestBody, encode_request
@@ -51,7 +51,7 @@ from simulator.network import NetworkConfig
 from simulator.world import JobSpec, NodeSpec, World
 from transport.base import DataAddress, Dial
 from transport.memory import Link, MemoryNetwork
-from transport.wire import TableRequest, decode_state
+from transport.wire import Ping, Pong, TableRequest, decode_state
 
 START_S = 1024.0
 """Both clocks begin here: from here to twice this the jumps of trio's clock do not round."""
@@ -376,6 +376,10 @@ class DaemonNode:
             table = CapabilityTable(node_id=self.name, digest=self.house.digest, entries=self.house.capabilities)
             await exchange.send(table_to_wire(table))
             exchange.finish()
+        elif isinstance(message, Ping):
+            state = state_to_wire(self.core.state_record(trio.current_time()))
+            await exchange.send(Pong(nonce=message.nonce, reached=True, state=state))
+            exchange.finish()
         else:
             assert await self.inbound.handle(exchange, message, payload)
 
@@ -548,7 +552,9 @@ SCENARIOS = [
     Scenario(seed="2", load=2.0, shows=("deadline", "queue_full", "expired", "NackOffer", "Progress")),
     Scenario(seed="3", policy="random", shows=("second hop", "second attempt", "unknown_model", "EvictModel")),
     Scenario(seed="4", policy="local_only", load=0.4, shows=("granted", "LoadModel", "batch")),
-    Scenario(seed="54", policy="max_spare", shows=("granted", "Progress", "Nack")),
+    Scenario(seed="8", policy="probe(d=2)", shows=("Probe", "Offer", "superseded", "lost")),
+    Scenario(seed="9", policy="prequal(probes=1)", load=0.7, shows=("Probe", "Offer", "deadline")),
+    Scenario(seed="54", policy="max_spare", shows=("granted", "expired")),
 ]
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduler import events as ev
+from scheduler import variants
 from scheduler.config import CoreConfig, OfferConfig, PlacementConfig, QueueConfig, RetryConfig
 from scheduler.core import Core
 from scheduler.types import Capability, CapabilityTable, Job, LinkSample, Reason, ServiceTimes
@@ -51,11 +52,12 @@ class World:
         self.offers_on = {}
         self.log = []
         config = CoreConfig(
-            placement=PlacementConfig(policy=policy, expire=expire),
+            placement=PlacementConfig(expire=expire),
             offer=OfferConfig(prior_bytes=prior_bytes),
             queue=QueueConfig(slots=slots, model_memory_bytes=150, batch_jobs=batch),
             retry=RetryConfig(burst=5.0),
         )
+        config = variants.configure(config, policy)
         self.config = config
         for number in range(count):
             name = f"n{number}"
@@ -328,6 +330,14 @@ class World:
         )
         self.soon(action.victim, event)
 
+    def do_probe(self, name, action):
+        peer = self.nodes[action.peer]
+        if peer.is_dead or self.rng.random() < 0.1:
+            self.soon(name, ev.SendFailed(command=action.command, connected=False), extra_s=0.1)
+        elif peer.frozen_until_s <= self.now_s:
+            event = ev.ProbeAnswered(command=action.command, state=peer.core.state_record(self.now_s))
+            self.soon(name, event, extra_s=self.rng.choice([0.0, 0.1]))
+
     def do_grantlease(self, name, action):
         thief, command = self.question_of.pop((name, action.request))
         assert len(action.jobs) == len(action.grants)
@@ -496,10 +506,10 @@ def test_each_job_gets_exactly_one_outcome_whatever_happens(seed, count, slots, 
     check_end(world)
 
 
-@settings(relaxed, max_examples=20)
+@settings(relaxed, max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
-    policy=st.sampled_from(["random", "max_spare", "local_only"]),
+    policy=st.sampled_from([*variants.names(), "probe(d=3, steal=yes)", "prequal(probes=0.5, window=yes)"]),
     script=scripts,
 )
 def test_every_policy_keeps_the_rules(seed, policy, script):

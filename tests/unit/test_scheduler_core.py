@@ -387,6 +387,48 @@ def test_jobs_of_one_model_that_wait_share_a_batch():
     assert [reply.handle for reply in of(finished, act.Reply)] == [2, 3, 4]
 
 
+def batching(**queue):
+    """Return a bench whose batches of three were seen to take half the time, at rest, and the time."""
+    bench, now_s = Bench(mean_s=0.1, max_batch=3, queue=queue), 0.0
+    for _ in range(20):
+        now_s += 1.0
+        bench.timers(now_s)
+        waiting = [action for _ in range(4) for action in of(bench.job(now_s), act.Execute)]
+        left = 4
+        while left:
+            if not waiting:
+                waiting = [action for _, action in bench.timers(now_s + 0.01) if isinstance(action, act.Execute)]
+                now_s += 0.01
+            run = waiting.pop(0)
+            left -= len(run.handles)
+            service_s = 0.1 * (1.0 + 0.25 * (len(run.handles) - 1))
+            now_s += service_s
+            bench.timers(now_s)
+            waiting += of(bench.feed(now_s, ev.ServiceFinished(command=run.command, service_s=service_s)), act.Execute)
+    bench.timers(now_s + 1.0)
+    return bench, now_s + 1.0
+
+
+def test_a_free_slot_waits_for_a_batch_that_pays():
+    bench, now_s = batching()
+    assert not of(bench.job(now_s), act.Execute)
+    assert not of(bench.job(now_s + 0.001), act.Execute)
+    assert len(only(bench.job(now_s + 0.002), act.Execute).handles) == 3
+
+
+def test_a_batch_is_closed_when_its_first_job_has_waited_enough():
+    for budget_s, wait_s in ((4.0, 0.005), (0.17, 0.002)):
+        bench, now_s = batching()
+        assert not of(bench.job(now_s, budget_s=budget_s), act.Execute)
+        fired = [at_s for at_s, action in bench.timers(now_s + 0.1) if isinstance(action, act.Execute)]
+        assert [at_s - now_s for at_s in fired] == [pytest.approx(wait_s, abs=0.0005)]
+
+
+def test_waiting_for_batches_can_be_switched_off():
+    bench, now_s = batching(batch_wait_s=0)
+    assert of(bench.job(now_s), act.Execute)
+
+
 def test_batches_can_be_switched_off():
     bench = Bench(mean_s=0.1, max_batch=3, queue={"batch_jobs": 1})
     for _ in range(3):

@@ -18,6 +18,16 @@ def test_a_service_time_follows_what_is_seen():
     assert estimate.value_s == pytest.approx(0.2, rel=0.02)
 
 
+def test_batches_are_predicted_by_what_their_further_jobs_took():
+    estimate = ServiceEstimate(0.1)
+    assert estimate.batch_s(4) == pytest.approx(0.4), "the sum until batches were seen"
+    for _ in range(100):
+        estimate.learn_batch(3, 0.15, EstimateConfig())
+    assert estimate.batch_s(3) == pytest.approx(0.15, rel=0.01)
+    estimate.advertise(0.2)
+    assert estimate.batch_share == 1.0
+
+
 def test_a_new_table_starts_over():
     estimate = ServiceEstimate(0.1)
     for _ in range(50):

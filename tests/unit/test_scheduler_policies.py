@@ -41,6 +41,8 @@ class FakePeer:
         )
         self.finish_s = service_s + backlog_s if finish_s is None else finish_s
         self.wait_s = backlog_s
+        self.capabilities = {"m": None}
+        self.shipments = {}
         self._service = FakeService(service_s)
 
     def service(self, model):
@@ -62,6 +64,8 @@ class FakeBoard:
         self._own_s = own_s
         self._backlog_s = self.wait_s = own_backlog_s
         self.drawn = 0
+        self.probed = []
+        self.asked = None
 
     def here_s(self, job, model):
         return self._here_s
@@ -76,8 +80,22 @@ class FakeBoard:
         self.drawn += 1
         return self.peers[:count]
 
+    def draw_evenly(self, model, count):
+        self.drawn += 1
+        return self.peers[:count]
+
     def eligible(self, model):
-        return self.peers
+        return list(self.peers)
+
+    def jobs_here(self):
+        return round(self._backlog_s / self._own_s)
+
+    def jobs_at(self, peer, model):
+        return round(peer.wait_s / peer.service(model).value_s)
+
+    def probe(self, peer):
+        self.probed.append(peer.node_id)
+        return True
 
     def finish_s(self, peer, job, model):
         return peer.finish_s
@@ -117,8 +135,9 @@ def test_capd_goes_anywhere_when_it_cannot_stay():
     assert CapacityDraw().choose(JOB, "m", FakeBoard([], here_s=None)) is None
 
 
-@pytest.mark.parametrize("policy", [CapacityDraw(), MaxSpare(), UniformRandom(), LocalOnly()])
-def test_a_job_that_may_not_move_stays(policy):
+@pytest.mark.parametrize("name", names())
+def test_a_job_that_may_not_move_stays(name):
+    policy = make_policy(name)
     board = FakeBoard([FakePeer("b", finish_s=0.0)], may_move=False, own_backlog_s=5.0)
     assert policy.choose(JOB, "m", board).peer is None
     nowhere = FakeBoard([FakePeer("b")], may_move=False, here_s=None)
@@ -155,6 +174,102 @@ def test_random_draws_this_node_and_all_peers_alike():
     assert all(900 < count < 1100 for count in counts.values())
 
 
+def where(policy, board, count=1):
+    found = [policy.choose(JOB, "m", board) for _ in range(count)]
+    return ["a" if each.peer is None else each.peer.node_id for each in found]
+
+
+def test_round_robin_takes_turns():
+    board = FakeBoard([FakePeer("c"), FakePeer("b")])
+    assert where(make_policy("round_robin"), board, 5) == ["a", "b", "c", "a", "b"]
+    assert where(make_policy("round_robin"), FakeBoard([FakePeer("b")], here_s=None), 2) == ["b", "b"]
+
+
+def test_weighted_random_draws_by_speed():
+    board = FakeBoard([FakePeer("b", service_s=0.1), FakePeer("c", service_s=0.05)], own_s=0.1)
+    found = where(make_policy("weighted_random"), board, 4000)
+    assert 1850 < found.count("c") < 2150
+    assert 850 < found.count("a") < 1150
+
+
+def test_least_queue_counts_jobs_and_knows_no_speed():
+    peers = [FakePeer("b", service_s=0.001, backlog_s=0.002), FakePeer("c", service_s=5.0, backlog_s=5.0)]
+    assert where(make_policy("least_queue"), FakeBoard(peers, own_backlog_s=1.5)) == ["c"]
+
+
+def test_jsq_compares_a_draw_in_which_this_node_is_one_of_all():
+    """Of four nodes two are drawn: the one with a job more is taken only with its like."""
+    peers = [FakePeer(name, service_s=1.0, backlog_s=1.0) for name in "bc"] + [FakePeer("d", service_s=1.0)]
+    board = FakeBoard(peers, own_s=1.0, own_backlog_s=1.0)
+    board.config = CoreConfig(placement=PlacementConfig(sample=2))
+    found = where(make_policy("jsq"), board, 4000)
+    assert 1850 < found.count("d") < 2150
+
+
+def test_jsed_takes_the_least_finish_of_its_draw_and_of_staying():
+    peers = [FakePeer("b", finish_s=0.3), FakePeer("c", finish_s=0.2), FakePeer("d", finish_s=0.1)]
+    board = FakeBoard(peers, here_s=0.25)
+    board.config = CoreConfig(placement=PlacementConfig(sample=2))
+    assert where(make_policy("jsed"), board) == ["c"]
+    assert where(make_policy("jsed_all"), board) == ["d"]
+    assert where(make_policy("jsed_all"), FakeBoard(peers, here_s=0.05)) == ["a"]
+
+
+def test_jiq_spends_idle_tokens_in_the_order_in_which_they_came():
+    policy = make_policy("jiq")
+    peers = [FakePeer("b"), FakePeer("c"), FakePeer("d", backlog_s=1.0)]
+    for peer in reversed(peers):
+        policy.hear(peer, now_s=0.0)
+    board = FakeBoard(peers, own_backlog_s=2.0)
+    assert where(policy, board, 2) == ["c", "b"]
+    assert where(policy, FakeBoard(peers)) == ["a"]
+
+
+def test_a_busy_record_takes_its_idle_token_back():
+    policy = make_policy("jiq", weighted=True)
+    policy.hear(FakePeer("b"), now_s=0.0)
+    policy.hear(FakePeer("b", backlog_s=1.0), now_s=0.1)
+    assert where(policy, FakeBoard([FakePeer("c"), FakePeer("b")], own_backlog_s=2.0)) == ["c"]
+
+
+def test_probe_asks_its_draw_and_compares_those_asked():
+    policy = make_policy("probe")
+    peers = [FakePeer("b", finish_s=0.3), FakePeer("c", finish_s=0.2), FakePeer("d", finish_s=0.1)]
+    board = FakeBoard(peers)
+    board.config = CoreConfig(placement=PlacementConfig(sample=2))
+    assert [peer.node_id for peer in policy.ask(JOB, "m", board)] == ["b", "c"]
+    assert policy.ask(JOB, "m", FakeBoard(peers, here_s=0.05)) == []
+    board.asked = peers[:1]
+    assert where(policy, board) == ["b"]
+
+
+def test_prequal_takes_the_quickest_of_the_cold():
+    policy = make_policy("prequal", quantile=0.5, probes=1.0)
+    peers = [
+        FakePeer("b", service_s=0.01, backlog_s=0.09),
+        FakePeer("c", service_s=0.2, backlog_s=0.2),
+        FakePeer("d", service_s=0.3, backlog_s=0.3),
+    ]
+    board = FakeBoard(peers, here_s=None)
+    for peer in peers:
+        policy.hear(peer, now_s=0.0)
+    # b has nine jobs in flight and is hot, though it would be done first.
+    assert where(policy, board) == ["c"]
+    assert board.probed == ["b"]
+    board.now_s = 9.0
+    assert policy.choose(JOB, "m", board).peer.node_id == "b", "probes of the past are not used"
+
+
+def test_c3_ranks_by_the_cube_of_the_queue_and_sends_at_a_rate():
+    policy = make_policy("c3")
+    peers = [FakePeer("b"), FakePeer("c")]
+    board = FakeBoard(peers, here_s=None)
+    for _ in range(3):
+        policy.observe(peers[0], actual_s=0.03, waiting_s=0.08, service_s=0.01, now_s=0.0)
+        policy.observe(peers[1], actual_s=0.05, waiting_s=0.0, service_s=0.03, now_s=0.0)
+    assert where(policy, board, 5) == ["c", "c", "c", "c", "b"]
+
+
 def test_local_only_stays():
     assert LocalOnly().choose(JOB, "m", FakeBoard([FakePeer("b", finish_s=0.0)])).peer is None
 
@@ -165,7 +280,7 @@ def test_shipped_policies_carry_their_names():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(SchedulerError, match="no policy is named 'capdd'; there are capd, local_only"):
+    with pytest.raises(SchedulerError, match="no policy is named 'capdd'; there are c3, capd, jiq"):
         make_policy("capdd")
 
 

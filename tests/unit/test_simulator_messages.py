@@ -115,6 +115,13 @@ def test_steals(state, models, room):
     assert messages.steal_answer(room, state) == frame_bytes(wire.StealAnswer(granted=room, state=record))
 
 
+@given(state=states, nonce=st.integers(0, 2**53))
+def test_probes(state, nonce):
+    assert messages.ping(nonce) == frame_bytes(wire.Ping(nonce=nonce))
+    pong = wire.Pong(nonce=nonce, reached=True, state=state_to_wire(state))
+    assert messages.pong(nonce, state) == frame_bytes(pong)
+
+
 def test_tables():
     entry = Capability(
         model="d" * 64, mean_s=0.1, p95_s=0.2, memory_bytes=10**9, load_s=1.0, max_batch=4, providers=("CPU",)
