@@ -19,6 +19,8 @@ from msgspec import Meta
 
 from gridnode.errors import ConfigError
 from scheduler.config import CoreConfig
+from scheduler.types import SchedulerError
+from scheduler.variants import configure
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Share = Annotated[float, Meta(gt=0, le=1)]
@@ -207,9 +209,15 @@ def load_config(
     if table.get("preset") == "loopback":
         table = _merge(_LOOPBACK, table)
     try:
-        return msgspec.convert(table, Config)
+        config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(str(error), table)}") from error
+    try:
+        # A policy's name settles the mechanisms around it, whatever the file says of them: `jsq` is plain jsq.
+        scheduler = configure(config.scheduler, config.scheduler.placement.policy)
+    except SchedulerError as error:
+        raise ConfigError(f"{where}: scheduler.placement.policy: {error}") from error
+    return msgspec.structs.replace(config, scheduler=scheduler)
 
 
 def _explain(message: str, table: Mapping[str, object]) -> str:

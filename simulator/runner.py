@@ -13,8 +13,9 @@ import msgspec
 
 from scheduler.actions import Action
 from scheduler.config import CoreConfig
-from scheduler.policy import Policy, names
+from scheduler.policy import Policy
 from scheduler.types import SchedulerError
+from scheduler.variants import configure
 from simulator import oracle
 from simulator.faultplan import plan_faults
 from simulator.feeding import feed_all
@@ -187,13 +188,6 @@ def core_config(scenario: Scenario) -> CoreConfig:
         return configure(scenario.core, name)
     except (ValueError, SchedulerError) as error:
         raise ScenarioError(f"{error}; of the simulator alone: {', '.join(oracle.names())}", ("policy",)) from None
-
-
-def configure(base: CoreConfig, name: str) -> CoreConfig:
-    """Return the configuration with a policy of the daemon's."""
-    if name not in names():
-        raise ValueError(f"no policy is named {name!r}; there are {', '.join(names())}")
-    return msgspec.structs.replace(base, placement=msgspec.structs.replace(base.placement, policy=name))
 
 
 def shared_policy(scenario: Scenario, world: World) -> Policy | None:

@@ -118,3 +118,13 @@ def test_root_uses_the_places_of_the_system(monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert default_state_dir({}) == Path("/var/lib/gridnode")
     assert default_socket({}) == Path("/run/gridnode/gridnode.sock")
+
+
+def test_a_policy_is_named_with_arguments_and_settles_the_mechanisms_around_it(tmp_path):
+    path = tmp_path / "gridnode.toml"
+    path.write_text('[scheduler.placement]\npolicy = "jsq(d=4, steal=yes)"\n')
+    scheduler = load_config(path, environment={}).scheduler
+    assert (scheduler.placement.sample, scheduler.steal.enabled, scheduler.window.enabled) == (4, True, False)
+    path.write_text('[scheduler.placement]\npolicy = "jsq(d=none)"\n')
+    with pytest.raises(ConfigError, match=r"scheduler.placement.policy: jsq: d is 'none'; it must be a whole number"):
+        load_config(path, environment={})
