@@ -57,6 +57,7 @@ from scheduler.events import (
     TimerFired,
 )
 from scheduler.execution import Execution
+from scheduler.hedging import Hedge, Hedging
 from scheduler.intake import Intake
 from scheduler.jobs import Inquiry, JobRecord, Reservation, Shipment
 from scheduler.ledger import Ledger
@@ -117,6 +118,10 @@ class Core:
         self._placement = Placement(ledger, self._workbench, self._active, self._advertiser, chosen)
         self._listening = Listening(ledger, self._advertiser, chosen)
         self._execution = Execution(ledger, self._workbench, self._placement, self._advertiser)
+        self._hedging: Hedging | None = None
+        if config.hedge.share > 0.0:
+            self._hedging = Hedging(ledger, self._placement, self._active)
+            self._placement.on_sent = self._hedging.watch
         self._outcomes = Outcomes(
             ledger,
             placement=self._placement,
@@ -124,6 +129,7 @@ class Core:
             listening=self._listening,
             advertiser=self._advertiser,
             policy=chosen,
+            hedging=self._hedging,
         )
         self._asking = Asking(ledger, self._placement, self._listening, chosen)
         self._intake = Intake(
@@ -227,6 +233,8 @@ class Core:
             late_answers=counters["late_answers"],
             adverts_sent=counters["adverts_sent"],
             steals_asked=counters["steals_asked"],
+            probes_sent=counters["probes_sent"],
+            jobs_hedged=counters["jobs_hedged"],
             invariant_violations=counters["invariant_violations"],
             queue_length=ledger.queue.length,
             backlog_s=self._workbench.backlog_s(),
@@ -316,6 +324,8 @@ class Core:
                 self._ledger.release(target.offer)
             elif isinstance(target, Inquiry):
                 self._asking.settle(target)
+            elif isinstance(target, Hedge) and self._hedging is not None:
+                self._hedging.fire(target)
             elif isinstance(target, Load):
                 self._execution.on_overdue_load(target)
 

@@ -12,6 +12,7 @@ from scheduler.events import (
     SendFailed,
 )
 from scheduler.execution import Execution
+from scheduler.hedging import Hedging
 from scheduler.jobs import Carriage, JobRecord, Shipment
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
@@ -41,6 +42,8 @@ class Outcomes:
         Maker of state records.
     policy : Policy
         Told of each answer.
+    hedging : Hedging or None
+        Told of each answer too, where it is on.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class Outcomes:
         listening: Listening,
         advertiser: Advertiser,
         policy: Policy,
+        hedging: Hedging | None,
     ) -> None:
+        self._hedging = hedging
         self._ledger = ledger
         self._placement = placement
         self._execution = execution
@@ -80,6 +85,8 @@ class Outcomes:
         transfer_s = ledger.uplink.delay_s(ledger.now_s) + size_bytes / peer.link.goodput_bytes_s
         ledger.uplink.push(size_bytes, peer.link.goodput_bytes_s, ledger.now_s)
         self._placement.watch(shipment, first_word_s=transfer_s)
+        if self._hedging is not None:
+            self._hedging.watch(shipment)
 
     def on_accepted(self, event: Accepted) -> None:
         """Note that the executor has the job, and which others its state counts."""
@@ -172,6 +179,8 @@ class Outcomes:
             service = peer.service(shipment.model)
             if service is not None and peer.state is not None:
                 service.learn(service_s / max(peer.state.slow_down, 1.0), ledger.config.estimate)
+        if self._hedging is not None:
+            self._hedging.learn(promised_s=shipment.promised_s, actual_s=actual_s)
         peer.window.learn(waiting_s=waiting_s, actual_s=actual_s, promised_s=shipment.promised_s)
         peer.trust.learn(promised_s=shipment.promised_s, actual_s=actual_s, now_s=ledger.now_s)
         if self._policy.is_learning:

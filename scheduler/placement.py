@@ -8,6 +8,7 @@ behind it theirs (Clockwork, arXiv:2006.02464; the pilot's goodput at load 1.3 i
 
 import math
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -72,6 +73,8 @@ class Placement:
         self._has_room = True
         self._avoid: tuple[NodeId, ...] = ()
         self._asked: list[Peer] | None = None
+        self.on_sent: Callable[[Shipment], None] | None = None
+        """Told of each job sent or offered, where somebody wants to know."""
 
     # The board.
 
@@ -446,6 +449,8 @@ class Placement:
             is_offer = job.input_bytes > self.config.offer.prior_bytes
         carriage = Carriage.OFFER if is_offer else Carriage.SEND
         shipment = self.ship(record, peer, model, carriage=carriage)
+        if self.on_sent is not None:
+            self.on_sent(shipment)
         ledger.counters["jobs_offloaded"] += 1
         ledger.retry_tokens.deposit(self.config.retry.ratio)
         make = Offer if is_offer else Send

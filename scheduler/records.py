@@ -61,6 +61,10 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Answers to commands that were closed already."""
     adverts_sent: int
     steals_asked: int
+    probes_sent: int
+    """Questions to peers how they stand."""
+    jobs_hedged: int
+    """Jobs that got a second copy because they were late."""
     invariant_violations: int
     """Broken promises of our own: 0, or there is a bug."""
     queue_length: int

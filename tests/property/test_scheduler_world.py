@@ -509,7 +509,9 @@ def test_each_job_gets_exactly_one_outcome_whatever_happens(seed, count, slots, 
 @settings(relaxed, max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
-    policy=st.sampled_from([*variants.names(), "probe(d=3, steal=yes)", "prequal(probes=0.5, window=yes)"]),
+    policy=st.sampled_from(
+        [*variants.names(), "probe(d=3, steal=yes)", "prequal(probes=0.5, window=yes)", "capd(hedge=0.5)"]
+    ),
     script=scripts,
 )
 def test_every_policy_keeps_the_rules(seed, policy, script):

@@ -196,6 +196,12 @@ class Player:
     def answer_state(self, pairs):
         return self.state(pairs["from"], pairs) if "from" in pairs else None
 
+    def on_probe_answered(self, plain, pairs):
+        yield ev.ProbeAnswered(command=int(plain[0]), state=self.answer_state(pairs))
+
+    def on_probe_failed(self, plain, pairs):
+        yield ev.SendFailed(command=int(plain[0]), connected=False)
+
     def on_offer_answered(self, plain, pairs):
         yield ev.OfferAnswered(command=int(plain[0]), state=self.answer_state(pairs), rtt_s=0.004)
 

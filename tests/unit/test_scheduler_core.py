@@ -365,6 +365,57 @@ def test_a_job_that_accepts_no_model_is_refused():
     assert only(Bench().job(1.0, models=()), act.Reject).why is Reason.UNKNOWN_MODEL
 
 
+# Second copies.
+
+
+def hedging(**hedge):
+    """Return a bench that knows how late b's answers come, with a job just sent there, and its command."""
+    bench = Bench(mean_s=5.0, hedge={"share": 0.5, **hedge})
+    bench.peer("b", 0.1)
+    bench.peer("c", 1.0)
+    for number in range(25):
+        at_s = 1.0 + number
+        bench.timers(at_s)
+        command = only(bench.job(at_s), act.Send).command
+        answer_s = at_s + 0.11 + 0.02 * (number % 3)
+        bench.timers(answer_s)
+        bench.reply(answer_s, command, service_s=0.1)
+    bench.timers(40.0)
+    send = only(bench.job(40.0), act.Send)
+    assert send.peer == "b"
+    return bench, send.command
+
+
+def test_a_job_that_is_late_gets_a_second_copy_and_the_first_outcome_wins():
+    bench, first = hedging()
+    (at_s, copy), *more = [each for each in bench.timers(40.3) if isinstance(each[1], act.Send)]
+    assert not more
+    assert 40.13 < at_s < 40.2
+    assert copy.peer == "c"
+    assert copy.job.attempt == 1
+    actions = bench.reply(40.3, copy.command, name="c", service_s=0.1)
+    assert only(actions, act.Reply).command == copy.command
+    assert only(actions, act.Cancel).command == first
+
+
+def test_no_copy_is_made_when_the_answer_is_in_time():
+    bench, first = hedging()
+    bench.timers(40.11)
+    bench.reply(40.11, first, service_s=0.1)
+    assert not [each for each in bench.timers(41.0) if isinstance(each[1], act.Send)]
+
+
+def test_no_copy_is_made_while_the_grid_is_busy():
+    bench, _ = hedging(busy_below=0.5)
+    bench.feed(40.01, ev.AdvertReceived(state=bench.state("b", backlog_s=1.0)))
+    assert not [each for each in bench.timers(40.25) if isinstance(each[1], act.Send)]
+
+
+def test_copies_are_off_by_default():
+    bench, _ = hedging(share=0)
+    assert not [each for each in bench.timers(40.25) if isinstance(each[1], act.Send)]
+
+
 # Execution.
 
 
