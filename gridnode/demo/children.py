@@ -60,6 +60,11 @@ class Daemon:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it runs."""
+        return self._process.pid if self._process is not None and self.is_running else None
+
     def start(self) -> None:
         """Start the daemon; takes milliseconds. Call in the main thread: the kernel ties the child to our thread."""
         assert not self.is_running, "a daemon runs once at a time"

@@ -1,8 +1,5 @@
 """Runs the demo: films, grid, cameras, a killing, the table, the summary."""
 
-import shutil
-import signal
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +15,7 @@ from gridnode.demo.pictures import write_pictures
 from gridnode.demo.plan import Plan, make_plan
 from gridnode.demo.stage import MODEL, DemoNode, Stage
 from gridnode.demo.tally import RECENT_S, Summary, Tally, quantile_ms
+from gridnode.demo.theatre import perform
 from gridnode.errors import GridError
 from models.average_precision import AveragePrecision
 
@@ -65,43 +63,9 @@ async def run_demo(options: DemoOptions, *, environment: Mapping[str, str], cons
 
     Whatever happens, all processes are gone afterwards, and the folder too unless it is to be kept.
     """
-    folder = options.keep if options.keep is not None else Path(tempfile.mkdtemp(prefix="gridnode-demo-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise GridError(f"folder {folder} is not empty; the demo wants one of its own")
-    show = _Show(options, folder, environment, console)
-    summaries: list[Summary] = []
-    try:
-        with _plainly():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_obey_signals)
-                summaries.append(await show.run())
-                nursery.cancel_scope.cancel()
-    finally:
-        if options.keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    return summaries[0]
-
-
-async def _obey_signals() -> None:
-    """End as at Ctrl-C when a service manager or a closed terminal tells us to."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
-        async for _ in signals:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Let one foreseen error, or Ctrl-C, leave a nursery as itself."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if isinstance(error, GridError | KeyboardInterrupt):
-            raise error from None
-        raise
+    return await perform(
+        lambda folder: _Show(options, folder, environment, console).run(), keep=options.keep, prefix="gridnode-demo-"
+    )
 
 
 class _Show:

@@ -29,6 +29,8 @@ READY_S: Final = 90.0
 """Time for the whole grid to stand; on two busy cores it takes about ten seconds."""
 READY: Final = "is ready"
 LOOK_S: Final = 0.1
+JOINERS_MAX: Final = 2
+"""Nodes that join at once: the door takes few, and turns more away."""
 DRAIN_S: Final = 2.0
 SOCKET_PATH_MAX: Final = 100
 """Longest path of a Unix socket: the kernel takes 107 bytes (unix(7))."""
@@ -42,7 +44,9 @@ class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
     """One node of the demo."""
 
     name: str
-    cpu_share: float
+    cpu_share: float = 1.0
+    settings: tuple[str, ...] = ()
+    """More for ``--set``."""
 
 
 NODES: Final = (
@@ -57,8 +61,9 @@ LATECOMER: Final = NodePlan(name="late", cpu_share=1.0)
 class DemoNode:
     """One node: its daemon, its state, and a client that looks at it alone."""
 
-    def __init__(self, plan: NodePlan, folder: Path, *, entries: Sequence[str]) -> None:
+    def __init__(self, plan: NodePlan, folder: Path, *, entries: Sequence[str], model: str = MODEL) -> None:
         self.plan = plan
+        self._model = model
         self.state = StateDirectory(folder / plan.name)
         self.socket = socket_path(folder, plan.name)
         self.peer_id = ""
@@ -67,6 +72,7 @@ class DemoNode:
             "runtime.threads=1",
             f"client.entries={json.dumps(list(entries))}",
             f"node.drain_s={DRAIN_S}",
+            *plan.settings,
         ]
         self.daemon = Daemon(
             plan.name,
@@ -106,7 +112,7 @@ class DemoNode:
             return []
 
     async def is_able(self) -> bool:
-        """Whether it serves and every model of the demo is ready."""
+        """Whether it serves and every model of the stage is ready."""
         return await self.progress() == READY
 
     async def progress(self, *, peers: int = 0) -> str:
@@ -123,11 +129,12 @@ class DemoNode:
         if status.peers_alive < peers:
             return "meets the others"
         shown = {model.name: model for model in await self.models()}
-        models = [shown[name] for name in zoo_names(MODEL) if name in shown]
+        wanted = zoo_names(self._model)
+        models = [shown[name] for name in wanted if name in shown]
         for model in models:
             if model.state == "refused":
                 raise StageError(f"node {self.name} refused model {model.name}: {model.problem}")
-        if len(models) < len(zoo_names(MODEL)) or any(model.state in ("missing", "fetching") for model in models):
+        if len(models) < len(wanted) or any(model.state in ("missing", "fetching") for model in models):
             return "fetches the model"
         return READY if all(model.state == "ready" for model in models) else "checks and measures the model"
 
@@ -141,7 +148,7 @@ def socket_path(folder: Path, name: str) -> Path:
 
 
 class Stage:
-    """The grid of one demo.
+    """The grid of one demo, or of one calibration.
 
     Parameters
     ----------
@@ -151,16 +158,32 @@ class Stage:
         Told each step.
     show : callable
         Told what is waited for, whenever that changes.
+    plans : sequence of NodePlan
+        The nodes, the one that makes the grid last.
+    model : str
+        Of the zoo; with its rungs.
     """
 
-    def __init__(self, folder: Path, *, say: Callable[[str], None], show: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        say: Callable[[str], None],
+        show: Callable[[str], None],
+        plans: Sequence[NodePlan] = NODES,
+        model: str = MODEL,
+    ) -> None:
         self._folder = folder
+        self._model = model
         self._say = say
         self._show = show
         self._progress: dict[str, str] = {}
-        sockets = [str(socket_path(folder, plan.name)) for plan in NODES]
+        self._door = trio.Semaphore(JOINERS_MAX)
+        sockets = [str(socket_path(folder, plan.name)) for plan in plans]
         self._sockets = sockets
-        self.nodes = [DemoNode(plan, folder, entries=sockets) for plan in NODES]
+        self.nodes = [DemoNode(plan, folder, entries=sockets, model=model) for plan in plans]
+        self.founder = self.nodes[-1]
+        """The node that makes the grid."""
 
     @property
     def sockets(self) -> list[str]:
@@ -171,11 +194,6 @@ class Stage:
     def entry(self) -> DemoNode:
         """The node that the frames enter."""
         return self.nodes[0]
-
-    @property
-    def founder(self) -> DemoNode:
-        """The node that made the grid."""
-        return next(node for node in self.nodes if node.name == NODES[-1].name)
 
     def node(self, name: str) -> DemoNode:
         """Return a node by its name."""
@@ -199,8 +217,8 @@ class Stage:
         await self._wait("all nodes", self._stands)
 
     async def _publish(self, owner: Path) -> None:
-        self._say(f"model publish --zoo {MODEL}")
-        built = await build_zoo(MODEL)
+        self._say(f"model publish --zoo {self._model}")
+        built = await build_zoo(self._model)
         await trio.to_thread.run_sync(lambda: publish(self.founder.state, owner, built, clock=_wall_s))
         await self._wait("the founder", self._founder_answers)
         await self.founder.ask("reload_trust")
@@ -208,8 +226,9 @@ class Stage:
     async def _join(self, node: DemoNode) -> None:
         """Invite a node, let it join and run it."""
         self._say(f"invite, join and run {node.name}")
-        answer = await self.founder.ask("invite", json.dumps({"roles": ["serve", "submit"], "life_s": 600}))
-        await join_grid(node.state, answer["token"], name=node.name, clock=_wall_s)
+        async with self._door:
+            answer = await self.founder.ask("invite", json.dumps({"roles": ["serve", "submit"], "life_s": 600}))
+            await join_grid(node.state, answer["token"], name=node.name, clock=_wall_s)
         node.start()
 
     async def _founder_answers(self) -> bool:
@@ -238,7 +257,7 @@ class Stage:
 
     async def add_latecomer(self) -> DemoNode:
         """Add a fourth node as an operator would."""
-        node = DemoNode(LATECOMER, self._folder, entries=self._sockets)
+        node = DemoNode(LATECOMER, self._folder, entries=self._sockets, model=self._model)
         self.nodes.append(node)
         await self._join(node)
         return node
