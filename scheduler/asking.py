@@ -4,13 +4,11 @@ The job waits until all have answered or the time is up; then it is placed by wh
 was an answer. Only own jobs that have just come are asked about: whatever else happens to a job has used up its time.
 """
 
-from scheduler import policy as protocol
 from scheduler.events import ProbeAnswered
 from scheduler.jobs import Inquiry, JobRecord, Stage
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
 from scheduler.placement import Placement
-from scheduler.policy import Policy
 
 
 class Asking:
@@ -24,15 +22,13 @@ class Asking:
         Knows whom to ask, and places afterwards.
     listening : Listening
         Takes in states.
-    policy : Policy
-        The rule in use.
     """
 
-    def __init__(self, ledger: Ledger, placement: Placement, listening: Listening, policy: Policy) -> None:
+    def __init__(self, ledger: Ledger, placement: Placement, listening: Listening) -> None:
         self._ledger = ledger
         self._placement = placement
         self._listening = listening
-        self._is_used = isinstance(policy, protocol.Asking)
+        self._is_used = placement.asks
 
     def place(self, record: JobRecord, *, reason: str) -> None:
         """Place an own job, at once or after questions."""

@@ -131,7 +131,7 @@ class Core:
             policy=chosen,
             hedging=self._hedging,
         )
-        self._asking = Asking(ledger, self._placement, self._listening, chosen)
+        self._asking = Asking(ledger, self._placement, self._listening)
         self._intake = Intake(
             ledger,
             workbench=self._workbench,

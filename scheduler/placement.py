@@ -20,7 +20,7 @@ from scheduler.advertise import Advertiser
 from scheduler.config import CoreConfig
 from scheduler.jobs import Carriage, Inquiry, JobRecord, Shipment, Stage
 from scheduler.ledger import Ledger
-from scheduler.policy import Asking, Choice, Policy
+from scheduler.policy import Choice, Policy, asker
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 from scheduler.view import Peer
 from scheduler.workbench import Workbench
@@ -61,6 +61,7 @@ class Placement:
         self._active = active
         self._advertiser = advertiser
         self._policy = policy
+        self._ask = asker(policy)
         self.config: CoreConfig = ledger.config
         self.rng: random.Random = ledger.rng
         self.node_id: NodeId = ledger.node_id
@@ -301,15 +302,21 @@ class Placement:
                 found = (model, finish_s)
         return found
 
+    @property
+    def asks(self) -> bool:
+        """Whether the policy wants peers to be asked before it chooses."""
+        return self._ask is not None
+
     def candidates(self, record: JobRecord) -> list[Peer]:
         """Return the peers that the policy wants to ask about an own job that has just come."""
-        assert isinstance(self._policy, Asking), "only a policy that asks is asked whom"
+        ask = self._ask
+        assert ask is not None, "only a policy that asks is asked whom"
         self._look_at(record, may_stay=True, may_move=True)
         if not self.may_move:
             return []
         found: dict[NodeId, Peer] = {}
         for model in record.job.models:
-            for peer in self._policy.ask(record.job, model, self):
+            for peer in ask(record.job, model, self):
                 found.setdefault(peer.node_id, peer)
         return list(found.values())
 

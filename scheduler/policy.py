@@ -18,7 +18,7 @@ rules need:
 import random
 from collections.abc import Callable
 from importlib import import_module
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from scheduler.config import CoreConfig
 from scheduler.types import Job, ModelDigest, NodeId, SchedulerError
@@ -138,12 +138,14 @@ class Policy(Protocol):
         """Learn of a newer record of a peer."""
 
 
-@runtime_checkable
-class Asking(Protocol):
-    """A policy whose jobs wait until some peers have told how they stand."""
+Ask = Callable[[Job, ModelDigest, Board], list[Peer]]
+"""Names the peers to be asked how they stand before a job is placed; none for no questions."""
 
-    def ask(self, job: Job, model: ModelDigest, board: Board) -> list[Peer]:
-        """Name the peers to be asked before `choose` is called; none for no questions."""
+
+def asker(policy: Policy) -> Ask | None:
+    """Return the method `ask` of a policy whose jobs wait until some peers have answered; None for all others."""
+    ask: Ask | None = getattr(policy, "ask", None)
+    return ask
 
 
 class Indifferent:

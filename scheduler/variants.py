@@ -11,7 +11,7 @@ unless an argument says otherwise. `configure` applied twice changes nothing mor
 
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -25,7 +25,7 @@ class PolicyNameError(SchedulerError):
     """A policy's name, or an argument of it, is not known or out of range: the author's fault."""
 
 
-class Argument(NamedTuple):
+class Argument(msgspec.Struct, frozen=True):
     """What may stand behind a key."""
 
     about: str

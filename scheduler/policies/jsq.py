@@ -31,7 +31,7 @@ def shortest(job: Job, model: ModelDigest, board: Board, peers: list[Peer], *, m
     else:
         return None
     for peer in peers:
-        jobs = board.jobs_at(peer, model)
+        jobs = float(board.jobs_at(peer, model))
         if jobs < least:
             best, least = peer, jobs
     if best is None:
