@@ -100,8 +100,8 @@ def show_calibration(found: "Calibration") -> "RenderableType":
     text.append(f"proves {found.proves}\n", "dim")
     text.append(
         "noise: 95 % of single runs lie within, by the simulator's own scatter over seeds\n"
-        f"measured on the idle grid and given to the simulator: {millis(found.own_s * 1e3)} a job at home, "
-        f"{millis(found.move_s * 1e3)} a move",
+        f"measured on the idle grid and given to the simulator: {millis(found.costs.socket_s * 1e3)} to the daemon and "
+        f"back, {millis(found.costs.execution_s * 1e3)} an execution, {millis(found.costs.move_s * 1e3)} a move",
         "dim",
     )
     for each in found.loads:

@@ -2,8 +2,9 @@
 
 Five daemons run on loopback as an operator would start them, with the emulated executor: service times are waited out,
 so a small machine can be a fleet. This proves scheduling, gossip and what a message costs; it proves nothing about
-devices, whose service times are given. Two constants are measured first, on the idle grid: what a job loses on its own
-device (socket, decisions, timers) and what a move adds. The simulator gets them, and nothing else of the daemons.
+devices, whose service times are given. Three constants are measured first, on the idle grid: what a job loses between
+client and daemon, what an execution loses inside of a daemon (decisions, timers that fire late), and what a move adds.
+The simulator gets them, and nothing else of the daemons.
 """
 
 import math
@@ -21,6 +22,7 @@ from gridnode.client import AsyncGrid
 from gridnode.demo.stage import NodePlan, Stage
 from gridnode.demo.theatre import perform
 from gridnode.errors import GridError
+from gridnode.results import Timings
 from simulator.engine import stream
 from simulator.results import Result
 from simulator.runner import run
@@ -66,6 +68,18 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     simulator: float
 
 
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """Medians of jobs that find the grid idle, in seconds."""
+
+    socket_s: float
+    """Between client and daemon, both ways: added to every simulated time."""
+    execution_s: float
+    """Inside of a daemon beyond the service time; it holds the slot, so the simulator's service times are longer by
+    it."""
+    move_s: float
+    """What a move adds, both ways; half of it is the simulator's delay each way."""
+
+
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """One load."""
 
@@ -100,10 +114,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Per load, the warm-up included."""
     machine: str
     cores: int
-    own_s: float
-    """Measured on the idle grid: what a job loses on its own device; added to every simulated time."""
-    move_s: float
-    """Measured on the idle grid: what a move adds, both ways; half of it is the simulator's delay each way."""
+    costs: Costs
     loads: tuple[LoadReport, ...]
 
     @property
@@ -168,7 +179,7 @@ def _until(times: Iterable[float], end_s: float) -> list[float]:
 # ---------------------------------------------------------------- the simulator's side
 
 
-def scenario_of(times_s: Mapping[str, Sequence[float]], *, seconds: float, warm_s: float, move_s: float) -> Scenario:
+def scenario_of(times_s: Mapping[str, Sequence[float]], *, seconds: float, warm_s: float, costs: Costs) -> Scenario:
     """Return the same fleet and arrivals as a scenario.
 
     Parameters
@@ -177,14 +188,14 @@ def scenario_of(times_s: Mapping[str, Sequence[float]], *, seconds: float, warm_
         Arrivals per node.
     seconds, warm_s : float
         Length, and what does not count of it.
-    move_s : float
-        What a move adds, both ways.
+    costs : Costs
+        As measured.
     """
     model = ModelSpec(
         name=MODEL,
         input_bytes=PAYLOAD_BYTES,
         output_bytes=200,
-        mean_s={device: mean_s for device, (_, mean_s) in FLEET.items()},
+        mean_s={device: mean_s + costs.execution_s for device, (_, mean_s) in FLEET.items()},
         service="gamma",
         cv=CV,
         memory_bytes=0,
@@ -197,7 +208,7 @@ def scenario_of(times_s: Mapping[str, Sequence[float]], *, seconds: float, warm_
         models=(model,),
         nodes=tuple(NodeGroup(device=device, count=count) for device, (count, _) in FLEET.items()),
         # Two halves of a way, two ways.
-        network=NetworkSpec(link=LinkSpec(latency_s=move_s / 4)),
+        network=NetworkSpec(link=LinkSpec(latency_s=costs.move_s / 4)),
         sources=tuple(
             ReplaySource(name=node, entries=(node,), times_s=tuple(each), deadline_s=DEADLINE_S)
             for node, each in times_s.items()
@@ -206,12 +217,14 @@ def scenario_of(times_s: Mapping[str, Sequence[float]], *, seconds: float, warm_
     )
 
 
-def simulate(scenario: Scenario, *, own_s: float) -> tuple[list[Times], list[Result]]:
+def simulate(scenario: Scenario, *, socket_s: float) -> tuple[list[Times], list[Result]]:
     """Run a scenario under several seeds."""
     results = [run(scenario, seed=str(number)) for number in range(1, SEEDS + 1)]
-    return [
-        Times(mean_s=each.mean_s + own_s, p50_s=each.p50_s + own_s, p95_s=each.p95_s + own_s) for each in results
-    ], results
+    times = [
+        Times(mean_s=each.mean_s + socket_s, p50_s=each.p50_s + socket_s, p95_s=each.p95_s + socket_s)
+        for each in results
+    ]
+    return times, results
 
 
 # ---------------------------------------------------------------- the daemons' side
@@ -270,36 +283,37 @@ class _Calibration:
             self._say(f"five daemons start: {', '.join(node_names())}")
             await self._stage.build()
             async with AsyncGrids(self._stage) as self._grids:
-                own_s, move_s = await self._probe()
-                self._say(f"idle grid: a job loses {own_s * 1e3:.1f} ms at home, a move adds {move_s * 1e3:.1f} ms")
+                costs = await self._probe()
                 reports = []
                 for number, load in enumerate(options.loads):
                     self._say(f"load {load:g} for {options.seconds:g} s")
-                    reports.append(await self._compare(load, own_s, move_s, done=number / len(options.loads)))
+                    reports.append(await self._compare(load, costs, done=number / len(options.loads)))
         finally:
             await self._stage.stop()
         return Calibration(
             seconds=options.seconds,
             machine=f"{platform.machine()}, CPython {platform.python_version()}",
             cores=psutil.cpu_count() or 1,
-            own_s=own_s,
-            move_s=move_s,
+            costs=costs,
             loads=tuple(reports),
         )
 
-    async def _probe(self) -> tuple[float, float]:
-        """Return what a job loses at home and what a move adds, from jobs that find the grid idle."""
-        lost: dict[bool, list[float]] = {False: [], True: []}
+    async def _probe(self) -> Costs:
+        """Measure the costs with jobs that find the grid idle."""
+        home: list[Timings] = []
+        moved: list[Timings] = []
         for _ in range(PROBES):
             for grid in self._grids.values():
                 result = await grid.infer(MODEL, self._payload, deadline_s=DEADLINE_S)
-                lost[result.hops > 0].append(result.timings.client_s - result.timings.service_s)
-        if not lost[False] or not lost[True]:
+                (moved if result.hops else home).append(result.timings)
+        if not home or not moved:
             raise GridError("the idle grid moved all jobs or none; see the logs of the daemons (--keep)")
-        own_s = quantile(sorted(lost[False]), 0.5)
-        return own_s, max(0.0, quantile(sorted(lost[True]), 0.5) - own_s)
+        socket_s = _median([each.client_s - each.total_s for each in home])
+        execution_s = _median([each.total_s - each.service_s for each in home])
+        move_s = _median([each.client_s - each.service_s for each in moved]) - socket_s - execution_s
+        return Costs(socket_s=socket_s, execution_s=execution_s, move_s=max(0.0, move_s))
 
-    async def _compare(self, load: float, own_s: float, move_s: float, *, done: float) -> LoadReport:
+    async def _compare(self, load: float, costs: Costs, *, done: float) -> LoadReport:
         seconds = self._options.seconds
         warm_s = min(WARM_S, seconds / 4)
         times_s = arrivals(load, seconds, self._options.seed)
@@ -312,8 +326,8 @@ class _Calibration:
         cpu = (self._cpu_s() - cpu_s) / fed.took_s
         if not fed.seen:
             raise GridError(f"no job of load {load:g} was answered: {fed.failures.most_common(1)}")
-        scenario = scenario_of(times_s, seconds=seconds, warm_s=warm_s, move_s=move_s)
-        times, results = await trio.to_thread.run_sync(lambda: simulate(scenario, own_s=own_s))
+        scenario = scenario_of(times_s, seconds=seconds, warm_s=warm_s, costs=costs)
+        times, results = await trio.to_thread.run_sync(lambda: simulate(scenario, socket_s=costs.socket_s))
         return report_of(load, fed.seen, times, results, failed=fed.failures.total(), cpu=cpu, late_s=fed.late_s)
 
     async def _tell(self, done: float) -> None:
@@ -472,6 +486,10 @@ def _each(of: Callable[[Sequence[float]], float], times: Sequence[Times]) -> Tim
         p50_s=of([each.p50_s for each in times]),
         p95_s=of([each.p95_s for each in times]),
     )
+
+
+def _median(values: Sequence[float]) -> float:
+    return quantile(sorted(values), 0.5)
 
 
 def _mean(values: Sequence[float]) -> float:
