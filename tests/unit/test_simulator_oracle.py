@@ -120,3 +120,16 @@ def test_wrong_arguments_are_named(name, message):
     with pytest.raises(oracle.OraclePolicyError) as caught:
         oracle.make(name, world)
     assert message in str(caught.value)
+
+
+def test_a_job_is_on_its_way_until_it_has_come_in():
+    world = make_world(None, (0.1, 5.0))
+    world.run(6.0)
+    way = oracle.OnTheWay(world)
+    client = world.submit("n1", JOB, key=b"here".ljust(24))
+    way.add("n1", key=client.job.key, sender="n0", service_s=5.0)
+    way.add("n1", key=b"not here yet".ljust(24), sender="n0", service_s=3.0)
+    assert way.look("n1") == (1, 3.0)
+    assert way.look("n0") == (0, 0.0)
+    world.run(6.1)
+    assert way.look("n1") == (0, 0.0), "its sender knows no errand of it any more"
