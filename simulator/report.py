@@ -82,6 +82,7 @@ def bounds_of(scenario: Scenario) -> Bounds:
     if not fleets or not frames_hz:
         return Bounds(note="no bounds: nothing arrives")
     jobs_hz = sum(each.count * each.arrivals_hz for classes in fleets.values() for each in classes)
+    has_stages = any(source.then is not None for source in scenario.sources)
     if len(fleets) > 1:
         # Executions per frame: the time of a frame is the sum over its stages.
         bound_s = zero_queue_of_models_s(fleets) * jobs_hz / frames_hz
@@ -89,11 +90,11 @@ def bounds_of(scenario: Scenario) -> Bounds:
     classes = next(iter(fleets.values()))
     deadlines = {source.deadline_s for source in scenario.sources}
     ceiling = None
-    if len(deadlines) == 1 and (deadline_s := deadlines.pop()) < math.inf and jobs_hz == frames_hz:
+    if len(deadlines) == 1 and (deadline_s := deadlines.pop()) < math.inf and not has_stages:
         ceiling = goodput_ceiling(classes, deadline_s=deadline_s)
     try:
         lower_s = zero_queue_s(classes) * jobs_hz / frames_hz
-        split_s = static_split(classes).mean_s if jobs_hz == frames_hz else None
+        split_s = None if has_stages else static_split(classes).mean_s
     except OverloadError as error:
         return Bounds(goodput_ceiling=ceiling, note=f"no bounds of the mean: {error}")
     return Bounds(zero_queue_s=lower_s, static_split_s=split_s, goodput_ceiling=ceiling)

@@ -107,7 +107,7 @@ def show_calibration(found: "Calibration") -> "RenderableType":
     for each in found.loads:
         text.append(
             f"\nload {each.load:g}: {each.cpu:.2f} of {found.cores} processors busy, jobs sent at most "
-            f"{millis(each.lateness_s * 1e3)} late (p95), {each.failed} failed",
+            f"{millis(each.lateness_s * 1e3)} late (p95; at most {millis(each.stall_s * 1e3)}), {each.failed} failed",
             "dim",
         )
     return Group(*parts, text)

@@ -104,6 +104,9 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """Processors that daemons and client kept busy on average; the machine has `cores`."""
     lateness_s: float
     """95 % of the jobs were sent at most this late by the client: a sign of a busy machine."""
+    stall_s: float
+    """The latest of all: where it is longer than a service time, the machine stood still, and the load is not
+    comparable."""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -383,9 +386,9 @@ class _Feeding:
         self.took_s = 0.0
 
     @property
-    def late_s(self) -> float:
-        """Lateness of the client, 95 %."""
-        return quantile(sorted(self._late_s), 0.95)
+    def late_s(self) -> list[float]:
+        """How late jobs were sent, ascending."""
+        return sorted(self._late_s)
 
     async def run(self) -> None:
         """Send all, wait for all outcomes."""
@@ -445,7 +448,7 @@ def report_of(
     *,
     failed: int,
     cpu: float,
-    late_s: float,
+    late_s: Sequence[float],
 ) -> LoadReport:
     """Put a load's answers beside its simulations."""
     took = sorted(each.sojourn_s for each in seen)
@@ -476,7 +479,8 @@ def report_of(
         moved_daemon=sum(each.entry != each.node for each in seen) / len(seen),
         moved_simulator=sum(each.offloaded for each in results) / count,
         cpu=cpu,
-        lateness_s=late_s,
+        lateness_s=quantile(late_s, 0.95),
+        stall_s=late_s[-1],
     )
 
 

@@ -5,6 +5,7 @@ Dask, or a pool of Ray's. What travels is bytes, so both sides need the same ver
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -155,11 +156,11 @@ def dask(address: str) -> Iterator[Executor]:
         Dask is not installed, or nothing answers there.
     """
     try:
-        from distributed import Client
+        distributed = importlib.import_module("distributed")
     except ImportError:
         raise SimulationInputError("--dask needs the package distributed: pip install distributed") from None
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = distributed.Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError) as error:
         raise SimulationInputError(f"no Dask scheduler answers at {address!r}: {error}") from None
     with client:
