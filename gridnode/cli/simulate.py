@@ -8,13 +8,20 @@ import argparse
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gridnode.cli import simulate_theory
-from gridnode.cli.output import console, print_json
+from gridnode.cli import simulate_calibrate, simulate_compare, simulate_plan, simulate_sweep, simulate_theory
+from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
+from gridnode.cli.simulate_options import add_scenario
 
-_PARTS: Final[tuple[ModuleType, ...]] = (simulate_theory,)
+if TYPE_CHECKING:
+    from simulator.results import Result
+    from simulator.scenario import Scenario
+
+_PARTS: Final[tuple[ModuleType, ...]] = (
+    simulate_compare, simulate_sweep, simulate_plan, simulate_theory, simulate_calibrate,
+)  # fmt: skip
 """Other commands of the group."""
 
 
@@ -32,23 +39,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     listing.set_defaults(run=run_list)
     for part in _PARTS:
         part.add_commands(parts)
-
-
-def add_scenario(parser: argparse.ArgumentParser) -> None:
-    """Add what every command needs that runs a scenario."""
-    parser.add_argument(
-        "scenario", metavar="SCENARIO", help="path of a .toml file, or a name of `gridnode simulate list`"
-    )
-    parser.add_argument("--seed", metavar="SEED", help="in place of the scenario's")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="a value in place of the scenario's, such as sources.0.load=0.9, nodes.pi.count=8 or "
-        "core.steal.enabled=false; may be given several times",
-    )
 
 
 def _add_run(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -74,20 +64,32 @@ def _add_run(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run_run(options: argparse.Namespace) -> int:
     """Run `gridnode simulate run`."""
     from gridnode.simulation.load import changes_of, load
-    from gridnode.simulation.run import run_scenario, write_tables
+    from gridnode.simulation.run import run_scenario
     from gridnode.simulation.show import show
 
     scenario = load(options.scenario, changes_of(options.settings))
     with progress_of(scenario.name) as told:
         outcome = run_scenario(scenario, seed=options.seed, policy=options.policy, progress=told, hashed=options.hash)
     if options.out is not None:
-        for path in write_tables(outcome.result, options.out):
-            sys.stderr.write(f"wrote {path}\n")
+        _write(scenario, outcome.result, options.out)
     if options.json:
         print_json(outcome.result)
     else:
         console().print(show(outcome))
     return 0
+
+
+def _write(scenario: "Scenario", result: "Result", directory: Path) -> None:
+    """Write tables, plots and the report of a run."""
+    from gridnode.simulation import page, plots
+    from gridnode.simulation.run import write_tables
+    from simulator.report import bounds_of
+
+    written = [*write_tables(result, directory), *page.write(result, directory, bounds=bounds_of(scenario))]
+    for path in written:
+        sys.stderr.write(f"wrote {path}\n")
+    if not plots.is_available():
+        note(plots.HOW_TO_INSTALL)
 
 
 def run_list(options: argparse.Namespace) -> int:

@@ -188,9 +188,9 @@ def intervals(
     if not kept:
         return ""
     left = 16 + CHARACTER * max(len(name) for name, *_ in kept)
-    height = TOP + 26 * len(kept) + BOTTOM + 14
+    height = TOP + 26 * len(kept) + BOTTOM + 14 * len(marks)
     x = Axis(min(values) * 0.9, max(values) * 1.1, left, WIDTH - RIGHT, log=True)
-    bottom = height - BOTTOM - 14
+    bottom = TOP + 26 * len(kept)
     body = []
     for value in x.ticks():
         at = x(value)
@@ -199,7 +199,10 @@ def intervals(
     for number, (name, value) in enumerate(marks):
         at = x(value)
         body.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        body.append(_text(at, bottom + 31 + 0 * number, f"{name} {seconds_text(value)}", extra=' class="note"'))
+        said = f"{name} {seconds_text(value)}"
+        body.append(
+            _text(max(at, 4 + CHARACTER * len(said) / 2), bottom + 31 + 14 * number, said, extra=' class="note"')
+        )
     for number, (name, low, mean, high) in enumerate(kept):
         at_y = TOP + 26 * number + 13
         colour = f"var(--c{number % COLOURS})"

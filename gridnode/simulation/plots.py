@@ -117,9 +117,9 @@ def _cdf(axes: "Axes", runs: Sequence[Result]) -> None:
         if points:
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, label=run.policy, color=COLOURS[number % len(COLOURS)])
-    axes.set_xscale("log")
+    _seconds_axis(axes)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("sojourn time in s")
+    axes.set_xlabel("sojourn time")
     axes.set_ylabel("share of the answered")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -160,6 +160,16 @@ def _offload(axes: "Axes", run: Result) -> None:
     axes.set_title(f"where jobs came in, and where they ran{note}", fontsize=9)
 
 
+def _seconds_axis(axes: "Axes") -> None:
+    """Make the x axis one of times, logarithmic."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _place(number: int, names: Sequence[str]) -> float:
     return -(number + 0.5) / len(names)
 
@@ -177,8 +187,8 @@ def _policies(axes: "Axes", comparison: Comparison) -> None:
     ):
         if at_s is not None:
             axes.axvline(at_s, linestyle=style, color="gray", label=name)
-    axes.set_xscale("log")
+    _seconds_axis(axes)
     axes.set_yticks([-number for number in range(len(rows))], [row.policy for row in rows])
-    axes.set_xlabel("mean sojourn time in s, with 95 % intervals")
+    axes.set_xlabel("mean sojourn time, with 95 % intervals")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

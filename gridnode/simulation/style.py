@@ -10,7 +10,7 @@ STYLE: Final = """
 --c7:#97a3ad}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:980px;margin:0 auto;padding:28px 20px 60px}
+main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
 h1{margin:0;font-size:28px;letter-spacing:-.01em}
 h2{margin:36px 0 10px;font-size:20px}h3{margin:26px 0 8px;font-size:16px}
 header p{margin:4px 0}.dim,small,figcaption+svg .note{color:var(--dim)}.bad{color:var(--bad)}p.dim{font-size:13.5px}
@@ -28,8 +28,9 @@ svg .frame{fill:none;stroke:var(--line);stroke-width:.6}svg .ribbon{fill-opacity
 .keys{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13px;padding-top:6px}
 .key i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:6px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13.5px;width:100%}
-th,td{text-align:right;padding:5px 10px;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--dim);font-weight:600}.w{text-align:left}td i{color:var(--dim);font-style:normal;font-size:12px}
+th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
+th{color:var(--dim);font-weight:600}.w{text-align:left}td i{color:var(--dim);font-style:normal;font-size:12px;
+display:block;line-height:1.2}
 tbody tr:hover{background:var(--card)}details{margin:14px 0;border-top:1px solid var(--line);padding-top:10px}
 summary{cursor:pointer;font-weight:600;font-size:16px}
 @media print{body{background:#fff}figure,.tile{break-inside:avoid}}

@@ -1,0 +1,68 @@
+"""The HTML report of a sweep: a line per policy over the first parameter, and every combination as a table."""
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from gridnode.simulation import charts, plots
+from gridnode.simulation.charts import seconds_text
+from gridnode.simulation.page import REPORT, figure, page, table, with_half
+from gridnode.simulation.show import percent
+from gridnode.simulation.sweep import Sweep
+from gridnode.simulation.tables import make_folder, unwritable
+
+DRAWN: Final = (("mean_s", "mean sojourn time in s"), ("p99_s", "99 % quantile in s"), ("within", "share in time"))
+
+
+def write(found: Sweep, directory: Path) -> list[Path]:
+    """Write report.html, and a PNG plot where matplotlib is installed; raises SimulationInputError."""
+    make_folder(directory)
+    path = directory / REPORT
+    try:
+        path.write_text(render(found), encoding="utf-8")
+        return [path, *plots.write_sweep(found, directory)]
+    except OSError as error:
+        raise unwritable(directory, error) from None
+
+
+def render(found: Sweep) -> str:
+    """Return the page."""
+    parts = [
+        f"<header><h1>{escape(found.scenario)}</h1><p>{escape(found.about)}</p><p class=dim>{len(found.points)} "
+        f"combinations, {found.replications} replications of each under the same seeds; means with 95 % intervals</p>"
+        "</header>"
+    ]
+    parts += [_chart(found, quantity, label) for quantity, label in DRAWN]
+    head = [*found.keys, "policy", "load", "mean", "p95", "p99", "in time", "refused", "bound"]
+    shares: dict[str, Callable[[float], str]] = {"within": percent, "refused": percent}
+    rows = []
+    for point in found.points:
+        bound_s = point.bounds.zero_queue_s
+        rows.append(
+            [
+                *(escape(str(point.parameters[key])) for key in found.keys),
+                escape(point.policy),
+                f"{point.load:.3g}",
+                *(
+                    with_half(point.values[name], shares.get(name, seconds_text))
+                    for name in ("mean_s", "p95_s", "p99_s", "within", "refused")
+                ),
+                "–" if bound_s is None else seconds_text(bound_s),
+            ]
+        )
+    parts.append(table([escape(name) for name in head], rows, left=len(found.keys) + 1))
+    return page(f"{found.scenario} – sweep", parts)
+
+
+def _chart(found: Sweep, quantity: str, label: str) -> str:
+    lines = [(name, [(x, mean) for x, mean, _ in points]) for name, points in plots.sweep_lines(found, quantity)]
+    is_time = quantity != "within"
+    chart = charts.lines(
+        lines,
+        x_label=found.keys[0] if found.keys else "",
+        y_label=label,
+        log_y=is_time,
+        y_high=None if is_time else 1.0,
+    )
+    return figure(chart, label, [name for name, _ in lines])
