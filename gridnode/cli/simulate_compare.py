@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, interval, pool_of
+from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -86,6 +86,8 @@ def show_comparison(found: "Comparison") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
+    from gridnode.simulation.numbers import interval
+
     title = Text.assemble((found.scenario, "bold"), "  ", found.about, "\n")
     title.append(f"{len(found.seeds)} replications, means with 95 % intervals\n", "dim")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -102,8 +104,8 @@ def show_comparison(found: "Comparison") -> "RenderableType":
             Text(interval(less, sign=True) if number else "–", "bold" if is_known else ""),
             interval(row.values["p95_s"]),
             interval(row.values["p99_s"]),
-            interval(row.values["within"], of_time=False),
-            interval(row.values["offloaded"], of_time=False),
+            interval(row.values["within"], "share"),
+            interval(row.values["offloaded"], "share"),
             "–" if over is None else f"{over.mean:.2f}",
             "–" if row.mean_over_bound is None else f"{row.mean_over_bound:.2f}",
         )

@@ -1,4 +1,4 @@
-"""What the commands of `gridnode simulate` have in common: which scenario, how often, where, and how numbers look."""
+"""What the commands of `gridnode simulate` have in common: which scenario, how often, where."""
 
 import argparse
 from collections.abc import Iterator
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
-
-    from simulator.statistics import Estimate
 
 REPLICATIONS_MAX: Final = 10_000
 JOBS_MAX: Final = 256
@@ -66,18 +64,3 @@ def pool_of(options: argparse.Namespace) -> "Iterator[tuple[Executor | None, int
             yield executor, 1
     else:
         yield None, options.jobs or cores()
-
-
-def interval(value: "Estimate", *, of_time: bool = True, sign: bool = False) -> str:
-    """Write a mean with its half width, of a time in seconds or of a share."""
-    import math
-
-    from gridnode.simulation.charts import seconds_text
-    from gridnode.simulation.show import percent
-
-    if math.isnan(value.mean):
-        return "–"
-    write = seconds_text if of_time else percent
-    text = ("+" if value.mean > 0 else "-" if value.mean < 0 else "") if sign else ""
-    text += write(abs(value.mean) if sign else value.mean)
-    return text if not math.isfinite(value.half) or not value.half else f"{text} ±{write(value.half)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gridnode.cli.output import console, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, interval, pool_of
+from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,6 +84,8 @@ def show_plan(found: "Plan") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
+    from gridnode.simulation.numbers import interval
+
     title = Text.assemble((found.scenario, "bold"), "  ", found.about, "\n")
     title.append(f"policy {found.policy}, {found.replications} replications, means with 95 % intervals\n", "dim")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -99,8 +101,8 @@ def show_plan(found: "Plan") -> "RenderableType":
             each.what_if or "as it is",
             str(each.nodes),
             f"{each.load:.3g}",
-            interval(each.values["miss"], of_time=False),
-            Text(interval(less, of_time=False, sign=True) if number else "–", worse if is_known else ""),
+            interval(each.values["miss"], "share"),
+            Text(interval(less, "points", sign=True) if number else "–", worse if is_known else ""),
             *(interval(each.values[name]) for name in ("mean_s", "p95_s", "p99_s")),
             "–" if ceiling is None else f"{1 - ceiling:.1%}",
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, interval, pool_of
+from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,6 +83,7 @@ def show_sweep(found: "Sweep") -> "RenderableType":
     from rich.text import Text
 
     from gridnode.simulation.charts import seconds_text
+    from gridnode.simulation.numbers import interval
 
     title = Text.assemble((found.scenario, "bold"), "  ", found.about, "\n")
     title.append(f"{found.replications} replications of each, means with 95 % intervals\n", "dim")
@@ -98,7 +99,7 @@ def show_sweep(found: "Sweep") -> "RenderableType":
             point.policy,
             f"{point.load:.3g}",
             *(interval(point.values[name]) for name in ("mean_s", "p95_s", "p99_s")),
-            interval(point.values["within"], of_time=False),
+            interval(point.values["within"], "share"),
             "–" if bound_s is None else seconds_text(bound_s),
         )
     return Group(title, table)

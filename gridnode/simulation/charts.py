@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Final
 
-WIDTH: Final = 760
-HEIGHT: Final = 300
+WIDTH: Final = 1000
+HEIGHT: Final = 320
 LEFT: Final = 62
 RIGHT: Final = 16
 TOP: Final = 12

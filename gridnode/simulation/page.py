@@ -5,7 +5,7 @@ Owns what stands where; `charts` draws, `plots` makes PNG files of the same wher
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 from gridnode.simulation import charts, plots
 from gridnode.simulation.charts import seconds_text
 from gridnode.simulation.condense import backlog_rows, busy_rows, flow_rows
+from gridnode.simulation.numbers import Kind, interval_parts
 from gridnode.simulation.show import percent
 from gridnode.simulation.style import STYLE
 from gridnode.simulation.tables import make_folder, unwritable
@@ -188,27 +189,26 @@ def _policy_cells(row: PolicyRow, number: int) -> list[str]:
     values, less = row.values, row.less_first["mean_s"]
     difference = "–"
     if number and math.isfinite(less.mean):
-        difference = with_half(less, seconds_text, sign=True)
+        difference = with_half(less, sign=True)
         if math.isfinite(less.half) and not less.holds(0.0):
             difference = f"<b>{difference}</b>"
     over = row.mean_over_oracle
     return [
         escape(row.policy),
-        with_half(values["mean_s"], seconds_text),
+        with_half(values["mean_s"]),
         difference,
-        *(with_half(values[name], seconds_text) for name in ("p50_s", "p95_s", "p99_s")),
-        *(with_half(values[name], percent) for name in ("within", "refused", "offloaded")),
+        *(with_half(values[name]) for name in ("p50_s", "p95_s", "p99_s")),
+        *(with_half(values[name], "share") for name in ("within", "refused", "offloaded")),
         "–" if over is None else f"{over.mean:.2f}",
         "–" if row.mean_over_bound is None else f"{row.mean_over_bound:.2f}",
     ]
 
 
-def with_half(value: Estimate, write: Callable[[float], str], *, sign: bool = False) -> str:
-    """Write a mean with its half width."""
-    if math.isnan(value.mean):
-        return "–"
-    text = ("+" if sign and value.mean > 0 else "") + write(value.mean)
-    return text if not math.isfinite(value.half) or not value.half else f"{text} <i>± {write(value.half)}</i>"
+def with_half(value: Estimate, kind: Kind = "time", *, sign: bool = False) -> str:
+    """Write an estimate as HTML."""
+    mean, half, unit = interval_parts(value, kind, sign=sign)
+    text = f"{mean} {unit}".strip()
+    return f"{text} <i>± {half}</i>" if half else text
 
 
 def _distribution(runs: Sequence[Result]) -> str:

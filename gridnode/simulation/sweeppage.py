@@ -1,6 +1,5 @@
 """The HTML report of a sweep: a line per policy over the first parameter, and every combination as a table."""
 
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -8,11 +7,12 @@ from typing import Final
 from gridnode.simulation import charts, plots
 from gridnode.simulation.charts import seconds_text
 from gridnode.simulation.page import REPORT, figure, page, table, with_half
-from gridnode.simulation.show import percent
 from gridnode.simulation.sweep import Sweep
 from gridnode.simulation.tables import make_folder, unwritable
 
 DRAWN: Final = (("mean_s", "mean sojourn time in s"), ("p99_s", "99 % quantile in s"), ("within", "share in time"))
+
+SHARES: Final = ("within", "refused")
 
 
 def write(found: Sweep, directory: Path) -> list[Path]:
@@ -35,7 +35,6 @@ def render(found: Sweep) -> str:
     ]
     parts += [_chart(found, quantity, label) for quantity, label in DRAWN]
     head = [*found.keys, "policy", "load", "mean", "p95", "p99", "in time", "refused", "bound"]
-    shares: dict[str, Callable[[float], str]] = {"within": percent, "refused": percent}
     rows = []
     for point in found.points:
         bound_s = point.bounds.zero_queue_s
@@ -45,7 +44,7 @@ def render(found: Sweep) -> str:
                 escape(point.policy),
                 f"{point.load:.3g}",
                 *(
-                    with_half(point.values[name], shares.get(name, seconds_text))
+                    with_half(point.values[name], "share" if name in SHARES else "time")
                     for name in ("mean_s", "p95_s", "p99_s", "within", "refused")
                 ),
                 "–" if bound_s is None else seconds_text(bound_s),
