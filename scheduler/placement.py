@@ -359,8 +359,14 @@ class Placement:
         return best, best_model
 
     def _is_safe(self, choice: Choice, model: ModelDigest, budget_s: float, margin: float) -> bool:
-        """Return whether a choice makes the deadline even if its wait and its service are longer than predicted."""
+        """Return whether a choice makes the deadline even if its wait and its service are longer than predicted.
+
+        Nodes are compared by what their queues have most likely become, but a job is promised nothing on the hope that
+        a long queue has gone back to its mean: at the start of a burst it has not.
+        """
         finish_s = choice.finish_s
+        if choice.peer is not None:
+            finish_s += self._hoped_s(choice.peer, model)
         if not margin or finish_s > budget_s:
             return finish_s <= budget_s
         if choice.peer is None:
@@ -368,6 +374,13 @@ class Placement:
         else:
             capability = choice.peer.capabilities[model][1]
         return finish_s + margin * choice.wait_s + (capability.p95_s - capability.mean_s) <= budget_s
+
+    def _hoped_s(self, peer: Peer, model: ModelDigest) -> float:
+        """Return how much of the wait that a peer told of is expected to be gone by now, in seconds."""
+        state, service = peer.state, peer.services.get(model) or peer.service(model)
+        if state is None or service is None:
+            return 0.0
+        return max(0.0, peer.wait_s - peer.expected_wait_s(service.value_s * state.slow_down, self.now_s))
 
     def _look_again(
         self, job: Job, best: Choice | None, budget_s: float, margin: float

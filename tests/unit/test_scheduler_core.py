@@ -294,6 +294,17 @@ def test_an_endangered_job_gets_a_look_at_all_eligible_peers():
     assert only(bench.job(1.0, budget_s=0.8), act.Send).peer == "free"
 
 
+def test_a_job_is_promised_nothing_on_the_hope_that_a_queue_went_back_to_its_mean():
+    """By the mean of its records b is idle again; by the last one, its queue is longer than the job may take."""
+    bench = Bench(mean_s=5.0)
+    bench.peer("b", 0.01)
+    for tenth in range(1, 100):
+        bench.feed(tenth / 10, ev.AdvertReceived(state=bench.state("b")))
+    bench.feed(10.0, ev.AdvertReceived(state=bench.state("b", backlog_s=2.0)))
+    assert only(bench.job(11.0, budget_s=1.0), act.Reject).why is Reason.DEADLINE
+    assert only(bench.job(11.0, budget_s=4.0), act.Send).estimate_s < 0.1
+
+
 def test_decisions_are_kept_for_explanation():
     bench = Bench(decisions=2)
     bench.peer("b")
