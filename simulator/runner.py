@@ -17,7 +17,7 @@ from scheduler.policy import Policy
 from scheduler.types import SchedulerError
 from scheduler.variants import configure
 from simulator import oracle
-from simulator.faultplan import plan_faults
+from simulator.faults import plan_faults
 from simulator.feeding import feed_all
 from simulator.fleet import node_specs, offered, source_rates_hz
 from simulator.node import Observer
@@ -104,8 +104,8 @@ class Run:
         )
         neighbours = wire(self.world, scenario)
         self._sampler = Sampler(self.world, scenario)
-        self.world.start(neighbours)
         plan_faults(self.world, scenario)
+        self.world.start(neighbours)
         feed_all(self.world, scenario, self._rates_hz)
         self.events = 0
 
