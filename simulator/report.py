@@ -14,15 +14,17 @@ from simulator import fleet, wiring
 from simulator.bounds import (
     NodeClass,
     OverloadError,
+    burst_ceiling,
     goodput_ceiling,
     static_split,
+    useful_hz,
     zero_queue_of_models_s,
     zero_queue_s,
 )
 from simulator.results import Result
-from simulator.scenario import CameraSource, NodeGroup, ReplaySource, Scenario, Source
+from simulator.scenario import CameraSource, NodeGroup, ReplaySource, Scenario, Source, SquareSource
 from simulator.statistics import Estimate, estimate, paired, ratio
-from simulator.workload import zipf
+from simulator.workload import rates_hz, zipf
 
 BYTES_PER_MBIT: Final = 1e6 / 8
 QUANTITIES: Final[Mapping[str, str]] = {
@@ -92,12 +94,21 @@ def bounds_of(scenario: Scenario) -> Bounds:
     ceiling = None
     if len(deadlines) == 1 and (deadline_s := deadlines.pop()) < math.inf and not has_stages:
         ceiling = goodput_ceiling(classes, deadline_s=deadline_s)
+        if len(scenario.sources) == 1 and isinstance(source := scenario.sources[0], SquareSource):
+            ceiling = min(ceiling, _burst_ceiling(source, classes, deadline_s, jobs_hz))
     try:
         lower_s = zero_queue_s(classes) * jobs_hz / frames_hz
         split_s = None if has_stages else static_split(classes).mean_s
     except OverloadError as error:
         return Bounds(goodput_ceiling=ceiling, note=f"no bounds of the mean: {error}")
     return Bounds(zero_queue_s=lower_s, static_split_s=split_s, goodput_ceiling=ceiling)
+
+
+def _burst_ceiling(source: SquareSource, classes: Sequence[NodeClass], deadline_s: float, mean_hz: float) -> float:
+    burst_s, calm_s = source.burst_s, source.calm_s
+    burst_hz, calm_hz = rates_hz(mean_hz, burst=source.burst, burst_s=burst_s, calm_s=calm_s)
+    pieces = [(burst_s, burst_hz), (calm_s, calm_hz)]
+    return burst_ceiling(pieces, capacity_hz=useful_hz(classes, deadline_s), deadline_s=deadline_s)
 
 
 def _fleets(scenario: Scenario) -> tuple[dict[str, list[NodeClass]], float]:
@@ -112,17 +123,19 @@ def _fleets(scenario: Scenario) -> tuple[dict[str, list[NodeClass]], float]:
                 at = came.setdefault(model, {})
                 at[name] = at.get(name, 0.0) + rate_hz * share * need
     found: dict[str, list[NodeClass]] = {}
-    for model, rates_hz in came.items():
+    for model, coming_hz in came.items():
         for group in scenario.nodes:
+            whole = _node_class(scenario, group, model)
             # Nodes of a group may get different rates: then each is a class of its own.
-            for rate_hz, count in _grouped([rates_hz.get(name, 0.0) for name in group.names]):
-                found.setdefault(model, []).append(_node_class(scenario, group, model, rate_hz, count))
+            for rate_hz, count in _grouped([coming_hz.get(name, 0.0) for name in group.names]):
+                each = msgspec.structs.replace(whole, count=count, arrivals_hz=rate_hz)
+                found.setdefault(model, []).append(each)
     return found, frames_hz
 
 
-def _grouped(rates_hz: Sequence[float]) -> list[tuple[float, int]]:
+def _grouped(each_hz: Sequence[float]) -> list[tuple[float, int]]:
     counts: dict[float, int] = {}
-    for rate_hz in rates_hz:
+    for rate_hz in each_hz:
         rounded = round(rate_hz, 9)
         counts[rounded] = counts.get(rounded, 0) + 1
     return list(counts.items())
@@ -148,20 +161,19 @@ def _cameras(source: Source) -> float:
     return source.count * fleet.moving(source) if isinstance(source, CameraSource) else 1.0
 
 
-def _node_class(scenario: Scenario, group: NodeGroup, model: str, rate_hz: float, count: int) -> NodeClass:
+def _node_class(scenario: Scenario, group: NodeGroup, model: str) -> NodeClass:
     spec = scenario.model(model)
     if model not in scenario.models_of(group):
-        return NodeClass(count=count, service_s=math.inf, rate_hz=0.0, arrivals_hz=rate_hz, transfer_s=0.0)
+        return NodeClass(count=group.count, service_s=math.inf, rate_hz=0.0)
     mean_s = fleet.mean_s(scenario, group, spec)
     best = max(size / factor for size, factor in enumerate(spec.batch or (1.0,), start=1))
     node = next(each for each in fleet.node_specs(scenario, scenario.core) if each.name == group.names[0])
     return NodeClass(
-        count=count,
+        count=group.count,
         service_s=mean_s,
         slots=group.slots,
         rate_hz=group.slots * best / mean_s,
         cv2=node.models[model].service.cv2,
-        arrivals_hz=rate_hz,
         transfer_s=_transfer_s(scenario, group, model),
     )
 

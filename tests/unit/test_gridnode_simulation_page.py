@@ -1,0 +1,204 @@
+"""Reports: charts without a library, one HTML file, tables."""
+
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import msgspec
+import pytest
+
+from gridnode.simulation import charts, page, plots, sweeppage, tables
+from gridnode.simulation.charts import Axis
+from gridnode.simulation.compare import compare
+from gridnode.simulation.condense import ENDS_MAX, ROWS_MAX, busy_rows, flow_rows
+from gridnode.simulation.load import SimulationInputError, load
+from gridnode.simulation.numbers import interval
+from gridnode.simulation.sweep import sweep
+from simulator.report import bounds_of
+from simulator.runner import run
+from simulator.statistics import Estimate
+
+SHORT = {"duration_s": 4, "warm_up_s": 1}
+
+
+class Balanced(HTMLParser):
+    """Checks that what opens also closes, and notes what a page asks for."""
+
+    VOID = ("meta", "link", "br", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+        self.asked = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.asked += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+
+    def handle_startendtag(self, tag, attributes):
+        self.asked += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def judged(text):
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert parser.asked == []
+    assert "://" not in text
+    assert "<script" not in text
+    return text
+
+
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def pilot():
+    return load("pilot", SHORT)
+
+
+@pytest.fixture(scope="module")
+def compared(pilot):
+    return compare(pilot, ["capd", "weighted_random"], replications=2)
+
+
+def test_a_run_makes_one_page_that_asks_for_nothing(pilot, tmp_path):
+    result = run(pilot)
+    written = page.write(result, tmp_path, bounds=bounds_of(pilot))
+    text = judged((tmp_path / "report.html").read_text())
+    assert written[0] == tmp_path / "report.html"
+    assert "22.5 ms" in text  # the bound
+    assert text.count("<svg") == 6
+    assert "Little" in text
+
+
+def test_policies_stand_side_by_side(compared, tmp_path):
+    firsts = [runs[0] for runs in compared.results.values()]
+    page.write(firsts, tmp_path, comparison=compared.comparison)
+    text = judged((tmp_path / "report.html").read_text())
+    assert text.count("<details") == 3
+    assert "weighted_random" in text
+
+
+def test_names_cannot_break_the_page(pilot):
+    evil = msgspec.structs.replace(run(pilot), scenario="<b>&\"'", about="<script>", policy="</svg>")
+    text = page.render([evil])
+    assert "<script" not in text
+    judged(text)
+
+
+def test_a_run_without_jobs_makes_a_page_too(tmp_path):
+    empty = load("pilot", SHORT | {"sources.0.start_s": 3.9999, "sources.0.load": 0.001})
+    result = run(empty)
+    judged(page.render([result]))
+
+
+def test_a_folder_that_cannot_be_made_is_named(pilot, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SimulationInputError, match="file/x"):
+        page.write(run(pilot), tmp_path / "file" / "x")
+
+
+def test_many_nodes_become_bands_and_devices():
+    result = run(load("pilot", SHORT | {"nodes.pi.count": 90, "sources.0.load": 0.1}))
+    rows = busy_rows(result)
+    assert len(rows.rows) <= ROWS_MAX
+    assert "mean of" in rows.note
+    flows, note = flow_rows(result)
+    assert note
+    assert len({entry for entry, _, _ in flows}) <= ENDS_MAX
+    assert sum(jobs for *_, jobs in flows) == sum(flow.jobs for flow in result.flows)
+
+
+def test_without_matplotlib_there_are_no_pictures(pilot, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert plots.write([run(pilot)], tmp_path) == []
+
+
+def test_pictures_are_png(compared, tmp_path):
+    pytest.importorskip("matplotlib")
+    firsts = [runs[0] for runs in compared.results.values()]
+    names = [path.name for path in plots.write(firsts, tmp_path, comparison=compared.comparison)]
+    assert names == ["cdf.png", "utilisation.png", "backlog.png", "offload.png", "policies.png"]
+    for name in names:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_daemon_does_not_import_what_draws():
+    code = "import sys, gridnode.daemon; print({'matplotlib', 'distributed', 'simulator'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_comparison_is_written_as_tables(compared, tmp_path):
+    tables.write_comparison(compared.comparison, tmp_path)
+    rows = table(tmp_path / "policies.csv")
+    assert {row["policy"] for row in rows} == {"capd", "weighted_random", "oracle"}
+    assert json.loads((tmp_path / "comparison.json").read_text())["seeds"] == ["1.1", "1.2"]
+
+
+def test_a_sweep_is_drawn_over_its_first_parameter(tmp_path):
+    found = sweep("pilot", {"sources.0.load": [0.3, 0.5]}, changes=SHORT, policies=["capd", "random"], replications=2)
+    sweeppage.write(found, tmp_path)
+    judged((tmp_path / "report.html").read_text())
+    tables.write_sweep(found, tmp_path)
+    rows = table(tmp_path / "sweep.csv")
+    assert [(row["sources.0.load"], row["policy"]) for row in rows] == [
+        ("0.3", "capd"), ("0.3", "random"), ("0.5", "capd"), ("0.5", "random"),
+    ]  # fmt: skip
+    assert [name for name, _ in plots.sweep_lines(found, "mean_s")] == ["capd", "random"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "ticks"),
+    [
+        (0.0, 1.0, False, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.0, 30.0, False, [0.0, 10.0, 20.0, 30.0]),
+        (0.01, 0.5, True, [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]),
+        (1e-4, 10.0, True, [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]),
+    ],
+)
+def test_ticks_are_round(low, high, log, ticks):
+    assert Axis(low, high, 0, 100, log=log).ticks() == pytest.approx(ticks)
+
+
+def test_an_axis_of_one_value_has_a_length():
+    axis = Axis(5.0, 5.0, 0, 100)
+    assert 0 <= axis(5.0) <= 100
+
+
+def test_charts_of_nothing_are_empty():
+    assert charts.lines([], x_label="", y_label="") == ""
+    assert charts.lines([("a", [(math.nan, 1.0)])], x_label="", y_label="") == ""
+    assert charts.heat_map([], start_s=0, step_s=1, high=1, unit="") == ""
+    assert charts.offload_graph([]) == ""
+    assert charts.bar([("a", 0.0)]) == ""
+    assert charts.intervals([("a", math.nan, math.nan, math.nan)], label="", marks=()) == ""
+
+
+def test_a_heat_map_joins_equal_shades():
+    text = charts.heat_map([("n", [0.0, 1.0, 1.0, 1.0, 0.0])], start_s=0, step_s=1, high=1, unit="")
+    assert text.count('class="heat"') == 1 + charts.LEVELS  # the legend has one of each
+
+
+def test_bands_of_the_offload_graph_are_in_proportion():
+    text = charts.offload_graph([("a", "a", 30), ("a", "b", 10)])
+    heights = [float(each) for each in re.findall(r'<rect x="[\d.]+" y="[\d.]+" width="12" height="([\d.]+)"', text)]
+    assert heights[1] == pytest.approx(3 * heights[2], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "text"),
+    [(0.0, 0.0, "0 ms"), (2.5, 0.04, "2.500 ±0.040 s"), (math.nan, math.nan, "–"), (0.1, math.inf, "100 ms")],
+)
+def test_estimates_are_written_to_the_digit_that_is_known(mean, half, text):
+    assert interval(Estimate(mean=mean, half=half, count=2)) == text
