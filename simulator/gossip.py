@@ -2,11 +2,15 @@
 
 In a mesh each record floods: whoever hears it first from a neighbour passes it on to all others, duplicates are
 dropped, as in transport.memory. Without one each node hears each other after one way; that costs N events per record
-in place of N times the neighbours. A duplicate over a way that is a delay and nothing else is counted, not carried: it
-would change nothing.
+in place of N times the neighbours.
+
+A duplicate is counted, not carried, where that changes nothing: over a way that is a delay and nothing else, to a node
+that has the message or to which it comes sooner from another. (Where that other dies on the way, the node misses one
+record.)
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Final, Protocol
 
 from scheduler.types import PeerState
@@ -116,7 +120,8 @@ class Gossip:
         self._peers = peers
         self._forwards = endpoint.network.config.forwards_gossip
         self._neighbours: list[str] = []
-        self._seen: dict[Key, None] = {}
+        self._seen: dict[Key, float] = {}
+        """When each message came, or is to come, in seconds."""
         self._sequence = epoch << 32
         self.home: tuple[str, ...] = ()
         """All that were ever made neighbours: where a process that returns finds the mesh again."""
@@ -157,24 +162,28 @@ class Gossip:
         elif self._on_notice is not None:
             self._on_notice(origin, news)
 
-    def has_seen(self, key: Key) -> bool:
-        """Return whether a message was here."""
-        return key in self._seen
+    def expects(self, key: Key, due_s: float) -> bool:
+        """Return whether a message that would come at a time is a duplicate then; otherwise expect it."""
+        if self._seen.get(key, inf) <= due_s:
+            self.duplicates += 1
+            return True
+        self._seen[key] = due_s
+        return False
 
     def _remember(self, key: Key) -> None:
-        self._seen[key] = None
+        self._seen[key] = -inf
         if len(self._seen) > SEEN_MAX:
             del self._seen[next(iter(self._seen))]
 
     def _forward(self, key: Key, news: News, *, without: str) -> None:
-        own = self._endpoint.name
+        own, network = self._endpoint.name, self._endpoint.network
+        now_s = network.engine.now_s
         for name in self._neighbours:
             if name in (without, key[0]):
                 continue
             way = self._endpoint.to(name)
             there = self._peers[name].gossip
-            if way.is_plain and there.has_seen(key):
-                there.duplicates += 1
+            if way.is_plain and not network.is_faulty and there.expects(key, now_s + way.link.delay_s):
                 continue
             way.send_gossip(size_bytes(news) if way.is_limited else 0, there.hear_forwarded, key, news, own)
 
@@ -182,7 +191,7 @@ class Gossip:
         """Take in a message from a neighbour and pass it on."""
         if forwarder not in self._neighbours:
             return
-        if key in self._seen:
+        if self._seen.get(key) == -inf:
             self.duplicates += 1
             return
         self._remember(key)
