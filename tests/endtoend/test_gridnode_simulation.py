@@ -1,0 +1,71 @@
+"""Simulations with real processes: a pool, a cluster of Dask, five daemons beside the simulator."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gridnode.simulation.compare import compare
+from gridnode.simulation.executors import Task, run_all
+from gridnode.simulation.load import load
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+SHORT = {"duration_s": 5, "warm_up_s": 1}
+CALIBRATION_S = 240.0
+"""Longest wait for a calibration of two loads; it takes about a minute."""
+
+
+def tasks():
+    scenario = load("pilot", SHORT)
+    return [Task(scenario=scenario, seed=seed, policy="capd") for seed in ("1", "2", "3")]
+
+
+def test_processes_give_what_this_one_gives():
+    assert run_all(tasks(), jobs=2) == run_all(tasks())
+
+
+@pytest.mark.filterwarnings("default")  # the cluster's own, at its end
+def test_a_cluster_of_dask_gives_what_this_process_gives():
+    distributed = pytest.importorskip("distributed")
+    # Workers are processes of their own, as on other machines.
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        executor = client.get_executor(pure=False)
+        assert run_all(tasks(), executor=executor) == run_all(tasks())
+        scenario = load("pilot", SHORT)
+        there = compare(scenario, ["capd"], replications=2, executor=executor)
+        assert there == compare(scenario, ["capd"], replications=2)
+
+
+def test_the_simulator_is_near_real_daemons(tmp_path):
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("GRIDNODE_")}
+    command = [sys.executable, "-P", "-m", "gridnode", "simulate", "calibrate", "--seconds", "10", "--json"]
+    done = subprocess.run(
+        [*command, "--load", "0.3", "--load", "0.6", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=CALIBRATION_S,
+        env=inherited | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "not device fidelity" in found["proves"]
+    assert [each["load"] for each in found["loads"]] == [0.3, 0.6]
+    for each in found["loads"]:
+        assert each["failed"] == 0
+        assert sum(share["daemon"] for share in each["shares"]) == pytest.approx(1.0)
+        # A busy machine makes daemons late, never early: far below the simulator would mean that it is wrong.
+        assert each["difference"]["mean_s"] < 0.25
+        if each["stall_s"] < 0.05:
+            assert abs(each["difference"]["mean_s"]) < 0.25
+    assert {path.name for path in tmp_path.iterdir()} == {"calibration.csv", "calibration.json"}
