@@ -208,7 +208,7 @@ def hundred(bench):
 def liar(bench):
     for does in ("drop", "delay"):
         changes = {"faults.0.does": does}
-        base = bench.get("liar", changes={"faults": []})
+        base = bench.get("liar", changes={"faults": ()})
         runs = bench.get("liar", changes=changes)
         lost = sum(column(runs, "lost")) + sum(column(runs, "unfinished"))
         share = max(each["shares"].get("fast0", 0.0) for each in runs)
@@ -220,7 +220,7 @@ def liar(bench):
 
 def one_more_slow_node(bench):
     """One slower node more, same arrivals: the interval of the paired difference must not lie above zero."""
-    base = bench.get("pilot_plus", changes={"nodes.extra.models": []})
+    base = bench.get("pilot_plus", changes={"nodes.extra.models": ()})
     for speed in (1.0, 0.3, 0.1):
         runs = bench.get("pilot_plus", changes={"nodes.extra.speed": speed})
         for key in ("mean", "p99"):
