@@ -106,9 +106,10 @@ class Connection:
             self.asker_broken = True
             self.asker.ends.pop((self, True), None)
             self.asker.on_closed(self.server.name)
-            self.asker.on_peer_closed(self.server.name)
             if self.errand is not None:
                 self.errand.on_broken()
+            else:
+                self.asker.on_peer_closed(self.server.name)
 
 
 class Opener(Protocol):
@@ -258,7 +259,7 @@ class Endpoint:
         self.burden: Callable[[float], object] = _ignore
         """Told of processor time that handshakes take here, in seconds."""
         self.on_peer_closed: Callable[[str], object] = _ignore
-        """Told of a peer that closed a connection of ours."""
+        """Told of a peer that closed an idle connection of ours; the daemon sees it at its next sweep, within 0.5 s."""
         self._idle: dict[str, list[Connection]] = {}
         self._directions: dict[str, Direction] = {}
         config = network.config
