@@ -12,7 +12,7 @@ from gridnode.cli.progress import progress_of
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from gridnode.simulation.calibrate import Calibration, LoadReport
+    from gridnode.simulation.calibration import Calibration, LoadReport
 
 SECONDS_MIN: Final = 4.0
 """Of a load: shorter ones have no jobs to compare."""

@@ -18,6 +18,7 @@ COLOURS: Final = 8
 """Series colours of the page, --c0 and on; more series take them again."""
 LEVELS: Final = 12
 """Shades of a heat map: neighbours of one shade are one rectangle."""
+TICKS_MIN: Final = 4
 CHARACTER: Final = 6.6
 """Width of a character of a label, in pixels."""
 
@@ -89,19 +90,24 @@ class Axis:
     def ticks(self) -> list[float]:
         """Return four to ten round values."""
         if self.log:
-            found = [
-                digit * 10.0**power
-                for power in range(math.floor(self._low), math.ceil(self._high) + 1)
-                for digit in ((1, 2, 5) if self._high - self._low < 3 else (1,))
-            ]
-            inside = [each for each in found if self._low - 1e-9 <= math.log10(each) <= self._high + 1e-9]
-            return inside or [10**self._low, 10**self._high]
+            return self._log_ticks()
         rough = (self._high - self._low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(power * digit for digit in (1, 2, 2.5, 5, 10) if power * digit >= rough * 0.999)
         first = math.ceil(self._low / step - 1e-9)
         last = math.floor(self._high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
+
+    def _log_ticks(self) -> list[float]:
+        """Return powers of ten, and as many values between as it takes to have four."""
+        inside: list[float] = []
+        for digits in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)):
+            powers = range(math.floor(self._low), math.ceil(self._high) + 1)
+            found = [digit * 10.0**power for power in powers for digit in digits]
+            inside = [each for each in found if self._low - 1e-9 <= math.log10(each) <= self._high + 1e-9]
+            if len(inside) >= TICKS_MIN:
+                break
+        return inside or [10**self._low, 10**self._high]
 
 
 def _grid(x: Axis, y: Axis, x_label: str, y_label: str, x_text: bool) -> list[str]:

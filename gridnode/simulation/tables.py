@@ -10,7 +10,7 @@ import msgspec
 from gridnode.simulation.load import SimulationInputError
 
 if TYPE_CHECKING:
-    from gridnode.simulation.calibrate import Calibration
+    from gridnode.simulation.calibration import Calibration
     from gridnode.simulation.plan import Plan
     from gridnode.simulation.sweep import Sweep
     from simulator.report import Comparison
