@@ -264,6 +264,8 @@ class Endpoint:
         self._directions: dict[str, Direction] = {}
         config = network.config
         self._is_bounded = config.connections_per_peer is not None or config.connections_max is not None
+        self._idle_max = config.idle_connections
+        self._idle_s = config.idle_s
         self._asked: dict[str, int] = {}
         """Connections open or being made by us, per peer, where they are bounded."""
         self._turns: deque[_Turn] = deque()
@@ -314,15 +316,17 @@ class Endpoint:
     def put_back(self, connection: Connection) -> None:
         """Keep a connection for the next question, or close it when there are enough."""
         connection.errand = None
-        config = self.network.config
-        idle = self._idle.setdefault(connection.server.name, [])
-        if connection.asker_broken or len(idle) >= config.idle_connections:
+        peer = connection.server.name
+        idle = self._idle.get(peer)
+        if idle is None:
+            idle = self._idle[peer] = []
+        if connection.asker_broken or len(idle) >= self._idle_max:
             connection.close_asker()
             return
         idle.append(connection)
-        if config.idle_s is not None:
+        if self._idle_s is not None:
             connection.idle_from_s = now_s = self.network.engine.now_s
-            self.network.engine.at(now_s + config.idle_s, self._sweep, connection, now_s)
+            self.network.engine.at(now_s + self._idle_s, self._sweep, connection, now_s)
         if self._turns:
             self._serve_turns()
 
