@@ -11,6 +11,7 @@ from math import inf
 
 from simulator.client import JobSpec
 from simulator.engine import stream
+from simulator.fleet import input_bytes
 from simulator.scenario import (
     CameraSource,
     GammaSource,
@@ -133,7 +134,7 @@ class Menu:
         model = scenario.model(models[0])
         return JobSpec(
             models=models,
-            input_bytes=model.input_bytes if source.input_bytes is None else source.input_bytes,
+            input_bytes=input_bytes(model) if source.input_bytes is None else source.input_bytes,
             output_bytes=model.output_bytes,
             budget_s=source.deadline_s,
             priority=source.priority,
@@ -146,7 +147,7 @@ class Menu:
         model = scenario.model(stage.model)
         return JobSpec(
             models=(stage.model,),
-            input_bytes=model.input_bytes if stage.input_bytes is None else stage.input_bytes,
+            input_bytes=input_bytes(model) if stage.input_bytes is None else stage.input_bytes,
             output_bytes=model.output_bytes,
             budget_s=source.deadline_s,
             priority=source.priority,

@@ -5,12 +5,14 @@ Turns records of `scenario` into those that `world` takes. Runs nothing.
 
 import math
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
 from scheduler.config import CoreConfig
 from scheduler.types import Capability
-from simulator.distributions import Constant, Exponential, Gamma, Lognormal, ServiceTime
+from simulator.devices import DEVICES, MODELS, Device
+from simulator.distributions import Constant, Empirical, Erlang, Exponential, Gamma, Lognormal, ServiceTime
 from simulator.machine import ModelProfile
 from simulator.scenario import (
     CameraSource,
@@ -25,7 +27,11 @@ from simulator.scenario import (
 from simulator.workload import zipf
 from simulator.world import NodeSpec
 
-_P95_NORMAL = 1.645
+INPUT_BYTES: Final = 150_528
+"""Of a request of an unknown model: 224 x 224 pixels of 3 bytes."""
+CV: Final = 0.05
+"""Variation of service times on an unknown device: inference alone on a machine is nearly constant."""
+_P95_NORMAL: Final = 1.645
 """Standard deviations from the mean to the 95 % quantile of a normal distribution: what a node tells of its tail."""
 
 
@@ -39,25 +45,43 @@ def mean_s(scenario: Scenario, group: NodeGroup, model: ModelSpec) -> float:
     """
     found = model.mean_s.get(group.device)
     if found is None:
-        number = scenario.models.index(model)
-        raise ScenarioError(
-            f"nothing for the device {group.device!r}, which nodes of this model have; add a mean service time for it",
-            ("models", number, "mean_s"),
-        )
+        device, name = DEVICES.get(group.device), model.profile or model.name
+        if device is None or name not in device.service_s:
+            path = ("models", scenario.models.index(model), "mean_s")
+            raise ScenarioError(_unknown(group.device, device, name), path)
+        found = device.service_s[name].value
     return found / group.speed
 
 
-def service_time(model: ModelSpec, mean_s: float) -> ServiceTime:
-    """Return the distribution of a model's service times around a mean in seconds."""
-    if model.service == "constant" or (model.cv == 0.0 and model.service in ("lognormal", "gamma", "erlang")):
-        return Constant(mean_s)
-    if model.service == "exponential":
-        return Exponential(mean_s)
-    if model.service == "erlang":
-        return Gamma(mean_s, 1.0 / math.sqrt(max(1, round(1.0 / model.cv**2))))
-    if model.service == "gamma":
-        return Gamma(mean_s, model.cv)
-    return Lognormal(mean_s, model.cv)
+def _unknown(wanted: str, device: Device | None, model: str) -> str:
+    if device is None:
+        return f"nothing for the device {wanted!r}; add it, or take one of {', '.join(DEVICES)}"
+    return f"nothing for the device {wanted!r}, known for {', '.join(device.service_s)} and not for {model!r}; add it"
+
+
+def input_bytes(model: ModelSpec) -> int:
+    """Return the size of a request: the scenario's, else that of the model's profile, else a picture of 224 x 224."""
+    if model.input_bytes is not None:
+        return model.input_bytes
+    figures = MODELS.get(model.profile or model.name)
+    return INPUT_BYTES if figures is None else round(figures.input_bytes.value)
+
+
+def service_time(model: ModelSpec, mean_s: float, cv: float) -> ServiceTime:
+    """Return the distribution of a model's service times around a mean in seconds, with a coefficient of variation."""
+    match model.service:
+        case "exponential":
+            return Exponential(mean_s)
+        case "empirical":
+            return Empirical(model.values).scaled(mean_s)
+        case _ if model.service == "constant" or cv == 0.0:
+            return Constant(mean_s)
+        case "erlang":
+            return Erlang(mean_s, max(1, round(1.0 / cv**2)))
+        case "gamma":
+            return Gamma(mean_s, cv)
+        case _:
+            return Lognormal(mean_s, cv)
 
 
 def node_specs(scenario: Scenario, config: CoreConfig) -> Iterator[NodeSpec]:
@@ -80,17 +104,27 @@ def _own_config(config: CoreConfig, group: NodeGroup) -> CoreConfig:
 
 
 def _profile(scenario: Scenario, group: NodeGroup, model: ModelSpec) -> ModelProfile:
+    """Return what a model costs on a group's nodes: what the scenario leaves open is looked up under the device."""
     mean = mean_s(scenario, group, model)
-    spread = 0.0 if model.service == "constant" else 1.0 if model.service == "exponential" else model.cv
+    device, name = DEVICES.get(group.device), model.profile or model.name
+    figures = MODELS.get(name)
+    cv = model.cv if model.cv is not None else device.cv.value if device is not None else CV
+    service = service_time(model, mean, cv)
+    memory_bytes = model.memory_bytes
+    if memory_bytes is None:
+        memory_bytes = 0 if figures is None else round(figures.memory_bytes.value)
+    load_s = model.load_s
+    if load_s is None:
+        load_s = device.load_s(name) if device is not None and figures is not None else 0.0
     capability = Capability(
         model=model.name,
         mean_s=mean,
-        p95_s=mean * (1.0 + _P95_NORMAL * spread),
-        memory_bytes=model.memory_bytes,
-        load_s=model.load_s,
+        p95_s=mean * (1.0 + _P95_NORMAL * math.sqrt(service.cv2)),
+        memory_bytes=memory_bytes,
+        load_s=load_s,
         max_batch=model.max_batch,
     )
-    return ModelProfile(capability=capability, service=service_time(model, mean))
+    return ModelProfile(capability=capability, service=service)
 
 
 # ---------------------------------------------------------------- what it could serve

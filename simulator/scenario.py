@@ -75,8 +75,8 @@ class ModelSpec(_Record, frozen=True, kw_only=True):
     """A model, and what it costs."""
 
     name: Name
-    input_bytes: Bytes = 150_528
-    """Of a request; 224 x 224 RGB by default."""
+    input_bytes: Bytes | None = None
+    """Of a request; the profile's by default, and 224 x 224 pixels without one."""
     output_bytes: Bytes = 4096
     """Of a result."""
     mean_s: dict[str, Positive] = {}
@@ -86,16 +86,17 @@ class ModelSpec(_Record, frozen=True, kw_only=True):
     """Name of the model in simulator.devices; the model's own name by default."""
     service: Literal["constant", "lognormal", "gamma", "erlang", "exponential", "empirical"] = "lognormal"
     """Distribution of the service time around the mean."""
-    cv: NotNegative = 0.05
-    """Coefficient of variation, of lognormal, gamma and erlang (there rounded to a whole number of stages)."""
+    cv: NotNegative | None = None
+    """Coefficient of variation, of lognormal, gamma and erlang (there rounded to a whole number of stages); the
+    device's by default."""
     values: tuple[Positive, ...] = ()
     """Of an empirical distribution, scaled to the mean."""
-    memory_bytes: Bytes = 0
-    """While loaded."""
-    load_s: NotNegative = 0.0
-    """From cold to ready."""
-    warm_up: Annotated[float, Meta(ge=1)] = 1.0
-    """Factor on the first execution after a load."""
+    memory_bytes: Bytes | None = None
+    """While loaded; the profile's by default, and nothing without one."""
+    load_s: NotNegative | None = None
+    """From cold to ready; by the device's disk and the profile's memory by default, and at once without them."""
+    warm_up: Annotated[float, Meta(ge=1)] | None = None
+    """Factor on the first execution after a load; the device's by default."""
     max_batch: Count = 1
     """Requests served together."""
     batch: tuple[Positive, ...] = ()
