@@ -57,7 +57,10 @@ CM02: Final = FlowModel(name="cm02", window_bytes=TCP_WINDOW_BYTES)
 LV08: Final = FlowModel(
     name="lv08", latency_factor=13.01, bandwidth_factor=0.97, cross_traffic=0.05, window_bytes=TCP_WINDOW_BYTES
 )
-MODELS: Final = {model.name: model for model in (IDEAL, CM02, LV08)}
+POOLED: Final = FlowModel(name="pooled", bandwidth_factor=0.97, cross_traffic=0.05, window_bytes=TCP_WINDOW_BYTES)
+"""LV08 without its factor on latencies, which stands for the slow start of a fresh connection: the daemon keeps its
+connections open, so that their windows have grown."""
+MODELS: Final = {model.name: model for model in (IDEAL, CM02, LV08, POOLED)}
 """By name, as in a scenario."""
 
 
