@@ -18,6 +18,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     service_s: float
     output_bytes: int = 0
     """Of the payload."""
+    load_s: float = 0.0
+    """Of the waiting, while the model was loaded; no daemon tells it."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

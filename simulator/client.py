@@ -85,6 +85,7 @@ class Client:
         self.hops += answer.hops
         self.waiting_s += answer.waiting_s
         self.service_s += answer.service_s
+        self.load_s += answer.load_s
         world = self._world
         world.metrics.served(answer.node, answer.service_s, world.engine.now_s)
         if self.stages:

@@ -124,7 +124,10 @@ def _profile(scenario: Scenario, group: NodeGroup, model: ModelSpec) -> ModelPro
         load_s=load_s,
         max_batch=model.max_batch,
     )
-    return ModelProfile(capability=capability, service=service)
+    warm_up = model.warm_up
+    if warm_up is None:
+        warm_up = device.warm_up.value if device is not None else 1.0
+    return ModelProfile(capability=capability, service=service, warm_up=warm_up, batch=model.batch)
 
 
 # ---------------------------------------------------------------- what it could serve

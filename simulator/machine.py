@@ -128,6 +128,8 @@ class Machine:
         self._running: dict[int, _Run] = {}
         self._config = config or MachineConfig()
         self._loading: dict[ModelDigest, int] = {}
+        self._loads_s: dict[ModelDigest, tuple[float, float]] = {}
+        """Begin and end of the last load of each model, in seconds."""
         self._cold: set[ModelDigest] = set()
         """Loaded, and not executed since."""
         self._pace = 1.0
@@ -160,6 +162,7 @@ class Machine:
         engine = self._node.engine
         load_s = self._models[model].capability.load_s
         self._loading[model] = engine.at(engine.now_s + load_s, self._on_loaded, model)
+        self._loads_s[model] = engine.now_s, engine.now_s + load_s
 
     def _on_loaded(self, model: ModelDigest) -> None:
         del self._loading[model]
@@ -329,7 +332,13 @@ class Machine:
             hops=entry.job.hops,
             waiting_s=max(0.0, entry.started_s - entry.job.arrival_s),
             service_s=service_s,
+            load_s=self._load_s(run.action.model, entry) if self._loads_s else 0.0,
         )
+
+    def _load_s(self, model: ModelDigest, entry: Entry) -> float:
+        """Return how long a job waited while its model was loaded, in seconds."""
+        begin_s, end_s = self._loads_s.get(model, (math.inf, math.inf))
+        return max(0.0, min(end_s, entry.started_s) - max(begin_s, entry.job.arrival_s))
 
     def _end(self, run: _Run) -> None:
         if self._is_bent:

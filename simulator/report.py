@@ -181,13 +181,11 @@ def _node_class(scenario: Scenario, group: NodeGroup, model: str) -> NodeClass:
 def _transfer_s(scenario: Scenario, group: NodeGroup, model: str) -> float:
     """Return the least time that a move to a group costs, both ways."""
     spec = scenario.model(model)
-    own = wiring.link_spec(scenario, group)
     costs = []
     for other in scenario.nodes:
         if other is group and group.count == 1:
             continue
-        there = wiring.join(wiring.link_spec(scenario, other), own)
-        back = wiring.join(own, wiring.link_spec(scenario, other))
+        there, back = wiring.way(scenario, other, group), wiring.way(scenario, group, other)
         cost_s = there.delay_s + back.delay_s
         for link, size in ((there, fleet.input_bytes(spec)), (back, spec.output_bytes)):
             cost_s += size / link.bytes_per_s if link.bytes_per_s is not None else 0.0

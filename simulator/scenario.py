@@ -137,6 +137,8 @@ class NodeGroup(_Record, frozen=True, kw_only=True):
     """For models; the configuration's by default."""
     link: str | LinkSpec | None = None
     """Name of a profile of simulator.devices, or a table; the network's by default."""
+    medium: str | None = None
+    """Channel of `network.media_mbit_s` that their traffic goes through, such as one access point."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,18 +155,25 @@ class NetworkSpec(_Record, frozen=True, kw_only=True):
 
     link: str | LinkSpec = LinkSpec()
     """Of nodes that have none of their own: name of a profile of simulator.devices, or a table."""
-    sharing: bool = False
-    """Whether concurrent transfers share bandwidth max-min fairly; otherwise they queue one behind the other."""
+    sharing: Literal["none", "ideal", "cm02", "lv08", "pooled"] = "none"
+    """How concurrent transfers share bandwidth, max-min fairly: see simulator.flows. none: each way sends one message
+    after the other, and different ways do not meet."""
+    media_mbit_s: dict[str, Positive] = {}
+    """Channels that groups of nodes share in both directions, by name; they matter with `sharing` only."""
     mesh_degree: Annotated[int, Meta(ge=0, le=64)] = 0
-    """Neighbours per node over which gossip floods; 0: each node hears each other directly."""
+    """Neighbours per node over which gossip floods, 2 or more; the daemon aims at 8. 0: each node hears each other
+    directly."""
     gossip_cpu_s: NotNegative = 0.0
-    """Processor time a delivered gossip message takes from its receiver's machine."""
+    """Processor time a delivered gossip message takes from its receiver's machine; see simulator.gossip."""
     connect_round_trips: Annotated[int, Meta(ge=0, le=10)] = 3
     """TCP, TLS 1.3, Hello. 0: connections are always there."""
     connect_cpu_s: NotNegative = 0.0
-    """Processor time of a handshake on either side."""
+    """Processor time of a handshake on either side; see simulator.connection."""
     idle_connections: Annotated[int, Meta(ge=0, le=1024)] = 4
     """Kept per peer."""
+    pool: bool = False
+    """Whether the daemon's bounds of connections hold and its handshake's bytes move, in place of
+    `idle_connections`."""
 
 
 # ---------------------------------------------------------------- who sends what
@@ -374,6 +383,8 @@ class MeasureSpec(_Record, frozen=True, kw_only=True):
     series_points: Annotated[int, Meta(ge=0, le=10_000)] = 200
     """Values of a series; fewer where there are many nodes. 0: no series."""
     cdf_points: Annotated[int, Meta(ge=2, le=10_000)] = 200
+    traffic: bool = False
+    """Whether messages and their bytes are counted; a tenth of the time."""
     trace_jobs: Annotated[int, Meta(ge=1, le=1_000_000)] = 20_000
     """Jobs of a trace file, the first that arrive."""
 

@@ -1,7 +1,9 @@
 """What must hang together in a scenario beyond each value's own range. Decides nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
+from simulator.fleet import mean_s
 from simulator.scenario import (
     NODES_MAX,
     BurstySource,
@@ -13,6 +15,7 @@ from simulator.scenario import (
     ScenarioError,
     Source,
 )
+from simulator.wiring import access
 
 
 def check(scenario: Scenario) -> None:
@@ -39,6 +42,8 @@ def _broken(scenario: Scenario) -> _Broken:
             f"{scenario.warm_up_s:g} s; it must be below duration_s ({duration_s:g}), or nothing counts",
         )
     yield from _broken_fleet(scenario)
+    if scenario.network.mesh_degree == 1:
+        yield ("network", "mesh_degree"), "1; pairs are no mesh: give 2 or more, or 0 for none"
     models = {model.name for model in scenario.models}
     for number, source in enumerate(scenario.sources):
         yield from _broken_source(scenario, source, ("sources", number), models)
@@ -71,8 +76,23 @@ def _broken_fleet(scenario: Scenario) -> _Broken:
             for each in listed or ():
                 if each not in known:
                     yield ("nodes", number, key), f"no model is named {each!r}; there are {', '.join(known)}"
+        if group.medium is not None and group.medium not in scenario.network.media_mbit_s:
+            media = ", ".join(scenario.network.media_mbit_s) or "none"
+            yield ("nodes", number, "medium"), f"no channel is named {group.medium!r}; network.media_mbit_s has {media}"
+        for model in scenario.models:
+            if model.name in scenario.models_of(group):
+                yield from _told(partial(mean_s, scenario, group, model))
+        yield from _told(partial(access, scenario, group))
     if total > NODES_MAX:
         yield ("nodes",), f"{total} nodes in all; at most {NODES_MAX} are simulated"
+
+
+def _told(look: Callable[[], object]) -> _Broken:
+    """Yield what a look-up of a profile finds missing."""
+    try:
+        look()
+    except ScenarioError as error:
+        yield error.path, error.message
 
 
 def _broken_selection(scenario: Scenario, wanted: tuple[str, ...] | str, path: tuple[str | int, ...]) -> _Broken:

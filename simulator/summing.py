@@ -131,15 +131,33 @@ def _nodes(world: World, scenario: Scenario, sampler: Sampler, answered: int) ->
     executed: Counter[str] = Counter()
     for (_, executor), jobs in world.metrics.flows.items():
         executed[executor] += jobs
+    traffic = world.network.traffic()
     return tuple(
-        _node(world, scenario, sampler, world.nodes[name], group, executed=executed[name], answered=answered)
+        _node(
+            world,
+            scenario,
+            sampler,
+            world.nodes[name],
+            group,
+            executed=executed[name],
+            answered=answered,
+            traffic=traffic.get(name, (0, 0)),
+        )
         for group in scenario.nodes
         for name in group.names
     )
 
 
 def _node(
-    world: World, scenario: Scenario, sampler: Sampler, node: SimNode, group: NodeGroup, *, executed: int, answered: int
+    world: World,
+    scenario: Scenario,
+    sampler: Sampler,
+    node: SimNode,
+    group: NodeGroup,
+    *,
+    executed: int,
+    answered: int,
+    traffic: tuple[int, int],
 ) -> NodeResult:
     metrics, counts, name = world.metrics, node.core.statistics(), node.name
     slots = group.slots
@@ -160,10 +178,10 @@ def _node(
         jobs_out=counts.jobs_offloaded,
         steals=counts.jobs_stolen,
         granted=counts.jobs_granted,
-        hedges=0,
+        hedges=counts.jobs_hedged,
         retries=counts.retries,
         losses=counts.executors_lost + counts.executors_silent,
         adverts=counts.adverts_sent,
-        messages=0,
-        sent_bytes=0,
+        messages=traffic[0],
+        sent_bytes=traffic[1],
     )

@@ -1,10 +1,17 @@
-"""What lies between the nodes of a scenario: links of pairs from the links of nodes, and the mesh of gossip."""
+"""What lies between the nodes of a scenario: the access of each node to the network, and the mesh of gossip.
 
-import random
+Turns the network's records of `scenario` into those that `network` takes.
+"""
+
 from collections.abc import Mapping
 
-from simulator.engine import stream
-from simulator.network import Link, NetworkConfig
+from simulator.connection import DAEMON_POOL, HANDSHAKE_BYTES
+from simulator.devices import LINKS
+from simulator.distributions import Uniform
+from simulator.flows import MODELS
+from simulator.gossip import build_mesh
+from simulator.links import Access, Link, access_of, joined
+from simulator.network import NetworkConfig
 from simulator.scenario import LinkSpec, NodeGroup, Scenario, ScenarioError
 from simulator.world import World
 
@@ -12,70 +19,68 @@ _BYTES_PER_MBIT = 1e6 / 8
 
 
 def network_config(scenario: Scenario) -> NetworkConfig:
-    """Return what connections cost."""
+    """Return what connections cost, how gossip spreads, whether bandwidth is shared."""
     network = scenario.network
+    pool = DAEMON_POOL if network.pool else {"idle_connections": network.idle_connections}
+    has_bytes = network.pool and network.connect_round_trips == len(HANDSHAKE_BYTES)
     return NetworkConfig(
         connect_round_trips=network.connect_round_trips,
-        idle_connections=network.idle_connections,
+        connect_cpu_s=network.connect_cpu_s,
+        handshake_bytes=HANDSHAKE_BYTES if has_bytes else (),
         forwards_gossip=network.mesh_degree > 0,
+        gossip_cpu_s=network.gossip_cpu_s,
+        sharing=MODELS.get(network.sharing),
+        media={name: rate * _BYTES_PER_MBIT for name, rate in network.media_mbit_s.items()},
+        is_metered=scenario.measure.traffic,
+        **pool,
     )
 
 
-def link_spec(scenario: Scenario, group: NodeGroup) -> LinkSpec:
-    """Return the link of the nodes of a group."""
-    link = scenario.network.link if group.link is None else group.link
-    if isinstance(link, str):
-        raise ScenarioError(f"no link profile is named {link!r}")
-    return link
+def access(scenario: Scenario, group: NodeGroup) -> Access:
+    """Return what lies between the nodes of a group and the middle of the network.
 
-
-def join(source: LinkSpec, target: LinkSpec) -> Link:
-    """Return the way from a node to another."""
-    rates = [rate for rate in (source.up_mbit_s, target.down_mbit_s) if rate is not None]
-    return Link(
-        delay_s=source.latency_s + target.latency_s,
-        jitter_s=source.jitter_s + target.jitter_s,
-        gossip_loss=1.0 - (1.0 - source.loss) * (1.0 - target.loss),
-        bytes_per_s=min(rates) * _BYTES_PER_MBIT if rates else None,
-    )
-
-
-def wire(world: World, scenario: Scenario) -> Mapping[str, list[str]]:
-    """Set the links of a world; returns each node's neighbours in the mesh of gossip, empty without one."""
-    specs = [(group, link_spec(scenario, group)) for group in scenario.nodes]
-    world.network.default = join(specs[0][1], specs[0][1])
-    for group, own in specs:
-        for other, their in specs:
-            link = join(own, their)
-            if link != world.network.default:
-                for source in group.names:
-                    for target in other.names:
-                        if source != target:
-                            world.network.set_link(source, target, link)
-    degree = scenario.network.mesh_degree
-    return mesh(scenario.node_names, degree, stream(world.seed, "mesh", "all")) if degree else {}
-
-
-def mesh(names: tuple[str, ...], degree: int, rng: random.Random) -> dict[str, list[str]]:
-    """Draw a connected graph of about this degree: a ring in a drawn order, and drawn chords.
-
-    Examples
-    --------
-    >>> mesh(("a", "b", "c"), 2, random.Random("1"))
-    {'a': ['b', 'c'], 'b': ['a', 'c'], 'c': ['a', 'b']}
+    Raises
+    ------
+    ScenarioError
+        When it names a profile that there is not.
     """
-    found: dict[str, set[str]] = {name: set() for name in names}
-    ring = list(names)
-    rng.shuffle(ring)
-    for own, other in zip(ring, [*ring[1:], ring[0]], strict=True):
-        if own != other:
-            found[own].add(other)
-            found[other].add(own)
-    for own in ring:
-        for other in rng.sample(ring, min(len(ring), 4 * degree)):
-            if len(found[own]) >= degree:
-                break
-            if other != own and len(found[other]) < degree:
-                found[own].add(other)
-                found[other].add(own)
-    return {name: sorted(found[name]) for name in names}
+    link = scenario.network.link if group.link is None else group.link
+    if isinstance(link, LinkSpec):
+        return _access(link, group.medium)
+    if link not in LINKS:
+        path = ("network", "link") if group.link is None else ("nodes", scenario.nodes.index(group), "link")
+        raise ScenarioError(f"no link is named {link!r}; there are {', '.join(LINKS)}, or give a table", path)
+    return access_of(LINKS[link], medium=group.medium)
+
+
+def _access(link: LinkSpec, medium: str | None) -> Access:
+    up, down = link.up_mbit_s, link.down_mbit_s
+    return Access(
+        latency_s=link.latency_s,
+        jitter=Uniform(0.0, link.jitter_s) if link.jitter_s else None,
+        loss=link.loss,
+        up_bytes_s=None if up is None else up * _BYTES_PER_MBIT,
+        down_bytes_s=None if down is None else down * _BYTES_PER_MBIT,
+        medium=medium,
+    )
+
+
+def way(scenario: Scenario, source: NodeGroup, target: NodeGroup) -> Link:
+    """Return the way from a node of one group to one of another."""
+    return joined(access(scenario, source), access(scenario, target))
+
+
+def wire(world: World, scenario: Scenario) -> Mapping[str, tuple[str, ...]]:
+    """Give the nodes of a world their accesses; returns each node's neighbours in the mesh, empty without one.
+
+    Where all are alike and no bandwidth is shared, one link stands for all ways: pairs of nodes are many.
+    """
+    accesses = [access(scenario, group) for group in scenario.nodes]
+    if scenario.network.sharing == "none" and all(each == accesses[0] for each in accesses):
+        world.network.default = joined(accesses[0], accesses[0])
+    else:
+        for group, own in zip(scenario.nodes, accesses, strict=True):
+            for name in group.names:
+                world.network.attach(name, own)
+    degree = scenario.network.mesh_degree
+    return build_mesh(scenario.node_names, degree=degree, seed=world.seed) if degree else {}

@@ -125,7 +125,7 @@ def test_cameras_replays_and_hot_spots_feed():
     [
         ({"policy": "best"}, "policy: no policy is named 'best'; there are"),
         ({"policy": "oracle(d=2)"}, "policy: oracle has no argument 'd'"),
-        ({"nodes.server.device": "gpu"}, "models[0].mean_s: nothing for the device 'gpu'"),
+        ({"nodes.server.device": "gpu"}, "line 7: models[0].mean_s: nothing for the device 'gpu'"),
         ({"nodes.*.models": []}, "sources[0].load: no node can run"),
     ],
 )
@@ -142,3 +142,34 @@ def test_distribution_functions_are_dense_in_the_tail():
     assert points[-1] == (99_999.0, 1.0)
     assert sum(share > 0.99 for _, share in points) > 30
     assert cdf([], 10) == ()
+
+
+def test_waiting_for_a_model_that_is_loaded_is_told_apart():
+    cold = small(**{"nodes.*.loaded": [], "models.0.load_s": 2.0, "warm_up_s": 0, "sources.0.deadline_s": 20.0})
+    result = run(cold)
+    assert result.stages.load_s > 0.001
+    assert run(small()).stages.load_s == 0.0
+    parts_s = sum(getattr(result.stages, name) for name in result.stages.__struct_fields__)
+    assert parts_s == pytest.approx(result.mean_s)
+
+
+def test_messages_are_counted_where_asked_for():
+    assert {node.messages for node in run(small()).nodes} == {0}
+    metered = run(small(**{"measure.traffic": True}))
+    assert all(node.messages > 50 and node.sent_bytes > 100 * node.messages for node in metered.nodes)
+
+
+def test_networks_of_profiles_share_media_and_gossip_over_a_mesh():
+    extra = """
+[network]
+link = "ethernet"
+sharing = "pooled"
+media_mbit_s = {ap = 20.0}
+mesh_degree = 2
+pool = true
+"""
+    nodes = {"nodes.board.link": "wifi", "nodes.board.medium": "ap", "models.0.input_bytes": 100_000}
+    shared = run(small(extra, **nodes))
+    free = run(small())
+    assert shared.stages.network_s > 2 * free.stages.network_s
+    assert (shared.lost, shared.violations) == (0, 0)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from simulator.fleet import input_bytes, mean_s
 from simulator.scenario import CameraSource, PoissonSource, ScenarioError
 from simulator.scenariotext import parse
+from simulator.wiring import access
 
 TEXT = """name = "x"
 duration_s = 20
@@ -92,11 +94,29 @@ def test_a_wrong_change_names_no_line():
 
 
 def test_nodes_are_meant_by_group_name_or_pattern():
-    scenario = parse(TEXT.replace("count = 3", "count = 12") + "[[nodes]]\ndevice = 'server'\nname = 'big'\n")
+    text = TEXT.replace("count = 3", "count = 12").replace("pi = 0.1", "pi = 0.1, server = 0.01")
+    scenario = parse(text + "[[nodes]]\ndevice = 'server'\nname = 'big'\n")
     assert scenario.select("big") == ("big",)
     assert scenario.select("server") == ("big",)
     assert scenario.select(("pi0*", "big")) == (*(f"pi0{number}" for number in range(10)), "big")
     assert len(scenario.select("all")) == 13
+
+
+def test_what_a_scenario_leaves_open_is_looked_up():
+    text = TEXT.replace('"pi"', '"pi4"').replace("mean_s = {pi = 0.1}", "profile = 'resnet50'\ncv = 0.0")
+    scenario = parse(text + "[network]\nlink = 'wifi'\n")
+    (model,) = scenario.models
+    assert mean_s(scenario, scenario.nodes[0], model) == pytest.approx(0.2628)
+    assert input_bytes(model) == 150_528
+    assert access(scenario, scenario.nodes[0]).up_bytes_s == 50 * 125_000
+    known = broken("mean_s = {pi = 0.1}", "profile = 'resnet50'")
+    assert known.startswith(
+        "line 4: models[0].mean_s: nothing for the device 'pi'; add it, or take one of pi-zero-2w, "
+    )
+    assert broken("count = 3", "link = 'wify'").startswith(
+        "line 11: nodes[0].link: no link is named 'wify'; there are "
+    )
+    assert broken("count = 3", "medium = 'ap'").endswith("no channel is named 'ap'; network.media_mbit_s has none")
 
 
 def test_cameras_take_frames_per_second_or_a_load():
