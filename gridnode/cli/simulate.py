@@ -64,12 +64,17 @@ def _add_run(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run_run(options: argparse.Namespace) -> int:
     """Run `gridnode simulate run`."""
     from gridnode.simulation.load import changes_of, load
-    from gridnode.simulation.run import run_scenario
+    from gridnode.simulation.run import run_scenario, run_traced
     from gridnode.simulation.show import show
 
     scenario = load(options.scenario, changes_of(options.settings))
     with progress_of(scenario.name) as told:
-        outcome = run_scenario(scenario, seed=options.seed, policy=options.policy, progress=told, hashed=options.hash)
+        common = {"seed": options.seed, "policy": options.policy, "progress": told, "hashed": options.hash}
+        if options.trace_out is None:
+            outcome = run_scenario(scenario, **common)
+        else:
+            outcome = run_traced(scenario, options.trace_out, **common)
+            sys.stderr.write(f"wrote {options.trace_out}\n")
     if options.out is not None:
         _write(scenario, outcome.result, options.out)
     if options.json:

@@ -12,8 +12,9 @@ import msgspec
 from gridnode.simulation.load import SimulationInputError
 from simulator.node import Observer
 from simulator.results import Result, Series
-from simulator.runner import run
+from simulator.runner import Run, run
 from simulator.scenario import Scenario, ScenarioError
+from simulator.trace import Tracer
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +60,39 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def run_traced(
+    scenario: Scenario,
+    path: Path,
+    *,
+    seed: str | None = None,
+    policy: str | None = None,
+    progress: Callable[[float], object] | None = None,
+    hashed: bool = False,
+) -> Outcome:
+    """Run a scenario and write its trace, for chrome://tracing or Perfetto.
+
+    Raises
+    ------
+    SimulationInputError
+        For what only a run can find wrong, or when the file cannot be written.
+    """
+    tracer = Tracer(scenario.measure.trace_jobs)
+    begun_s = process_time()
+    try:
+        # The file first: a typing slip in its path must not cost a run.
+        with path.open("wb") as file, _no_collection():
+            under_way = Run(scenario, seed=seed, policy=policy, observers=[tracer], hashed=hashed)
+            tracer.watch(under_way.world.nodes)
+            result = under_way.finish(progress)
+            cpu_s = process_time() - begun_s
+            file.writelines(tracer.pieces(result))
+    except ScenarioError as error:
+        raise SimulationInputError(f"{scenario.name}: {error}") from None
+    except OSError as error:
+        raise SimulationInputError(f"{path} cannot be written: {error.strerror}") from None
+    return Outcome(result=result, cpu_s=cpu_s)
 
 
 # ---------------------------------------------------------------- CSV
