@@ -106,7 +106,7 @@ def test_a_folder_without_a_node_is_refused_with_what_to_do(tmp_path):
     ("spoil", "complaint"),
     [
         (lambda token: token[:-2], "token"),
-        (lambda token: token[:20] + "A" + token[21:], "token"),
+        (lambda token: token[:20] + ("A" if token[20] != "A" else "B") + token[21:], "token"),
         (lambda token: "gridnode", "token"),
         (lambda token: "", "token"),
         (lambda token: token * 2, "token"),
