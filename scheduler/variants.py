@@ -128,7 +128,7 @@ _STOCK: Final[Mapping[str, Mapping[str, object]]] = {
     "jsed_all": _PLAIN,
     "jsq": _PLAIN | {"placement.sample": 2},
     "least_queue": _PLAIN,
-    "local_only": _PLAIN,
+    "local_only": _PLAIN | {"placement.hop_limit": 0},
     "max_spare": _PLAIN | {"placement.receiver": "redecides", "placement.hop_limit": 3},
     "prequal": _PLAIN | {"placement.piggyback": True},
     "probe": _PLAIN | {"placement.sample": 2},
@@ -137,7 +137,8 @@ _STOCK: Final[Mapping[str, Mapping[str, object]]] = {
     "steal_only": _PLAIN | {"steal.enabled": True},
     "weighted_random": _PLAIN,
 }
-"""What each name sets before its arguments. A rule that lives on answers uses the states that come with them."""
+"""What each name sets before its arguments. A rule that lives on answers uses the states that come with them. Never to
+move is a hop limit of 0: the last look for a job that would be late would move it otherwise."""
 
 _NAME: Final = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
