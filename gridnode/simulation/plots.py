@@ -1,4 +1,4 @@
-"""PNG plots of results, with matplotlib, which is an optional extra: without it there are none."""
+"""PNG plots of results, with matplotlib, which gridnode does not ask for: without it there are none."""
 
 import importlib.util
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gridnode.simulation.sweep import Sweep
 
-HOW_TO_INSTALL: Final = "PNG plots need matplotlib: pip install 'gridnode[plots]'; the HTML report does without"
+HOW_TO_INSTALL: Final = "PNG plots need matplotlib: pip install matplotlib; the HTML report does without"
 DPI: Final = 140
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6fb0", "#6b7680")
 """Okabe and Ito's, as in the HTML report."""
