@@ -37,11 +37,12 @@ import simpy
 from scheduler.config import CoreConfig, PlacementConfig, QueueConfig
 from simulator.distributions import Lognormal
 from simulator.engine import Engine, stream
-from simulator.network import Link
+from simulator.links import Link
+from simulator.specs import JobSpec, NodeSpec, profile
 from simulator.stations import Station
 from simulator.theory import mmc_waiting_s
 from simulator.workload import Poisson
-from simulator.world import JobSpec, NodeSpec, World, profile
+from simulator.world import World
 
 SERVERS, LOAD = 8, 0.8
 TASKS = 100_000

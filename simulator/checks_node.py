@@ -18,13 +18,15 @@ from scheduler.config import AdvertConfig, CoreConfig, PlacementConfig, QueueCon
 from scheduler.policy import Policy
 from simulator import oracle, theory
 from simulator.checks_kernel import MIXED_HZ, SLOW, drift_hz, judge_drift, limit_name
+from simulator.config import NetworkConfig
 from simulator.distributions import Constant, Exponential, Gamma, ServiceTime
 from simulator.judging import Case, Check, Effort, judge, judge_exact
-from simulator.network import Link, NetworkConfig
+from simulator.links import Link
+from simulator.specs import JobSpec, NodeSpec, profile
 from simulator.stations import Queues, Rule
 from simulator.statistics import estimate
 from simulator.workload import Camera, Poisson
-from simulator.world import JobSpec, NodeSpec, World, profile
+from simulator.world import World
 
 _AT_ONCE: Final = Link(delay_s=0.0)
 _CONNECTED: Final = NetworkConfig(connect_round_trips=0)

@@ -7,26 +7,12 @@ import typing
 
 import msgspec
 
-from scheduler.types import DEFAULT_PRIORITY, Job, ModelDigest, PeerState, Reason
+from scheduler.types import Job, PeerState, Reason
 from simulator.answers import Answer, Failure
+from simulator.specs import JobSpec
 
 if typing.TYPE_CHECKING:
     from simulator.world import World
-
-
-class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source sends."""
-
-    models: tuple[ModelDigest, ...]
-    input_bytes: int
-    output_bytes: int = 4096
-    """Expected; a prior of the transfer estimate."""
-    body_bytes: int = 40
-    """Length of the encoded request that goes with the header."""
-    budget_s: float = 5.0
-    priority: int = DEFAULT_PRIORITY
-    stream: str = ""
-    newest_wins: bool = False
 
 
 class Client:

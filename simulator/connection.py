@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from simulator.messages import SEGMENT_BYTES
-from simulator.network import Direction, Network
+from simulator.network import Network
+from simulator.ways import Direction
 
 HANDSHAKE_BYTES: Final = ((60, 60), (221, 1828), (1722, 139))
 """Bytes there and back in the round trips of TCP (SYN), of TLS 1.3 (ClientHello; the server's certificates), and of the

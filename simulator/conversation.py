@@ -13,7 +13,8 @@ import msgspec
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
 from simulator import messages
-from simulator.answers import Answer, Entry, Failure, Hearer
+from simulator.answers import Answer, Failure
+from simulator.entries import Entry, Hearer
 
 if TYPE_CHECKING:
     from simulator.node import SimNode

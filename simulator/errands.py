@@ -22,9 +22,10 @@ from scheduler.events import (
 )
 from scheduler.types import CapabilityTable, Job, LinkSample, PeerState, Reason, ServiceTimes
 from simulator import messages
-from simulator.answers import Answer, Entry, Failure
+from simulator.answers import Answer, Failure
 from simulator.connection import Connection
 from simulator.conversation import Conversation, clamp_s
+from simulator.entries import Entry
 
 if TYPE_CHECKING:
     from simulator.node import SimNode
@@ -110,7 +111,7 @@ class SendErrand:
         estimate_s = clamp_s(action.estimate_s)
         body_bytes = self._entry.body_bytes
         state = node.own_state()
-        server = node.peers[action.peer]
+        server = node.peers[action.peer].inbound
         if isinstance(action, Offer):
             size = messages.job_offer(job, state, body_bytes) if connection.is_limited else 0
             connection.ask(size, server.on_offer, connection, self, job, budget_s, body_bytes, estimate_s, state)
@@ -153,7 +154,7 @@ class SendErrand:
         assert connection is not None
         self._sent = True
         size = messages.job_payload(job.key, job.input_bytes) if connection.is_limited else 0
-        connection.ask(size, node.peers[self._action.peer].on_payload, connection)
+        connection.ask(size, node.peers[self._action.peer].inbound.on_payload, connection)
         rtt_s = node.engine.now_s - self._began_s
         node.post(OfferAnswered(command=self._action.command, state=state, rtt_s=rtt_s))
 
@@ -197,7 +198,7 @@ class SendErrand:
             self._is_cancelled = True
             self._limit = node.engine.at(node.engine.now_s + HANDOVER_TIMEOUT_S, self._cut)
             key = self._entry.job.key
-            connection.ask(messages.job_cancel(key), node.peers[self._action.peer].on_cancel, connection, key)
+            connection.ask(messages.job_cancel(key), node.peers[self._action.peer].inbound.on_cancel, connection, key)
 
     def _cut(self) -> None:
         self._limit = None
@@ -225,7 +226,7 @@ class StealErrand:
         self._connection = connection
         connection.errand = self
         size = messages.steal_request(action.models, action.room, action.state) if connection.is_limited else 0
-        connection.ask(size, self._node.peers[action.victim].on_steal, connection, self, action)
+        connection.ask(size, self._node.peers[action.victim].inbound.on_steal, connection, self, action)
 
     def on_unreachable(self) -> None:
         """Tell the core that there is no victim."""
@@ -303,7 +304,7 @@ class TableErrand:
         self._opening = None
         self._connection = connection
         connection.errand = self
-        server = self._node.peers[self._peer]
+        server = self._node.peers[self._peer].inbound
         connection.ask(messages.TABLE_REQUEST_BYTES, server.on_table_request, connection, self)
 
     def on_unreachable(self) -> None:
@@ -349,7 +350,7 @@ class ProbeErrand:
         self._connection = connection
         connection.errand = self
         size = messages.ping(self._probe.command) if connection.is_limited else 0
-        connection.ask(size, self._node.peers[self._probe.peer].on_ping, connection, self, self._probe.command)
+        connection.ask(size, self._node.peers[self._probe.peer].inbound.on_ping, connection, self, self._probe.command)
 
     def on_unreachable(self) -> None:
         """Tell the core."""

@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterator
 from math import inf
 
-from simulator.client import JobSpec
 from simulator.engine import stream
 from simulator.fleet import input_bytes
 from simulator.scenario import (
@@ -24,6 +23,7 @@ from simulator.scenario import (
     SquareSource,
     Stage,
 )
+from simulator.specs import JobSpec
 from simulator.workload import (
     Arrivals,
     Camera,

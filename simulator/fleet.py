@@ -13,7 +13,6 @@ from scheduler.config import CoreConfig
 from scheduler.types import Capability
 from simulator.devices import DEVICES, MODELS, Device
 from simulator.distributions import Constant, Empirical, Erlang, Exponential, Gamma, Lognormal, ServiceTime
-from simulator.machine import ModelProfile
 from simulator.scenario import (
     CameraSource,
     ModelSpec,
@@ -24,8 +23,8 @@ from simulator.scenario import (
     ScenarioError,
     Source,
 )
+from simulator.specs import ModelProfile, NodeSpec
 from simulator.workload import zipf
-from simulator.world import NodeSpec
 
 INPUT_BYTES: Final = 150_528
 """Of a request of an unknown model: 224 x 224 pixels of 3 bytes."""

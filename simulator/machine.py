@@ -14,64 +14,17 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from scheduler.actions import Execute
 from scheduler.events import LoadSampled, ModelChanged, ServiceFailed, ServiceFinished, ServiceStarted
-from scheduler.types import Capability, ModelDigest, Reason
+from scheduler.types import ModelDigest, Reason
 from simulator import messages
-from simulator.answers import Answer, Entry, Failure
-from simulator.distributions import ServiceTime
+from simulator.answers import Answer, Failure
+from simulator.config import Heat, MachineConfig
+from simulator.entries import Entry
+from simulator.specs import ModelProfile
 
 if TYPE_CHECKING:
     from simulator.node import SimNode
-
-
-class ModelProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model costs on a device."""
-
-    capability: Capability
-    """What the node tells of it."""
-    service: ServiceTime
-    """What it really takes."""
-    warm_up: float = 1.0
-    """Factor on the first execution after a load, >= 1."""
-    batch: tuple[float, ...] = ()
-    """Time of an execution of 1, 2, 3, ... requests over that of one. Empty: one after the other."""
-
-
-class Heat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A machine that slows down when it is at work for long.
-
-    Notes
-    -----
-    Assumed, not measured: warmth follows the load with a first-order lag, from 0 when idle to 1 when always busy;
-    above `threshold` the machine slows down, linearly up to `factor`.
-    """
-
-    factor: float = 2.0
-    """On service times when hottest, >= 1."""
-    threshold: float = 0.6
-    """Warmth above which it slows down, 0 to below 1."""
-    lag_s: float = 120.0
-    """In which warmth comes within 37 % of the load, > 0."""
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        if not (self.factor >= 1.0 and 0.0 <= self.threshold < 1.0 and self.lag_s > 0.0):
-            raise ValueError(f"{self}: factor must be at least 1, threshold from 0 to below 1, lag_s above 0")
-
-    def slow_down(self, warmth: float) -> float:
-        """Return the factor on service times at a warmth of 0 to 1."""
-        return 1.0 + (self.factor - 1.0) * max(0.0, (warmth - self.threshold) / (1.0 - self.threshold))
-
-
-class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a machine is, besides its models."""
-
-    memory_bytes: int | None = None
-    """For models. Loading more fails as it would; the core has a bound of its own (QueueConfig). None: enough."""
-    heat: Heat | None = None
 
 
 SLOW_DOWN_TOLD: Final = 0.1

@@ -98,7 +98,7 @@ class Probe:
         self._connection = connection
         connection.errand = self
         size = PING_BYTES + len(self._subject or "")
-        connection.ask(size, self._node.peers[self._peer].on_health_probe, connection, self, self._subject)
+        connection.ask(size, self._node.peers[self._peer].inbound.on_health_probe, connection, self, self._subject)
 
     def hear_pong(self, reached: bool, state: PeerState) -> None:
         """Take the answer."""

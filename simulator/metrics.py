@@ -9,10 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-import msgspec
-
 from scheduler.types import Job, NodeId, Reason
-from simulator.results import Little, Series, Stages
+from simulator.results import Little, Series, Stages, Summary
 
 _HOPS_MAX: Final = 32
 """Longest list of hops; a job of the core's default moves twice and comes home."""
@@ -35,27 +33,6 @@ class Frame(Protocol):
     waiting_s: float
     service_s: float
     load_s: float
-
-
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers of a run; times in seconds, NaN where nothing was answered."""
-
-    submitted: int
-    answered: int
-    ended: dict[str, int]
-    """Jobs without a result, by reason."""
-    unfinished: int
-    """Submitted, and without an outcome at the end."""
-    mean_s: float
-    p50_s: float
-    p95_s: float
-    p99_s: float
-    late: int
-    """Answered after their deadline."""
-    shares: dict[NodeId, float]
-    """Of the answered, by executor."""
-    offloaded: float
-    """Share of the answered that ran elsewhere than where they came in."""
 
 
 class Metrics:

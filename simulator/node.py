@@ -1,8 +1,8 @@
 """A simulated node: drives one decision core and carries out what it asks for.
 
-The twin of gridnode.driver, gridnode.hands and gridnode.inbound. The core is scheduler.core.Core, the very class that
-the daemon drives; a standing test holds that both drivers take the same decisions. Events reach the core one at a
-time, in the order in which they happened, never from inside the carrying out of an action.
+The twin of gridnode.driver. The core is scheduler.core.Core, the very class that the daemon drives; a standing test
+holds that both drivers take the same decisions. Events reach the core one at a time, in the order in which they
+happened, never from inside the carrying out of an action.
 """
 
 from collections import deque
@@ -13,25 +13,24 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from scheduler import actions
 from scheduler.actions import Action
 from scheduler.config import CoreConfig
 from scheduler.core import Core
-from scheduler.events import AdvertReceived, Event, JobArrived, StealRequested, TimerFired
+from scheduler.events import AdvertReceived, Event, JobArrived, TimerFired
 from scheduler.policy import Policy
-from scheduler.types import CapabilityTable, Job, ModelDigest, PeerState, Reason
-from simulator import messages
-from simulator.answers import Answer, Answerer, Entry, Failure
-from simulator.connection import Connection, Endpoint, Opener, Pending
-from simulator.conversation import Conversation
+from scheduler.types import Job, ModelDigest, PeerState
+from simulator.config import MachineConfig
+from simulator.connection import Endpoint, Opener, Pending
 from simulator.engine import Clock, LocalClock, stream
-from simulator.errands import ProbeErrand, SendErrand, StealErrand, TableErrand
+from simulator.entries import Answerer, Entry
 from simulator.gossip import Gossip
+from simulator.hands import Hands
+from simulator.inbound import Inbound
 from simulator.lies import Lie
-from simulator.machine import Machine, MachineConfig, ModelProfile
-from simulator.membership import Asker, Watch
+from simulator.machine import Machine
+from simulator.membership import Watch
 from simulator.network import Network
-from simulator.serving import Grant, OfferQuestion
+from simulator.specs import ModelProfile
 from transport.liveness_events import LivenessConfig
 from transport.wire import HealthNotice
 
@@ -129,6 +128,9 @@ class SimNode:
         self.gossip = Gossip(self.endpoint, hear, peers, self._on_notice, epoch=epoch)
         if watch is not None:
             self.add_watch(watch)
+        self.inbound = Inbound(self)
+        """What peers begin with it."""
+        self._hands = Hands(self)
         self.jobs: dict[int, Entry] = {}
         self.errands: dict[int, Cancellable] = {}
         """What can be cancelled at peers, by command."""
@@ -150,10 +152,7 @@ class SimNode:
         self._is_frozen = False
         self._ring_s = inf
         self._minted = 0
-        self._asked = 0
-        self._offers: dict[int, OfferQuestion] = {}
-        self._steals: dict[int, tuple[Connection, StealErrand]] = {}
-        self._carry = self._make_hands()
+        self._carry = self._hands.by_action()
 
     # The driver.
 
@@ -280,7 +279,7 @@ class SimNode:
     def set_lie(self, lie: Lie | None) -> None:
         """Lie from now on, or tell the truth again."""
         self.lie = lie
-        self._carry = self._make_hands()
+        self._carry = self._hands.by_action()
         if lie is not None:
             self._carry = {kind: lie.wrap(hand) for kind, hand in self._carry.items()}
 
@@ -319,80 +318,7 @@ class SimNode:
         node.start()
         return node
 
-    # What comes from peers.
-
-    def on_job(
-        self, connection: Connection, errand: SendErrand, job: Job, budget_s: float, body_bytes: int, estimate_s: float
-    ) -> None:
-        """Take a job that a peer sent."""
-        talk = Conversation(self, connection.asker.name, connection.answer, errand)
-        connection.served = talk
-        talk.admit(job, budget_s, body_bytes, estimate_s=estimate_s)
-
-    def on_offer(
-        self,
-        connection: Connection,
-        errand: SendErrand,
-        job: Job,
-        budget_s: float,
-        body_bytes: int,
-        estimate_s: float,
-        state: PeerState,
-    ) -> None:
-        """Ask the core about an offer."""
-        self._asked += 1
-        question = self._offers[self._asked] = OfferQuestion(
-            self,
-            connection,
-            errand,
-            number=self._asked,
-            job=job,
-            budget_s=budget_s,
-            body_bytes=body_bytes,
-            estimate_s=estimate_s,
-        )
-        self.post(question.event(state))
-
-    def on_payload(self, connection: Connection) -> None:
-        """Take the payload of an accepted offer."""
-        if isinstance(connection.served, OfferQuestion):
-            connection.served.take_payload()
-
-    def on_cancel(self, connection: Connection, key: bytes) -> None:
-        """Stop a peer's job, unless its outcome crossed the cancel."""
-        if isinstance(connection.served, Conversation):
-            connection.served.cancel(key)
-
-    def on_steal(self, connection: Connection, errand: StealErrand, action: actions.Steal) -> None:
-        """Ask the core what a thief may have."""
-        self._asked += 1
-        self._steals[self._asked] = connection, errand
-        self.post(
-            StealRequested(
-                request=self._asked,
-                peer=connection.asker.name,
-                state=action.state,
-                models=action.models,
-                room=action.room,
-            )
-        )
-
-    def on_table_request(self, connection: Connection, errand: TableErrand) -> None:
-        """Send the capability table."""
-        machine = self.machine
-        table = CapabilityTable(node_id=self.name, digest=machine.table_digest, entries=machine.capabilities)
-        size = messages.table(self.name, table.digest, table.entries) if connection.is_limited else 0
-        connection.answer(size, errand.hear_table, table)
-
-    def on_ping(self, connection: Connection, errand: ProbeErrand, nonce: int) -> None:
-        """Tell how this node stands."""
-        state = self.own_state()
-        connection.answer(messages.pong(nonce, state) if connection.is_limited else 0, errand.hear_pong, state)
-
-    def on_health_probe(self, connection: Connection, asker: Asker, subject: str | None) -> None:
-        """Say that this node lives, or whether another does."""
-        if self.watch is not None:
-            self.watch.answer(connection, asker, subject)
+    # Gossip.
 
     def _on_costly_advert(self, state: PeerState) -> None:
         """Hear a record where it costs time, or is a sign of life."""
@@ -409,76 +335,3 @@ class SimNode:
     def _on_advert(self, state: PeerState) -> None:
         self.heard += 1
         self.post(AdvertReceived(state=state))
-
-    # The hands: what the core asks for.
-
-    def _make_hands(self) -> dict[type, Callable[..., object]]:
-        """Tie each action to what carries it out."""
-        return {
-            actions.Execute: lambda action, _: self.machine.execute(action),
-            actions.Send: self._send,
-            actions.Offer: self._send,
-            actions.Steal: lambda action, _: StealErrand(self, action),
-            actions.Accept: self._rule,
-            actions.NackOffer: self._rule,
-            actions.GrantLease: lambda action, _: Grant(self, *self._steals.pop(action.request), action),
-            actions.Reply: self._reply,
-            actions.Reject: self._reject,
-            actions.Nack: self._nack,
-            actions.Acknowledge: self._acknowledge,
-            actions.Progress: self._progress,
-            actions.Cancel: self._cancel,
-            actions.LoadModel: lambda action, _: self.machine.load(action.model),
-            actions.EvictModel: lambda action, _: self.machine.evict(action.model),
-            actions.Advertise: lambda action, _: self.gossip.publish(action.state),
-            actions.PullTable: lambda action, _: TableErrand(self, action.peer),
-            actions.Probe: lambda action, _: ProbeErrand(self, action),
-            actions.Drained: self._drained,
-        }
-
-    def _send(self, action: actions.Send | actions.Offer, _: object) -> None:
-        SendErrand(self, action, self.jobs[action.handle])
-
-    def _rule(self, action: actions.Accept | actions.NackOffer, _: object) -> None:
-        self._offers.pop(action.offer).rule(action)
-
-    def _reply(self, action: actions.Reply, attachment: object) -> None:
-        entry = self.jobs.pop(action.handle)
-        outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
-        if isinstance(outcome, Answer):
-            if self.lie is not None and entry.job.entry != self.name:
-                late_s, outcome = self.lie.answered(outcome, self.machine.told_means_s())
-                self.engine.at(self.engine.now_s + late_s, entry.answerer.answer, outcome, action.state)
-                return
-            entry.answerer.answer(outcome, action.state)
-        else:
-            failure = outcome if isinstance(outcome, Failure) else Failure(reason=Reason.LOST)
-            entry.answerer.fail(failure, action.state, None)
-
-    def _reject(self, action: actions.Reject, attachment: object) -> None:
-        failure = Failure(reason=action.why, message=action.reason)
-        if isinstance(attachment, Failure) and action.why in (Reason.MODEL_FAILED, Reason.EXPIRED):
-            failure = attachment
-        self.jobs.pop(action.handle).answerer.fail(failure, action.state, action.estimate_s)
-
-    def _nack(self, action: actions.Nack, _: object) -> None:
-        self.jobs.pop(action.handle).answerer.give_back(action.why, action.state, action.estimate_s)
-
-    def _acknowledge(self, action: actions.Acknowledge, _: object) -> None:
-        entry = self.jobs.get(action.handle)
-        if entry is not None:
-            entry.answerer.accepted(action.state)
-
-    def _progress(self, action: actions.Progress, _: object) -> None:
-        entry = self.jobs.get(action.handle)
-        if entry is not None:
-            entry.answerer.progress(action.state)
-
-    def _cancel(self, action: actions.Cancel, _: object) -> None:
-        if not self.machine.cancel(action.command):
-            errand = self.errands.get(action.command)
-            if errand is not None:
-                errand.cancel()
-
-    def _drained(self, action: actions.Drained, _: object) -> None:
-        self.is_drained = True

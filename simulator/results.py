@@ -8,6 +8,8 @@ import math
 
 import msgspec
 
+from scheduler.types import NodeId
+
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
     """A quantity over time at equal steps."""
@@ -99,6 +101,27 @@ class Little(msgspec.Struct, frozen=True, kw_only=True):
     def holds(self) -> bool:
         """Whether the law holds to rounding."""
         return not abs(self.error) > 1e-6
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of a run; times in seconds, NaN where nothing was answered."""
+
+    submitted: int
+    answered: int
+    ended: dict[str, int]
+    """Jobs without a result, by reason."""
+    unfinished: int
+    """Submitted, and without an outcome at the end."""
+    mean_s: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    late: int
+    """Answered after their deadline."""
+    shares: dict[NodeId, float]
+    """Of the answered, by executor."""
+    offloaded: float
+    """Share of the answered that ran elsewhere than where they came in."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,9 +8,10 @@ from scheduler.actions import Accept, GrantLease, NackOffer
 from scheduler.events import Accepted, Event, Nacked, OfferReceived, Progressed, SendFailed
 from scheduler.types import Job, PeerState, Reason
 from simulator import messages
-from simulator.answers import Answer, Entry, Failure
+from simulator.answers import Answer, Failure
 from simulator.connection import Connection
 from simulator.conversation import Conversation, clamp_s
+from simulator.entries import Entry
 from simulator.errands import HANDOVER_TIMEOUT_S, SendErrand, StealErrand, failure_event, reply_event
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ Turns the network's records of `scenario` into those that `network` takes.
 
 from collections.abc import Mapping
 
+from simulator.config import NetworkConfig
 from simulator.connection import DAEMON_POOL, HANDSHAKE_BYTES
 from simulator.devices import LINKS
 from simulator.distributions import Uniform
 from simulator.flows import MODELS
 from simulator.gossip import build_mesh
 from simulator.links import Access, Link, access_of, joined
-from simulator.network import NetworkConfig
 from simulator.scenario import LinkSpec, NodeGroup, Scenario, ScenarioError
 from simulator.world import World
 

@@ -12,38 +12,19 @@ import msgspec
 from scheduler.config import CoreConfig
 from scheduler.events import CancelRequested, Event
 from scheduler.policy import Policy
-from scheduler.types import Capability, Job, ModelDigest, Reason
+from scheduler.types import Job, Reason
 from simulator.client import Client
-from simulator.client import JobSpec as JobSpec
-from simulator.distributions import ServiceTime
+from simulator.config import NetworkConfig
 from simulator.engine import Engine, stream
-from simulator.machine import ModelProfile
+from simulator.links import Link
 from simulator.metrics import Metrics
-from simulator.network import Link, Network, NetworkConfig
+from simulator.network import Network
 from simulator.node import Observer, SimNode
+from simulator.specs import JobSpec, NodeSpec
 from simulator.workload import Arrivals
 
 RESUBMIT_S: Final = 0.05
 """After this time a client whose node is gone has found another: a broken socket is seen at once."""
-
-
-class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One node of a fleet."""
-
-    name: str
-    models: Mapping[ModelDigest, ModelProfile]
-    loaded: frozenset[ModelDigest] | None = None
-    """Models in memory at the start; None for all."""
-    config: CoreConfig | None = None
-    """Of its core; None for the fleet's."""
-
-
-def profile(
-    model: ModelDigest, service: ServiceTime, *, mean_s: float, load_s: float = 0.0, memory_bytes: int = 0
-) -> ModelProfile:
-    """Make a model profile of a node that tells the truth of its mean."""
-    capability = Capability(model=model, mean_s=mean_s, p95_s=mean_s, memory_bytes=memory_bytes, load_s=load_s)
-    return ModelProfile(capability=capability, service=service)
 
 
 class World:

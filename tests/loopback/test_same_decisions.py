@@ -43,12 +43,12 @@ from scheduler.events import (
     PeerSuspected,
 )
 from scheduler.types import Capability, CapabilityTable, Job
+from simulator.config import NetworkConfig
 from simulator.distributions import Gamma
 from simulator.engine import stream
-from simulator.machine import ModelProfile
-from simulator.network import Link as SimLink
-from simulator.network import NetworkConfig
-from simulator.world import JobSpec, NodeSpec, World
+from simulator.links import Link as SimLink
+from simulator.specs import JobSpec, ModelProfile, NodeSpec
+from simulator.world import World
 from transport.base import DataAddress, Dial
 from transport.memory import Link, MemoryNetwork
 from transport.wire import Ping, Pong, TableRequest, decode_state

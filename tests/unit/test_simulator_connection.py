@@ -2,9 +2,11 @@
 
 import pytest
 
+from simulator.config import NetworkConfig
 from simulator.connection import DAEMON_POOL, HANDSHAKE_BYTES, HANDSHAKE_CPU_S, Endpoint
 from simulator.engine import Engine
-from simulator.network import Link, Network, NetworkConfig
+from simulator.links import Link
+from simulator.network import Network
 
 
 class Errand:

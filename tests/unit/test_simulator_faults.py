@@ -6,15 +6,17 @@ import math
 import pytest
 
 from scheduler.config import CoreConfig
+from simulator.config import NetworkConfig
 from simulator.distributions import Constant
 from simulator.engine import Engine, LocalClock
 from simulator.faults import Faults
 from simulator.gossip import build_mesh
 from simulator.lies import Lie
-from simulator.network import Link, NetworkConfig
+from simulator.links import Link
 from simulator.scenario import ChurnFault, CrashFault, DriftFault, LiarFault, PartitionFault, PauseFault, SlowFault
+from simulator.specs import JobSpec, NodeSpec, profile
 from simulator.workload import Poisson
-from simulator.world import JobSpec, NodeSpec, World, profile
+from simulator.world import World
 from transport.liveness_events import Status
 
 NAMES = [f"n{number}" for number in range(8)]

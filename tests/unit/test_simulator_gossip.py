@@ -3,10 +3,12 @@
 import pytest
 
 from scheduler.config import AdvertConfig, CoreConfig
+from simulator.config import NetworkConfig
 from simulator.distributions import Constant
 from simulator.gossip import GOSSIP_CPU_S, MESH_DEGREE, build_mesh
-from simulator.network import Link, NetworkConfig
-from simulator.world import JobSpec, NodeSpec, World, profile
+from simulator.links import Link
+from simulator.specs import JobSpec, NodeSpec, profile
+from simulator.world import World
 
 NAMES = [f"n{number:03d}" for number in range(40)]
 

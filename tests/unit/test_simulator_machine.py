@@ -8,10 +8,13 @@ from scheduler.actions import Execute
 from scheduler.config import CoreConfig, QueueConfig
 from scheduler.events import LoadSampled, ModelChanged, ServiceFailed, ServiceFinished, ServiceStarted
 from scheduler.types import Capability, Job, Reason
-from simulator.answers import Entry, Failure
+from simulator.answers import Failure
+from simulator.config import Heat, MachineConfig
 from simulator.distributions import Constant
 from simulator.engine import Engine, stream
-from simulator.machine import Heat, Machine, MachineConfig, ModelProfile
+from simulator.entries import Entry
+from simulator.machine import Machine
+from simulator.specs import ModelProfile
 
 
 class Node:

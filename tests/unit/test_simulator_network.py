@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from simulator.config import NetworkConfig
 from simulator.devices import LINKS
 from simulator.distributions import Constant
 from simulator.engine import Engine
@@ -18,7 +19,7 @@ from simulator.links import (
     joined,
     repetition_s,
 )
-from simulator.network import Network, NetworkConfig
+from simulator.network import Network
 
 
 class Line:

@@ -9,9 +9,10 @@ from scheduler.actions import Offer, Send
 from scheduler.config import AdvertConfig, CoreConfig, PlacementConfig, QueueConfig
 from simulator import oracle
 from simulator.distributions import Constant, Exponential
-from simulator.network import Link
+from simulator.links import Link
+from simulator.specs import JobSpec, NodeSpec, profile
 from simulator.workload import Poisson
-from simulator.world import JobSpec, NodeSpec, World, profile
+from simulator.world import World
 
 PATIENT = CoreConfig(
     placement=PlacementConfig(default_deadline_s=1e9, shedding=False, expire=False),

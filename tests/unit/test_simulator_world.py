@@ -11,10 +11,11 @@ import pytest
 
 from scheduler.config import AdvertConfig, CoreConfig, PlacementConfig, QueueConfig, StealConfig
 from simulator.distributions import Constant, Exponential
+from simulator.links import Link
 from simulator.metrics import quantile
-from simulator.network import Link
+from simulator.specs import JobSpec, NodeSpec, profile
 from simulator.workload import Camera, Poisson
-from simulator.world import JobSpec, NodeSpec, World, profile
+from simulator.world import World
 
 PATIENT = CoreConfig(
     placement=PlacementConfig(default_deadline_s=1e9, shedding=False, expire=False),
