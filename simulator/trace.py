@@ -1,7 +1,8 @@
 """A run as a trace that chrome://tracing and Perfetto open: nodes as processes, slots as lanes, jobs from end to end.
 
-Format: Trace Event Format (Google): an object with `traceEvents`, times in microseconds. Watches the actions of cores
-and changes nothing; bounded by a number of jobs, the first that arrive.
+Format: Trace Event Format (Google): an object with `traceEvents`, times in whole microseconds, so that what follows on
+a lane never overlaps by a rounding. Watches the actions of cores and changes nothing; bounded by a number of jobs, the
+first that arrive, and as many loads of models: about 700 bytes a job, and 100 a value of a series.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,6 @@ from scheduler.actions import Action
 from simulator.node import SimNode
 from simulator.results import Result
 
-_US: Final = 1e6
 _DECISIONS: Final = 0
 """Lane of a node for what its core decided; slots follow from 1 on."""
 _FOREVER_S: Final = 1e9
@@ -48,6 +48,7 @@ class Tracer:
         self._nodes: Mapping[str, SimNode] = {}
         self._places: dict[str, int] = {}
         self._keys: set[bytes] = set()
+        self._loads = 0
         self._events: list[Event] = []
         self._spans: dict[tuple[str, int], _Span] = {}
         self._commands: dict[tuple[str, int], int] = {}
@@ -78,7 +79,8 @@ class Tracer:
             case actions.GrantLease():
                 for _, handle in action.grants:
                     self._decide(name, now_s, handle, "given to a thief", action.reason)
-            case actions.LoadModel() if self._places:
+            case actions.LoadModel() if self._places and self._loads < self._jobs_max:
+                self._loads += 1
                 self._instant(name, now_s, f"loads {action.model}", {"reason": action.reason})
 
     # What is seen.
@@ -112,8 +114,8 @@ class Tracer:
                 "cat": "execution",
                 "name": span.model,
                 "pid": self._places[name],
-                "ts": span.begin_s * _US,
-                "dur": (now_s - span.begin_s) * _US,
+                "ts": _us(span.begin_s),
+                "dur": _us(now_s) - _us(span.begin_s),
                 "args": {"jobs": [key.hex() for key in span.keys], "outcome": outcome},
             }
         )
@@ -133,8 +135,8 @@ class Tracer:
         common: Event = {"cat": "job", "name": job.models[0], "id": key.hex(), "pid": self._places[name], "tid": 0}
         deadline_s = job.deadline_s - job.arrival_s
         args = {"budget_s": deadline_s if deadline_s < _FOREVER_S else None, "bytes": job.input_bytes}
-        self._events.append({"ph": "b", "ts": job.arrival_s * _US, "args": args, **common})
-        self._events.append({"ph": "e", "ts": now_s * _US, "args": {"outcome": outcome}, **common})
+        self._events.append({"ph": "b", "ts": _us(job.arrival_s), "args": args, **common})
+        self._events.append({"ph": "e", "ts": _us(now_s), "args": {"outcome": outcome}, **common})
 
     def _decide(self, name: str, now_s: float, handle: int, what: str, reason: str) -> None:
         key = self._key(name, handle)
@@ -150,7 +152,7 @@ class Tracer:
                 "name": what,
                 "pid": self._places[name],
                 "tid": _DECISIONS,
-                "ts": now_s * _US,
+                "ts": _us(now_s),
                 "args": args,
             }
         )
@@ -184,7 +186,7 @@ class Tracer:
         for node in result.nodes:
             if node.backlog is not None:
                 for number, value in enumerate(node.backlog.values):
-                    at_us = (node.backlog.start_s + number * node.backlog.step_s) * _US
+                    at_us = _us(node.backlog.start_s + number * node.backlog.step_s)
                     place = self._places[node.name]
                     args = {"seconds": value}
                     yield {"ph": "C", "name": "backlog", "pid": place, "tid": 0, "ts": at_us, "args": args}
@@ -192,22 +194,26 @@ class Tracer:
 
 def _in_lanes(executions: list[Event], place: int) -> Iterator[Event]:
     """Give executions that overlap lanes of their own: as many as the node had slots."""
-    free_us: list[float] = []
+    free_us: list[int] = []
     for event in sorted(executions, key=_time_us):
-        begin_us, length_us = event["ts"], event["dur"]
-        assert isinstance(begin_us, float), "every execution has a begin"
-        assert isinstance(length_us, float), "and a length"
-        lane = next((number for number, each_us in enumerate(free_us) if each_us <= begin_us + 1e-3), len(free_us))
+        begin_us, length_us = _time_us(event), event["dur"]
+        assert isinstance(length_us, int), "every execution has a length"
+        lane = next((number for number, each_us in enumerate(free_us) if each_us <= begin_us), len(free_us))
         if lane == len(free_us):
-            free_us.append(0.0)
+            free_us.append(0)
             yield _named("thread_name", place, lane + 1, f"slot {lane + 1}")
         free_us[lane] = begin_us + length_us
         yield {**event, "tid": lane + 1}
 
 
-def _time_us(event: Event) -> float:
+def _us(at_s: float) -> int:
+    """Return a time in whole microseconds."""
+    return round(at_s * 1e6)
+
+
+def _time_us(event: Event) -> int:
     at_us = event["ts"]
-    assert isinstance(at_us, float), "every event has a time"
+    assert isinstance(at_us, int), "every event has a time"
     return at_us
 
 
