@@ -5,10 +5,11 @@ then the CA whose hash stands in the token, then a door that proves by that CA t
 that one it sends the secret. Knows nothing of where the results are kept.
 """
 
+import random
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
 from typing import Final
 
@@ -55,10 +56,21 @@ STEP_S: Final = 5.0
 """For connecting and shaking hands with a door, in seconds."""
 ANSWER_S: Final = 40.0
 """For the door's answer, in seconds; a little more than the door takes for a large bundle on a slow link."""
+PATIENCE_S: Final = 60.0
+"""For how long a guest comes back to a door that hangs up, in seconds: a door has few guests at once, and a rack of
+boxes behind one address may join together."""
+PAUSE_S: Final = 0.1
+"""Before the first return, in seconds; doubles."""
+PAUSE_MAX_S: Final = 2.0
+"""Longest pause between two returns, in seconds."""
 
 _REFUSALS: Final[dict[str, type[TokenError]]] = {
     error.__name__: error for error in (TokenExpiredError, TokenSpentError, TokenUnknownError)
 }
+
+
+class DoorBusyError(PeerUnreachableError):
+    """The door hung up before it answered: too many guests, or it was just being shut."""
 
 
 class JoinGrant(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +104,8 @@ async def join(token: JoinToken, key: NodeKey, *, name: str, grid_time: GridTime
         The door refused the token.
     WrongGridError
         At the token's addresses is no door of its issuer.
+    DoorBusyError
+        The door hung up for a whole minute.
     PeerUnreachableError
         No door answered: it is open only while an invite is outstanding.
     CertificateRefusedError, RemoteProtocolError
@@ -106,7 +120,7 @@ async def join(token: JoinToken, key: NodeKey, *, name: str, grid_time: GridTime
         return await _ask_for_certificate(address, joining_context(ca_pem), trust, key, question, issuer=token.issuer)
 
     try:
-        return await _try_each(token.addresses, attempt)
+        return await _try_each(token.addresses, attempt, random.Random(key.node))
     except PeerUnreachableError as error:
         if grid_time.now_s() > token.expires_at_s:
             raise TokenExpiredError("the join token has expired and the door is shut; ask for a new one") from error
@@ -128,10 +142,27 @@ async def renew_at_door(addresses: Sequence[Address], key: NodeKey, chain_pem: b
         context = client_context(key, chain_pem, trust.ca_pem)
         return await _ask_for_certificate(address, context, trust, key, AskRenewal(csr=make_csr(key)), issuer=None)
 
-    return await _try_each(addresses, attempt)
+    return await _try_each(addresses, attempt, random.Random(key.node))
 
 
-async def _try_each(addresses: Sequence[Address], attempt: Callable[[Address], Awaitable[JoinGrant]]) -> JoinGrant:
+async def _try_each(
+    addresses: Sequence[Address], attempt: Callable[[Address], Awaitable[JoinGrant]], rng: random.Random
+) -> JoinGrant:
+    """Try doors in their order, and again while one of them hangs up; asking twice does no harm."""
+    give_up_s = trio.current_time() + PATIENCE_S
+    pause_s = PAUSE_S
+    while True:
+        try:
+            return await _try_once(addresses, attempt)
+        except DoorBusyError:
+            if trio.current_time() + pause_s > give_up_s:
+                raise
+        # Those who were turned away together must not come back together.
+        await trio.sleep(pause_s * rng.uniform(0.5, 1.5))
+        pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+
+async def _try_once(addresses: Sequence[Address], attempt: Callable[[Address], Awaitable[JoinGrant]]) -> JoinGrant:
     """Try doors in their order; go on where nobody or somebody else answers, stop where the door says no."""
     failures: list[TransportError] = []
     for address in addresses:
@@ -140,6 +171,8 @@ async def _try_each(addresses: Sequence[Address], attempt: Callable[[Address], A
         except (PeerUnreachableError, WrongGridError) as error:
             failures.append(error)
     text = "; ".join(str(failure) for failure in failures)
+    if any(isinstance(failure, DoorBusyError) for failure in failures):
+        raise DoorBusyError(f"the join door hung up, it takes few guests at a time: {text}")
     if any(isinstance(failure, WrongGridError) for failure in failures):
         raise WrongGridError(text)
     raise PeerUnreachableError(f"no join door answered, they are open only while an invite is outstanding: {text}")
@@ -202,7 +235,8 @@ async def _knock(address: Address, context: ssl.SSLContext) -> AsyncIterator[tup
             stream = SecureStream(plain, context, server_side=False)
             is_done = False
             try:
-                await stream.handshake()
+                with _hung_up(address):
+                    await stream.handshake()
                 is_done = True
             finally:
                 if not is_done:
@@ -210,9 +244,21 @@ async def _knock(address: Address, context: ssl.SSLContext) -> AsyncIterator[tup
     except trio.TooSlowError as error:
         raise PeerUnreachableError(f"the door at {address.host}:{address.port} did not answer in time") from error
     try:
-        yield stream.ssl_object, DoorLink(stream, "guest")
+        with _hung_up(address):
+            yield stream.ssl_object, DoorLink(stream, "guest")
+    except trio.TooSlowError as error:
+        raise PeerUnreachableError(f"the door at {address.host}:{address.port} did not answer in time") from error
     finally:
         stream.close()
+
+
+@contextmanager
+def _hung_up(address: Address) -> Iterator[None]:
+    """Tell a door that was there and hung up from one that is not there, or silent."""
+    try:
+        yield
+    except PeerUnreachableError as error:
+        raise DoorBusyError(f"{address.host}:{address.port}: {error}") from error
 
 
 async def _connect(address: Address) -> socket.socket:
@@ -223,9 +269,6 @@ async def _connect(address: Address) -> socket.socket:
 
 
 async def _ask(link: DoorLink, question: DoorMessage) -> tuple[DoorMessage, memoryview]:
-    try:
-        with trio.fail_after(ANSWER_S):
-            await link.send(question)
-            return await link.receive()
-    except trio.TooSlowError as error:
-        raise PeerUnreachableError("the join door did not answer in time") from error
+    with trio.fail_after(ANSWER_S):
+        await link.send(question)
+        return await link.receive()

@@ -29,8 +29,6 @@ READY_S: Final = 90.0
 """Time for the whole grid to stand; on two busy cores it takes about ten seconds."""
 READY: Final = "is ready"
 LOOK_S: Final = 0.1
-JOINERS_MAX: Final = 2
-"""Nodes that join at once: the door takes few, and turns more away."""
 DRAIN_S: Final = 2.0
 SOCKET_PATH_MAX: Final = 100
 """Longest path of a Unix socket: the kernel takes 107 bytes (unix(7))."""
@@ -178,7 +176,6 @@ class Stage:
         self._say = say
         self._show = show
         self._progress: dict[str, str] = {}
-        self._door = trio.Semaphore(JOINERS_MAX)
         sockets = [str(socket_path(folder, plan.name)) for plan in plans]
         self._sockets = sockets
         self.nodes = [DemoNode(plan, folder, entries=sockets, model=model) for plan in plans]
@@ -226,9 +223,8 @@ class Stage:
     async def _join(self, node: DemoNode) -> None:
         """Invite a node, let it join and run it."""
         self._say(f"invite, join and run {node.name}")
-        async with self._door:
-            answer = await self.founder.ask("invite", json.dumps({"roles": ["serve", "submit"], "life_s": 600}))
-            await join_grid(node.state, answer["token"], name=node.name, clock=_wall_s)
+        answer = await self.founder.ask("invite", json.dumps({"roles": ["serve", "submit"], "life_s": 600}))
+        await join_grid(node.state, answer["token"], name=node.name, clock=_wall_s)
         node.start()
 
     async def _founder_answers(self) -> bool:

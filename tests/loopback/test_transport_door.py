@@ -28,7 +28,7 @@ from transport.framing import encode_prefix
 from transport.gridtime import GridTime
 from transport.identity import NodeKey
 from transport.issuing import chain_ders, make_csr
-from transport.joining import join, renew_at_door
+from transport.joining import DoorBusyError, join, renew_at_door
 from transport.revocation import Revocations
 from transport.sandbox import GRID_ID, NOW_S, SandboxGrid
 from transport.securestream import ListenError, SecureStream, take_socket
@@ -474,6 +474,47 @@ def test_silent_guests_are_few_and_sent_away(tmp_path):
                 await stream.aclose()
 
     run(main)
+
+
+def test_twelve_boxes_behind_one_address_join_at_once(tmp_path):
+    async def main():
+        async with open_door(tmp_path, guests_per_host=2) as here:
+            tokens = [here.invite() for _ in range(12)]
+            async with trio.open_nursery() as nursery:
+                for token in tokens:
+                    nursery.start_soon(come_in, token)
+            assert here.door.statistics().joined == 12
+            assert here.door.statistics().refused_crowded > 0, "else nobody had to come back"
+
+    run(main)
+
+
+def test_a_guest_gives_up_on_a_door_that_hangs_up_for_a_minute():
+    async def main():
+        listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+        knocks = []
+
+        async def hang_up(stream):
+            knocks.append(trio.current_time())
+            await stream.aclose()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, hang_up, [listener])
+            token = JoinToken(
+                grid_id=bytes(32),
+                issuer="nobody",
+                ca_sha256=bytes(32),
+                addresses=(Address(*listener.socket.getsockname()),),
+                secret=bytes(32),
+                expires_at_s=1e12,
+            )
+            with pytest.raises(DoorBusyError, match="few guests at a time"):
+                await come_in(token)
+            nursery.cancel_scope.cancel()
+        assert 20 <= len(knocks) <= 70, "pauses double to two seconds"
+        assert 50 <= knocks[-1] - knocks[0] <= 60
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
 def test_a_guest_that_trickles_is_sent_away(tmp_path):
