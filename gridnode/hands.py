@@ -14,6 +14,7 @@ from gridnode.inbound import Inbound
 from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
 from gridnode.logs import EventLog, short
 from gridnode.outbound import Outbound
+from gridnode.recording import Recorder
 from gridnode.report import Report
 from models.executor import Executor, ModelNotLoadedError, RunDeadlineError, RunOutcome, RunRequest, WorkerLostError
 from models.tensors import BadInputError, InferenceError
@@ -67,6 +68,8 @@ class DaemonHands:
         The nursery of accepted jobs: executions live in it.
     on_drained : callable
         Called once when a requested drain is complete.
+    recorder : Recorder, optional
+        Takes note of outcomes.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class DaemonHands:
         report: Report,
         nursery: trio.Nursery,
         on_drained: Callable[[], None],
+        recorder: Recorder | None = None,
     ) -> None:
         self._node = node
         self._jobs = jobs
@@ -95,6 +99,7 @@ class DaemonHands:
         self._report = report
         self._nursery = nursery
         self._on_drained = on_drained
+        self._recorder = recorder
         self._running: dict[int, trio.CancelScope] = {}
         """Executions in a task of their own, by command."""
         self._begun: dict[int, Callable[[], None]] = {}
@@ -144,16 +149,18 @@ class DaemonHands:
         outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
         if isinstance(outcome, Answer):
             self._report.answered(entry.job, outcome, own=outcome.node == self._node, now_s=self._driver.now_s)
+            if self._recorder is not None:
+                self._recorder.answered(entry.job, outcome, now_s=self._driver.now_s)
             entry.responder.answer(outcome, action.state)
             return
         failure = outcome if isinstance(outcome, Failure) else Failure(reason=Reason.LOST.value)
-        self._report.ended(failure.reason)
+        self._note_end(entry, failure.reason)
         entry.responder.fail(failure, action.state, estimate_s=None)
 
     def _end(self, action: actions.Reject | actions.Nack, attachment: object) -> None:
         entry = self._jobs.pop(action.handle)
         assert entry is not None, "the core ended a job twice"
-        self._report.ended(action.why.value)
+        self._note_end(entry, action.why.value)
         if isinstance(action, actions.Nack):
             entry.responder.give_back(action.why, action.state, estimate_s=action.estimate_s)
             return
@@ -162,6 +169,11 @@ class DaemonHands:
             failure = attachment
         log.debug("job_rejected", why=failure.reason, reason=action.reason)
         entry.responder.fail(failure, action.state, estimate_s=action.estimate_s)
+
+    def _note_end(self, entry: JobEntry, reason: str) -> None:
+        self._report.ended(reason)
+        if self._recorder is not None:
+            self._recorder.ended(entry.job, reason, now_s=self._driver.now_s)
 
     def _tell(self, action: actions.Acknowledge | actions.Progress) -> None:
         entry = self._jobs.get(action.handle)

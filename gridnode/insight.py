@@ -13,6 +13,7 @@ import trio
 
 from gridnode import __version__
 from gridnode.errors import GridError
+from gridnode.recording import Recorded
 from gridnode.report import MetricsText
 from gridnode.status import CandidateStatus, DecisionStatus, ModelStatus, NodeStatus, PeerStatus, WorkerStatus
 from scheduler.records import Decision
@@ -240,6 +241,8 @@ class Insight:
             "Memory of a model's worker.",
             [((("model", worker.model),), worker.memory_bytes) for worker in self._workers()],
         )
+        if node.parts.recorder is not None:
+            _add_recorded(text, node.parts.recorder.statistics())
         text.histogram("gridnode_sojourn_seconds", "Time from a job's arrival to its result.", report.sojourn)
         text.histogram("gridnode_service_seconds", "Time in the worker.", report.service)
         return text.render()
@@ -364,6 +367,12 @@ class Insight:
                 for candidate in decision.candidates
             ),
         )
+
+
+def _add_recorded(text: MetricsText, recorded: Recorded) -> None:
+    text.counter("gridnode_trace_jobs", "Jobs written to the trace.", [((), recorded.jobs)])
+    text.counter("gridnode_trace_jobs_lost", "Jobs that are not in the trace.", [((), recorded.lost)])
+    text.gauge("gridnode_trace_failing", "Whether the trace cannot be written.", [((), int(recorded.is_failing))])
 
 
 def _ms(value_s: float | None) -> float | None:

@@ -230,6 +230,8 @@ class Node:
         await life.start(self.signed.serve)
         await life.start(self.house.serve)
         life.start_soon(self.parts.upkeep.serve)
+        if self.parts.recorder is not None:
+            life.start_soon(self.parts.recorder.serve)
         if self._probe is not None:
             life.start_soon(self._sample_machine, self._probe)
 

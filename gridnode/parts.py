@@ -4,12 +4,15 @@ Owns the wiring and nothing else: nothing runs yet, no socket is open. When part
 and stop is gridnode.node's. Each part knows the others only through what is passed to it here.
 """
 
+import os
 import random
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
 import trio
 
+from gridnode import __version__
 from gridnode.admitting import Admitting
 from gridnode.config import Config
 from gridnode.credentials import Credentials
@@ -24,10 +27,13 @@ from gridnode.mesh import Mesh, read_book
 from gridnode.modelhouse import ModelHouse
 from gridnode.mouth import GridMouth
 from gridnode.outbound import Outbound
+from gridnode.recording import Machine, Recorder
 from gridnode.report import Report
 from gridnode.services import Services
 from gridnode.signedstate import SignedState
 from gridnode.statedir import StateDirectory
+from gridnode.tracefile import DiskTraceFile
+from gridnode.tracerecords import Header
 from gridnode.translate import table_digest, table_to_wire
 from gridnode.upkeep import Upkeep
 from gridnode.watch import Watch
@@ -107,6 +113,7 @@ class Parts:
         self.membership.begin(mesh=self.mesh, watch=self.watch)
         self.admitting = self._make_admitting(state, seed)
         self.services = self._make_services()
+        self.recorder = self._make_recorder(state) if config.trace.path else None
 
     # ------------------------------------------------------------ making
 
@@ -202,6 +209,42 @@ class Parts:
             own_table=self._own_table,
         )
 
+    def _make_recorder(self, state: StateDirectory) -> Recorder:
+        config = self.config
+        header = Header(
+            node=self.credentials.node,
+            name=self.name,
+            software=__version__,
+            epoch=self.epoch,
+            grid_s=0.0,
+            clock_s=0.0,
+            policy=config.scheduler.placement.policy,
+            executor=config.runtime.executor,
+            scheduler=msgspec.to_builtins(config.scheduler),
+        )
+        limit_bytes = config.trace.max_bytes // 2
+        return Recorder(
+            DiskTraceFile(state.path / config.trace.path, most_bytes=limit_bytes),
+            limit_bytes=limit_bytes,
+            header=header,
+            machine=self._machine,
+            model_name=self.house.name_of,
+            node_name=self.membership.name_of,
+            grid_s=self.credentials.grid_time.now_s,
+            secret=os.urandom(16),
+        )
+
+    def _machine(self) -> Machine:
+        state = self.core.state_record(trio.current_time())
+        return Machine(
+            slots=state.slots,
+            cpu_share=self.config.runtime.cpu_share,
+            threads=self.config.runtime.threads,
+            slow_down=state.slow_down,
+            models=self.house.capabilities(),
+            rtts_s={peer.node_id: peer.rtt_s for peer in self.core.peers() if peer.is_open},
+        )
+
     def make_hands(self, jobs: trio.Nursery, *, on_drained: Callable[[], None]) -> tuple[DaemonHands, Inbound]:
         """Return what carries out the core's actions, and what serves peers' jobs; both start tasks in ``jobs``."""
         outbound = Outbound(
@@ -228,6 +271,7 @@ class Parts:
             report=self.report,
             nursery=jobs,
             on_drained=on_drained,
+            recorder=self.recorder,
         )
         return hands, inbound
 
