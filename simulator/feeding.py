@@ -11,12 +11,14 @@ from math import inf
 
 from simulator.engine import stream
 from simulator.fleet import input_bytes
+from simulator.recorded import known_models, places
 from simulator.scenario import (
     CameraSource,
     GammaSource,
     MmppSource,
     PoissonSource,
     RatedSource,
+    RecordedJob,
     ReplaySource,
     Scenario,
     Source,
@@ -40,6 +42,8 @@ from simulator.workload import (
 from simulator.world import World
 
 Rated = PoissonSource | GammaSource | MmppSource | SquareSource
+Chosen = tuple[str, JobSpec, tuple[JobSpec, ...]]
+Choose = Callable[[random.Random, float], Chosen]
 _KEY_BYTES = 16
 """Of a client's id in a job's key."""
 
@@ -55,37 +59,29 @@ class Feed:
         Seeds its draws.
     law : Arrivals
         Times.
-    menu : Menu
-        What is asked for.
-    entry : callable
-        Given draws and a time, the node.
+    choose : callable
+        Given draws and a time, the node, what is asked for, and what follows.
     start_s, end_s : float
         Span of the arrivals, in seconds.
-    is_stream : bool, default False
-        Whether the jobs are numbered frames.
     """
 
-    __slots__ = ("_client", "_count", "_end_s", "_entry", "_is_stream", "_menu", "_rng", "_times", "_world")
+    __slots__ = ("_choose", "_client", "_count", "_end_s", "_rng", "_times", "_world")
 
     def __init__(
         self,
         world: World,
         name: str,
         law: Arrivals,
-        menu: "Menu",
-        entry: Callable[[random.Random, float], str],
+        choose: Choose,
         *,
         start_s: float,
         end_s: float,
-        is_stream: bool = False,
     ) -> None:
         self._world = world
         self._times: Iterator[float] = law.times_s(stream(world.seed, "arrivals", name), start_s)
         self._rng = stream(world.seed, "choices", name)
-        self._menu = menu
-        self._entry = entry
+        self._choose = choose
         self._end_s = end_s
-        self._is_stream = is_stream
         self._client = hashlib.sha256(name.encode()).digest()[:_KEY_BYTES]
         self._count = 0
         self._wait()
@@ -98,10 +94,9 @@ class Feed:
     def _arrive(self) -> None:
         world, rng = self._world, self._rng
         self._count += 1
-        entry = self._entry(rng, world.engine.now_s)
-        spec, stages = self._menu.choose(rng)
+        entry, spec, stages = self._choose(rng, world.engine.now_s)
         key = self._client + self._count.to_bytes(8, "big")
-        world.submit(entry, spec, key=key, frame=self._count if self._is_stream else 0, stages=stages)
+        world.submit(entry, spec, key=key, frame=self._count if spec.stream else 0, stages=stages)
         self._wait()
 
 
@@ -155,15 +150,18 @@ class Menu:
 
     def choose(self, rng: random.Random) -> tuple[JobSpec, tuple[JobSpec, ...]]:
         """Draw the model of a job, and whether and how far it has a sequel; all of it when it arrives."""
-        spec = self._specs[self._draw(rng)]
+        return self._specs[self._draw(rng)], self.sequel(rng)
+
+    def sequel(self, rng: random.Random) -> tuple[JobSpec, ...]:
+        """Draw whether and how far a job has a sequel."""
         if not self._stages:
-            return spec, ()
+            return ()
         stages = []
         for probability, stage in self._stages:
             if rng.random() >= probability:
                 break
             stages.append(stage)
-        return spec, tuple(stages)
+        return tuple(stages)
 
 
 def feed_all(world: World, scenario: Scenario, mean_hz: list[float]) -> None:
@@ -183,8 +181,7 @@ def feed_all(world: World, scenario: Scenario, mean_hz: list[float]) -> None:
         if isinstance(source, CameraSource):
             _feed_cameras(world, scenario, source, name, rate_hz)
         elif isinstance(source, ReplaySource):
-            law = Replay(recorded_s=source.times_s, speed_up=source.speed_up, keep=source.keep)
-            _feed_together(world, scenario, source, name, law)
+            _feed_recording(world, scenario, source, name)
         elif source.together or source.hot_spot is not None:
             _feed_together(world, scenario, source, name, _law(source, rate_hz))
         else:
@@ -209,13 +206,56 @@ def _feed_together(world: World, scenario: Scenario, source: Source, name: str, 
     entries = scenario.select(source.entries)
     draw = Draw(zipf(len(entries), source.entry_zipf))
     spot = source.hot_spot if isinstance(source, RatedSource) else None
-    if spot is None:
-        choose: Callable[[random.Random, float], str] = lambda rng, _: entries[draw(rng)]  # noqa: E731
-    else:
-        hot = MovingHotSpot(draw, count=len(entries), share=spot.share, every_s=spot.every_s)
-        choose = lambda rng, at_s: entries[hot(rng, at_s)]  # noqa: E731
+    hot = None if spot is None else MovingHotSpot(draw, count=len(entries), share=spot.share, every_s=spot.every_s)
+    menu = Menu(scenario, source)
+
+    def choose(rng: random.Random, at_s: float) -> Chosen:
+        entry = entries[draw(rng) if hot is None else hot(rng, at_s)]
+        return entry, *menu.choose(rng)
+
     end_s = min(source.end_s, scenario.duration_s)
-    Feed(world, name, law, Menu(scenario, source), choose, start_s=source.start_s, end_s=end_s)
+    Feed(world, name, law, choose, start_s=source.start_s, end_s=end_s)
+
+
+def _feed_recording(world: World, scenario: Scenario, source: ReplaySource, name: str) -> None:
+    """Replay times, or jobs with all that was recorded of them."""
+    law = Replay(recorded_s=source.times_s, speed_up=source.speed_up, keep=source.keep)
+    if not source.jobs:
+        _feed_together(world, scenario, source, name, law)
+        return
+    kept = [*law.kept(stream(world.seed, "arrivals", name))]
+    law = Replay(recorded_s=tuple([source.times_s[number] for number in kept]), speed_up=source.speed_up)
+    choose = _recorded(scenario, source, [source.jobs[number] for number in kept])
+    end_s = min(source.end_s, scenario.duration_s)
+    Feed(world, name, law, choose, start_s=source.start_s, end_s=end_s)
+
+
+def _recorded(scenario: Scenario, source: ReplaySource, jobs: list[RecordedJob]) -> Choose:
+    """Return what gives recorded jobs one after the other."""
+    at, menu, coming = places(scenario, source), Menu(scenario, source), iter(jobs)
+    known = frozenset([model.name for model in scenario.models])
+    outputs = {model.name: model.output_bytes for model in scenario.models}
+
+    def choose(rng: random.Random, _: float) -> Chosen:
+        job = next(coming)
+        models = known_models(job, known)
+        if models:
+            stages = menu.sequel(rng)
+        else:
+            drawn, stages = menu.choose(rng)
+            models = drawn.models
+        spec = JobSpec(
+            models=models,
+            input_bytes=job.input_bytes if source.input_bytes is None else source.input_bytes,
+            output_bytes=job.output_bytes or outputs[models[0]],
+            budget_s=job.deadline_s,
+            priority=job.priority,
+            stream=job.stream,
+            newest_wins=job.newest_wins,
+        )
+        return at[job.entry], spec, stages
+
+    return choose
 
 
 def _feed_each(world: World, scenario: Scenario, source: Rated, name: str, rate_hz: float) -> None:
@@ -224,7 +264,7 @@ def _feed_each(world: World, scenario: Scenario, source: Rated, name: str, rate_
     menu, end_s = Menu(scenario, source), min(source.end_s, scenario.duration_s)
     for entry, share in zip(entries, zipf(len(entries), source.entry_zipf), strict=True):
         law = _law(source, rate_hz * share)
-        Feed(world, f"{name}/{entry}", law, menu, _always(entry), start_s=source.start_s, end_s=end_s)
+        Feed(world, f"{name}/{entry}", law, _at(entry, menu), start_s=source.start_s, end_s=end_s)
 
 
 def _feed_cameras(world: World, scenario: Scenario, source: CameraSource, name: str, rate_hz: float) -> None:
@@ -237,17 +277,9 @@ def _feed_cameras(world: World, scenario: Scenario, source: CameraSource, name: 
         entry = entries[draw(rng) if source.entry_zipf else number % len(entries)]
         each = f"{name}/{number}"
         menu = Menu(scenario, source, each if source.stream else "")
-        Feed(
-            world,
-            each,
-            law,
-            menu,
-            _always(entry),
-            start_s=source.start_s,
-            end_s=end_s,
-            is_stream=source.stream,
-        )
+        Feed(world, each, law, _at(entry, menu), start_s=source.start_s, end_s=end_s)
 
 
-def _always(entry: str) -> Callable[[random.Random, float], str]:
-    return lambda _, __: entry
+def _at(entry: str, menu: Menu) -> Choose:
+    """Return what gives all jobs to one node."""
+    return lambda rng, _: (entry, *menu.choose(rng))

@@ -11,6 +11,7 @@ import msgspec
 
 from scheduler.config import CoreConfig
 from scheduler.types import Capability
+from simulator import recorded
 from simulator.devices import DEVICES, MODELS, Device
 from simulator.distributions import Constant, Empirical, Erlang, Exponential, Gamma, Lognormal, ServiceTime
 from simulator.scenario import (
@@ -43,6 +44,9 @@ def mean_s(scenario: Scenario, group: NodeGroup, model: ModelSpec) -> float:
         When neither the scenario nor simulator.devices has it.
     """
     found = model.mean_s.get(group.device)
+    measured = model.measured_s.get(group.device)
+    if found is None and measured is not None:
+        found = Empirical(measured).mean_s
     if found is None:
         device, name = DEVICES.get(group.device), model.profile or model.name
         if device is None or name not in device.service_s:
@@ -108,7 +112,8 @@ def _profile(scenario: Scenario, group: NodeGroup, model: ModelSpec) -> ModelPro
     device, name = DEVICES.get(group.device), model.profile or model.name
     figures = MODELS.get(name)
     cv = model.cv if model.cv is not None else device.cv.value if device is not None else CV
-    service = service_time(model, mean, cv)
+    measured = model.measured_s.get(group.device)
+    service = service_time(model, mean, cv) if measured is None else Empirical(measured).scaled(mean)
     memory_bytes = model.memory_bytes
     if memory_bytes is None:
         memory_bytes = 0 if figures is None else round(figures.memory_bytes.value)
@@ -134,17 +139,27 @@ def _profile(scenario: Scenario, group: NodeGroup, model: ModelSpec) -> ModelPro
 
 def work(scenario: Scenario, source: Source) -> dict[str, float]:
     """Return how many executions of each model a frame of a source needs on average."""
-    models = source.models or (scenario.models[0].name,)
-    shares = [1.0] if source.rungs else zipf(len(models), source.model_zipf)
-    needs: dict[str, float] = {}
-    for model, share in zip(models, shares, strict=False):
-        needs[model] = needs.get(model, 0.0) + share
+    needs = _first_needs(scenario, source)
     stage, reached = source.then, 1.0
     while stage is not None:
         reached *= stage.probability
         needs[stage.model] = needs.get(stage.model, 0.0) + reached
         stage = stage.then
     return {model: need for model, need in needs.items() if need > 0.0}
+
+
+def _first_needs(scenario: Scenario, source: Source) -> dict[str, float]:
+    """Return the share of a source's frames by the model that they ask for first."""
+    needs: dict[str, float] = {}
+    rest = 1.0
+    if isinstance(source, ReplaySource) and source.jobs:
+        needs = recorded.shares(scenario, source)[1]
+        rest = needs.pop("", 0.0)
+    models = source.models or (scenario.models[0].name,)
+    shares = [1.0] if source.rungs else zipf(len(models), source.model_zipf)
+    for model, share in zip(models, shares, strict=False):
+        needs[model] = needs.get(model, 0.0) + rest * share
+    return needs
 
 
 def capacity_hz(scenario: Scenario, source: Source) -> float:

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from simulator import fleet, wiring
+from simulator import fleet, recorded, wiring
 from simulator.bounds import (
     NodeClass,
     OverloadError,
@@ -78,7 +78,7 @@ def bounds_of(scenario: Scenario) -> Bounds:
     reached. Faults are not looked at: a fleet that is whole can only be better, save for a `slow` fault below 1.
     Transfers cost the delay and bandwidth of the cheapest way to a node; jitter, loss and handshakes only add.
     """
-    if any(source.rungs for source in scenario.sources):
+    if any(source.rungs or _has_rungs(source) for source in scenario.sources):
         return Bounds(note="no bounds: a source accepts several models")
     fleets, frames_hz = _fleets(scenario)
     if not fleets or not frames_hz:
@@ -90,7 +90,7 @@ def bounds_of(scenario: Scenario) -> Bounds:
         bound_s = zero_queue_of_models_s(fleets) * jobs_hz / frames_hz
         return Bounds(zero_queue_s=bound_s, note="no static split: several models share the nodes")
     classes = next(iter(fleets.values()))
-    deadlines = {source.deadline_s for source in scenario.sources}
+    deadlines = {deadline_s for source in scenario.sources for deadline_s in _deadlines_s(source)}
     ceiling = None
     if len(deadlines) == 1 and (deadline_s := deadlines.pop()) < math.inf and not has_stages:
         ceiling = goodput_ceiling(classes, deadline_s=deadline_s)
@@ -117,8 +117,7 @@ def _fleets(scenario: Scenario) -> tuple[dict[str, list[NodeClass]], float]:
     frames_hz = 0.0
     for source, rate_hz in zip(scenario.sources, _mean_rates_hz(scenario), strict=True):
         frames_hz += rate_hz
-        names = scenario.select(source.entries)
-        for name, share in zip(names, zipf(len(names), source.entry_zipf), strict=True):
+        for name, share in _entry_shares(scenario, source).items():
             for model, need in fleet.work(scenario, source).items():
                 at = came.setdefault(model, {})
                 at[name] = at.get(name, 0.0) + rate_hz * share * need
@@ -131,6 +130,24 @@ def _fleets(scenario: Scenario) -> tuple[dict[str, list[NodeClass]], float]:
                 each = msgspec.structs.replace(whole, count=count, arrivals_hz=rate_hz)
                 found.setdefault(model, []).append(each)
     return found, frames_hz
+
+
+def _has_rungs(source: Source) -> bool:
+    return isinstance(source, ReplaySource) and any(len(job.models) > 1 for job in source.jobs)
+
+
+def _deadlines_s(source: Source) -> set[float]:
+    if isinstance(source, ReplaySource) and source.jobs:
+        return {job.deadline_s for job in source.jobs}
+    return {source.deadline_s}
+
+
+def _entry_shares(scenario: Scenario, source: Source) -> dict[str, float]:
+    """Return the share of a source's frames by the node where they come in."""
+    if isinstance(source, ReplaySource) and source.jobs:
+        return recorded.shares(scenario, source)[0]
+    names = scenario.select(source.entries)
+    return dict(zip(names, zipf(len(names), source.entry_zipf), strict=True))
 
 
 def _grouped(each_hz: Sequence[float]) -> list[tuple[float, int]]:

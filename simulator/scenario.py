@@ -82,6 +82,9 @@ class ModelSpec(_Record, frozen=True, kw_only=True):
     mean_s: dict[str, Positive] = {}
     """Mean service time of one request by device. A device that is not here is looked up in simulator.devices under
     `profile`."""
+    measured_s: dict[str, Annotated[tuple[Positive, ...], Meta(min_length=1)]] = {}
+    """Service times measured on a device, by device: drawn there in place of `service`, scaled to `mean_s` where that
+    has the device."""
     profile: str = ""
     """Name of the model in simulator.devices; the model's own name by default."""
     service: Literal["constant", "lognormal", "gamma", "erlang", "exponential", "empirical"] = "lognormal"
@@ -289,13 +292,42 @@ class CameraSource(_Source, frozen=True, kw_only=True, tag_field="kind", tag="ca
     """Whether a newer frame takes the place of one that waits."""
 
 
-class ReplaySource(_Source, frozen=True, kw_only=True, tag_field="kind", tag="replay"):
-    """Recorded arrivals: timestamps (CSV), or a trace that a daemon recorded."""
+class RecordedJob(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What a daemon recorded of a job, beside its time."""
 
-    file: str = ""
-    """Path, from the scenario file; read by gridnode.simulation.load."""
+    entry: str
+    """Name of the node where it came in."""
+    models: Annotated[tuple[str, ...], Meta(min_length=1)]
+    """That would do, best first."""
+    deadline_s: Positive
+    """Budget; inf for none."""
+    priority: Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
+    input_bytes: Bytes
+    output_bytes: Bytes
+    """0 where there was no answer: the model's."""
+    stream: str = ""
+    newest_wins: bool = False
+
+
+class ReplaySource(_Source, frozen=True, kw_only=True, tag_field="kind", tag="replay"):
+    """Recorded arrivals: timestamps (CSV), or traces that daemons recorded.
+
+    Of a daemon's trace, models, deadlines, priorities, sizes and streams are the recorded ones. What the scenario gives
+    itself comes first: `input_bytes` is that of all jobs, and `models` are asked for where none of a job's is known.
+    """
+
+    file: tuple[str, ...] | str = ""
+    """Path from the scenario file, or several of daemons' traces, one per node; read by gridnode.simulation.load."""
+    align: Literal["clock", "start"] = "clock"
+    """Several traces: clock, as their clocks say; start, all begin at once."""
     times_s: tuple[NotNegative, ...] = ()
     """In place of a file: ascending, from 0."""
+    jobs: tuple[RecordedJob, ...] = ()
+    """What else is known of each of `times_s`; comes from a daemon's trace."""
+    places: dict[str, str] = {}
+    """Recorded node to node of the scenario. Others come in at the node of their name, if that is one of `entries`."""
+    spread: bool = False
+    """Whether recorded nodes without a place are given `entries` in turn; otherwise they are an error."""
     speed_up: Positive = 1.0
     """Divides all times."""
     keep: Annotated[float, Meta(gt=0, le=1)] = 1.0

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 
 from simulator.fleet import mean_s
+from simulator.recorded import unknown_models, unplaced
 from simulator.scenario import (
     NODES_MAX,
     BurstySource,
@@ -127,5 +129,38 @@ def _broken_source(scenario: Scenario, source: Source, path: tuple[str | int, ..
             (*path, "burst"),
             f"{source.burst:g}; at most (burst_s + calm_s) / burst_s = {most:g}, where calms are empty",
         )
-    if isinstance(source, ReplaySource) and bool(source.file) == bool(source.times_s):
+    if isinstance(source, ReplaySource):
+        yield from _broken_replay(scenario, source, path)
+
+
+def _broken_replay(scenario: Scenario, source: ReplaySource, path: tuple[str | int, ...]) -> _Broken:
+    if bool(source.file) == bool(source.times_s):
         yield (*path, "file"), "give either a file or times_s"
+    if any(later < earlier for earlier, later in pairwise(source.times_s)):
+        yield (*path, "times_s"), "not ascending; sort them"
+    for name, place in source.places.items():
+        if place not in scenario.node_names:
+            yield (
+                (*path, "places", name),
+                f"{place!r} is no node of the scenario; its names are such as " + ", ".join(scenario.node_names[:3]),
+            )
+    if not source.jobs:
+        return
+    if len(source.jobs) != len(source.times_s):
+        yield (*path, "jobs"), f"{len(source.jobs)} of them and {len(source.times_s)} times; one belongs to each"
+    homeless = unplaced(scenario, source)
+    if homeless:
+        listed = ", ".join(homeless[:5]) + (", ..." if len(homeless) > 5 else "")
+        yield (
+            (*path, "entries"),
+            f"the recorded nodes {listed} are none of them; say where their jobs come in, in "
+            'places = {recorded = "node"}, or spread = true',
+        )
+    unknown = unknown_models(scenario, source)
+    if unknown:
+        listed = ", ".join(model.name for model in scenario.models)
+        yield (
+            (*path, "models"),
+            f"the recorded models {', '.join(unknown[:5])} are none of the scenario's ({listed}); add them, or give "
+            "the models to ask for in their place",
+        )

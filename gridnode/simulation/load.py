@@ -5,7 +5,7 @@ Errors are the author's: `SimulationInputError` names the file, and in it line, 
 
 import csv
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -16,8 +16,11 @@ from typing import Final
 import msgspec
 
 from gridnode.errors import ConfigError
-from simulator.scenario import ReplaySource, Scenario, ScenarioError
+from gridnode.simulation.recorded import Entry, is_recording, labels, on_one_clock, read_recording
+from simulator.scenario import RecordedJob, ReplaySource, Scenario, ScenarioError
+from simulator.scenariorules import check
 from simulator.scenariotext import parse
+from simulator.tomllines import line_of
 
 SUFFIX: Final = ".toml"
 ARRIVALS_MAX: Final = 5_000_000
@@ -65,9 +68,13 @@ def load(name: str, changes: Mapping[str, object] | None = None) -> Scenario:
         text, folder = known[name].read_text(encoding="utf-8"), Path()
     try:
         scenario = parse(text, changes)
-        return _with_recordings(scenario, folder)
     except ScenarioError as error:
         raise SimulationInputError(f"{name}: {error}") from None
+    try:
+        return _with_recordings(scenario, folder)
+    except ScenarioError as error:
+        line = line_of(text, error.path)
+        raise SimulationInputError(f"{name}: {ScenarioError(error.message, error.path, line)}") from None
 
 
 def _read(path: Path) -> str:
@@ -107,17 +114,54 @@ def toml_value(text: str) -> object:
 
 
 def _with_recordings(scenario: Scenario, folder: Path) -> Scenario:
+    """Read what the sources of a scenario replay; what hangs together is checked again with it."""
     sources = []
     for number, source in enumerate(scenario.sources):
         if isinstance(source, ReplaySource) and source.file:
-            path = folder / source.file
+            names = (source.file,) if isinstance(source.file, str) else source.file
             try:
-                times_s = arrivals_of(path)
-            except SimulationInputError as error:
+                source = _replayed(source, [folder / name for name in names])
+            except ConfigError as error:
                 raise ScenarioError(str(error), ("sources", number, "file")) from None
-            source = msgspec.structs.replace(source, file="", times_s=times_s)
         sources.append(source)
-    return msgspec.structs.replace(scenario, sources=tuple(sources))
+    if sources == list(scenario.sources):
+        return scenario
+    scenario = msgspec.structs.replace(scenario, sources=tuple(sources))
+    check(scenario)
+    return scenario
+
+
+def _replayed(source: ReplaySource, paths: Sequence[Path]) -> ReplaySource:
+    """Return a source with what is in its files: the times of a CSV file, or the jobs of daemons' traces."""
+    if len(paths) == 1 and not is_trace_file(paths[0]):
+        return msgspec.structs.replace(source, file="", times_s=arrivals_of(paths[0]))
+    recordings = [read_recording(path) for path in paths]
+    names, merged = labels(recordings), on_one_clock(recordings, align=source.align)
+    times_s = tuple([at_s for at_s, _, _ in merged])
+    jobs = tuple([recorded_job(names[each.node], entry) for _, each, entry in merged])
+    return msgspec.structs.replace(source, file="", times_s=times_s, jobs=jobs)
+
+
+def is_trace_file(path: Path) -> bool:
+    """Return whether a file is a trace that a daemon recorded; raises SimulationInputError where it cannot be read."""
+    try:
+        return is_recording(path)
+    except OSError as error:
+        raise SimulationInputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def recorded_job(node: str, entry: Entry) -> RecordedJob:
+    """Return a recorded job as a scenario has it, without its time."""
+    return RecordedJob(
+        entry=node,
+        models=entry.models,
+        deadline_s=entry.budget_s,
+        priority=entry.priority,
+        input_bytes=entry.input_bytes,
+        output_bytes=entry.output_bytes,
+        stream=entry.stream,
+        newest_wins=entry.newest_wins,
+    )
 
 
 def arrivals_of(path: Path) -> tuple[float, ...]:

@@ -347,6 +347,14 @@ def _model_facts(lives: Sequence[_Life]) -> dict[str, ModelFacts]:
 # ---------------------------------------------------------------- several nodes on one time line
 
 
+def labels(recordings: Sequence[Recording]) -> dict[str, str]:
+    """Return a name for each node by PeerID; nodes of one name get the tail of their PeerID, too."""
+    names = [each.name for each in recordings]
+    return {
+        each.node: each.name if names.count(each.name) == 1 else f"{each.name}.{each.node[-8:]}" for each in recordings
+    }
+
+
 def on_one_clock(recordings: Sequence[Recording], *, align: str) -> list[tuple[float, Recording, Entry]]:
     """Return the jobs of several nodes in the order in which they came, in seconds from the first.
 
