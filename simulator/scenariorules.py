@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from simulator.fleet import mean_s
 from simulator.recorded import unknown_models, unplaced
+from simulator.runner import core_config
 from simulator.scenario import (
     NODES_MAX,
     BurstySource,
@@ -43,6 +44,7 @@ def _broken(scenario: Scenario) -> _Broken:
             ("warm_up_s",),
             f"{scenario.warm_up_s:g} s; it must be below duration_s ({duration_s:g}), or nothing counts",
         )
+    yield from _told(partial(core_config, scenario))
     yield from _broken_fleet(scenario)
     if scenario.network.mesh_degree == 1:
         yield ("network", "mesh_degree"), "1; pairs are no mesh: give 2 or more, or 0 for none"

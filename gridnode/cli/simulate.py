@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from gridnode.cli import simulate_calibrate, simulate_compare, simulate_plan, simulate_sweep, simulate_theory
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_scenario
+from gridnode.cli.simulate_options import add_scenario, prepare_folder
 
 if TYPE_CHECKING:
     from simulator.results import Result
@@ -72,6 +72,7 @@ def run_run(options: argparse.Namespace) -> int:
     from gridnode.simulation.show import show
 
     scenario = load(options.scenario, changes_of(options.settings))
+    prepare_folder(options)
     with progress_of(scenario.name) as told:
         common = {"seed": options.seed, "policy": options.policy, "progress": told, "hashed": options.hash}
         if options.trace_out is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from gridnode.cli.options import positive
 from gridnode.cli.output import console, millis, note, print_json
 from gridnode.cli.progress import progress_of
+from gridnode.cli.simulate_options import prepare_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 SECONDS_MIN: Final = 4.0
 """Of a load: shorter ones have no jobs to compare."""
+LOADS_MAX: Final = 0.95
+"""Nearer to what the fleet can serve, no run is long enough to tell a mean."""
 GOAL: Final = 0.1
 """Difference of mean and p95 that is aimed at."""
 
@@ -31,9 +34,12 @@ def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     command.add_argument("--seconds", type=_seconds, default=60.0, metavar="N", help="per load (default: 60)")
     command.add_argument(
-        "--load", type=positive, action="append", metavar="R", help="share of the fleet's capacity; may be repeated "
-        "(default: 0.3, 0.6 and 0.85)",
-    )  # fmt: skip
+        "--load",
+        type=_load,
+        action="append",
+        metavar="R",
+        help=f"share of the fleet's capacity, at most {LOADS_MAX:g}; may be repeated (default: 0.3, 0.6 and 0.85)",
+    )
     command.add_argument("--seed", default="1", metavar="SEED", help="of the arrivals (default: 1)")
     command.add_argument("--json", action="store_true", help="print JSON for programs instead of text for people")
     command.add_argument("--out", type=Path, metavar="DIR", help="write calibration.json and .csv into this folder")
@@ -48,6 +54,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _load(text: str) -> float:
+    load = positive(text)
+    if load > LOADS_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is too much to be compared, at most {LOADS_MAX:g}")
+    return load
+
+
 def run_calibrate(options: argparse.Namespace) -> int:
     """Run `gridnode simulate calibrate`."""
     import trio
@@ -55,6 +68,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
     from gridnode.simulation.calibrate import LOADS, CalibrationOptions, calibrate
     from gridnode.simulation.tables import write_calibration
 
+    prepare_folder(options)
     wish = CalibrationOptions(
         seconds=options.seconds,
         loads=tuple(options.load or LOADS),

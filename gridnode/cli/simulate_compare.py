@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of
+from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,6 +48,7 @@ def run_compare(options: argparse.Namespace) -> int:
     if options.seed is not None:
         changes["seed"] = options.seed
     scenario = load(options.scenario, changes)
+    prepare_folder(options)
     with pool_of(options) as (executor, jobs), progress_of(scenario.name) as told:
         found = compare(
             scenario,

@@ -54,6 +54,20 @@ def whole(text: str, most: int) -> int:
     return int(text)
 
 
+def prepare_folder(options: argparse.Namespace) -> None:
+    """Make the folder that `--out` names, where it is given: before anything runs, which may take an hour.
+
+    Raises
+    ------
+    SimulationInputError
+        When it cannot be made or written to.
+    """
+    from gridnode.simulation.tables import make_folder
+
+    if options.out is not None:
+        make_folder(options.out)
+
+
 @contextmanager
 def pool_of(options: argparse.Namespace) -> "Iterator[tuple[Executor | None, int]]":
     """Give an executor, or None, and the processes to use in its place."""

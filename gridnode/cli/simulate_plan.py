@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gridnode.cli.output import console, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of
+from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,6 +58,7 @@ def run_plan(options: argparse.Namespace) -> int:
     scenario = load(options.scenario, changes)
     if options.trace is not None:
         scenario = with_times(scenario, arrivals_of(options.trace))
+    prepare_folder(options)
     with pool_of(options) as (executor, jobs), progress_of(scenario.name) as told:
         found = plan(
             scenario,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of
+from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,6 +45,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     changes = changes_of(options.settings)
     if options.seed is not None:
         changes["seed"] = options.seed
+    prepare_folder(options)
     with pool_of(options) as (executor, jobs), progress_of("sweep") as told:
         found = sweep(
             options.scenario,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from gridnode.cli.options import UsageError
 from gridnode.cli.output import console, print_json
 from gridnode.cli.progress import progress_of
 
@@ -45,13 +46,15 @@ def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def run_theory(options: argparse.Namespace) -> int:
     """Run `gridnode simulate theory`."""
     found = make_checks(fast=options.fast, only=options.only)
+    if not found:
+        raise UsageError(f"no check has {options.only!r} in its name; `gridnode simulate theory --fast` shows names")
     if options.json:
         print_json(found)
     else:
         console().print(_table(found))
         failed = sum(not check.ok for check in found)
         console().print(f"\n{len(found)} checks, " + (f"[bold red]{failed} failed" if failed else "all in order"))
-    return _FAILED if not found or not all(check.ok for check in found) else 0
+    return 0 if all(check.ok for check in found) else _FAILED
 
 
 def make_checks(*, fast: bool, only: str = "") -> "list[Check]":

@@ -30,11 +30,15 @@ async def perform(play: Callable[[Path], Awaitable[T]], *, keep: Path | None, pr
     Raises
     ------
     GridError
-        The folder is not empty, or what the play raises.
+        The folder cannot be made or is not empty, or what the play raises.
     """
     folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix=prefix))
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
+    except OSError as error:
+        raise GridError(f"folder {folder} cannot be made: {error.strerror}; give another with --keep") from None
+    if not is_empty:
         raise GridError(f"folder {folder} is not empty; give one that the daemons have for themselves")
     found: list[T] = []
     try:

@@ -19,7 +19,7 @@ import msgspec
 from gridnode.errors import GridError
 from gridnode.simulation.load import SimulationInputError
 from simulator.results import Result
-from simulator.runner import run
+from simulator.runner import core_config, run
 from simulator.scenario import Scenario, ScenarioError
 
 JOBS_MAX: Final = 256
@@ -89,6 +89,9 @@ def run_all(
         A worker process ended.
     """
     try:
+        for policy, scenario in {task.policy: task.scenario for task in tasks}.items():
+            # Before anything runs: what is wrong with the last policy must not cost the runs of the first.
+            core_config(msgspec.structs.replace(scenario, policy=policy))
         if executor is None and jobs == 1:
             return _run_here(tasks, progress)
         with contextlib.ExitStack() as stack:

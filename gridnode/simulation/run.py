@@ -1,8 +1,7 @@
 """One run of a scenario for a person or a program: progress, the processor time it took, tables as CSV."""
 
-import csv
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import process_time
@@ -10,6 +9,7 @@ from time import process_time
 import msgspec
 
 from gridnode.simulation.load import SimulationInputError
+from gridnode.simulation.tables import make_folder, write_csv, write_json
 from simulator.node import Observer
 from simulator.results import Result, Series
 from simulator.runner import Run, run
@@ -118,28 +118,15 @@ def write_tables(result: Result, directory: Path) -> list[Path]:
     SimulationInputError
         When it cannot be written to.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        written = [
-            _write(directory / "summary.csv", ("quantity", "value"), summary_rows(result)),
-            _write(directory / "nodes.csv", *_node_rows(result)),
-            _write(directory / "cdf.csv", ("sojourn_s", "share"), result.cdf),
-            _write(directory / "flows.csv", ("entry", "executor", "jobs"), map(msgspec.structs.astuple, result.flows)),
-            _write(directory / "series.csv", *_series_rows(result)),
-        ]
-        whole = directory / "result.json"
-        whole.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-    except OSError as error:
-        raise SimulationInputError(f"{directory} cannot be written to: {error.strerror}") from None
-    return [*written, whole]
-
-
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    return path
+    make_folder(directory)
+    return [
+        write_csv(directory / "summary.csv", ("quantity", "value"), summary_rows(result)),
+        write_csv(directory / "nodes.csv", *_node_rows(result)),
+        write_csv(directory / "cdf.csv", ("sojourn_s", "share"), result.cdf),
+        write_csv(directory / "flows.csv", ("entry", "executor", "jobs"), map(msgspec.structs.astuple, result.flows)),
+        write_csv(directory / "series.csv", *_series_rows(result)),
+        write_json(directory / "result.json", result),
+    ]
 
 
 def summary_rows(result: Result) -> list[tuple[str, object]]:

@@ -1,6 +1,8 @@
 """Tables as CSV files, and whole records as JSON beside them."""
 
 import csv
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +19,11 @@ if TYPE_CHECKING:
 
 
 def make_folder(directory: Path) -> None:
-    """Make a folder where it is missing; raises SimulationInputError where it cannot be."""
+    """Make a folder where it is missing; raises SimulationInputError where it cannot be, or not written to."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise unwritable(directory, error) from None
 

@@ -37,9 +37,9 @@ def test_a_failed_check_is_shown_and_ends_with_1(monkeypatch, capsys):
     assert "1 failed" in shown
 
 
-def test_no_check_of_a_name_is_a_failure_too(capsys):
-    assert main(["simulate", "theory", "--only", "perpetuum mobile"]) == 1
-    assert "0 checks" in capsys.readouterr().out
+def test_no_check_of_a_name_is_wrong_usage(capsys):
+    assert main(["simulate", "theory", "--only", "perpetuum mobile"]) == 2
+    assert "no check has 'perpetuum mobile' in its name" in capsys.readouterr().err
 
 
 def test_shared_links_one_check_per_transfer(capsys):
