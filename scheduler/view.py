@@ -31,7 +31,11 @@ Capabilities = Mapping[ModelDigest, tuple[int, Capability]]
 
 _PULL_RETRY_DOUBLINGS = 5
 _NOTHING: deque[Shipment] = deque()
-"""Shared by all peers that were never sent a job, which is most of a large grid: an empty deque takes 0.6 kB."""
+_NO_SHIPMENTS: dict[int, Shipment] = {}
+_NO_SERVICES: dict[ModelDigest, ServiceEstimate] = {}
+"""Shared by all peers that were never sent a job, which is most of a large grid: a peer takes 0.3 kB with these and
+what `Stranger` holds, and 1.7 kB with its own."""
+_NONE_WARM: frozenset[ModelDigest] = frozenset()
 _BATTERY_LOW = 2
 
 
@@ -55,6 +59,17 @@ def is_newer(state: PeerState, than: PeerState) -> bool:
     return msgspec.structs.astuple(state) > msgspec.structs.astuple(than)
 
 
+class Stranger:
+    """What is assumed of a node that was never sent a job: shared by all of them, and never changed."""
+
+    __slots__ = ("link", "trust", "window")
+
+    def __init__(self, config: CoreConfig) -> None:
+        self.link = LinkEstimate(config.estimate)
+        self.window = Window(config.window)
+        self.trust = Trust(config.estimate)
+
+
 class Peer:
     """One other node, as seen from here."""
 
@@ -66,6 +81,7 @@ class Peer:
         "heard_s",
         "is_open",
         "is_reachable",
+        "is_stranger",
         "link",
         "liveness",
         "mean_wait_s",
@@ -87,7 +103,7 @@ class Peer:
         "window",
     )
 
-    def __init__(self, node_id: NodeId, config: CoreConfig) -> None:
+    def __init__(self, node_id: NodeId, config: CoreConfig, stranger: Stranger) -> None:
         self._config = config
         self._reversion = config.estimate.reversion_services
         self.node_id = node_id
@@ -102,11 +118,13 @@ class Peer:
         self.is_reachable = True
         self.capabilities: Capabilities = {}
         self.table_digest = b""
-        self.services: dict[ModelDigest, ServiceEstimate] = {}
-        self.link = LinkEstimate(config.estimate)
-        self.window = Window(config.window)
-        self.trust = Trust(config.estimate)
-        self.warm_models: frozenset[ModelDigest] = frozenset()
+        self.services = _NO_SERVICES
+        self.link = stranger.link
+        self.window = stranger.window
+        self.trust = stranger.trust
+        self.is_stranger = True
+        """Whether no job was ever sent there, so that what is assumed of it is everybody's."""
+        self.warm_models = _NONE_WARM
         """Models that its last record says are loaded."""
         self.is_open = False
         """Whether it takes jobs at all: alive, reachable, not draining, not short of power, and its state known."""
@@ -114,7 +132,7 @@ class Peer:
         """Until when it gets no jobs: it refused one of ours, or was silent about one."""
         self.quarantine_s = 0.0
         """Length of the last quarantine for silence; 0 after an answer."""
-        self.shipments: dict[int, Shipment] = {}
+        self.shipments = _NO_SHIPMENTS
         """Our open commands there."""
         self.on_the_way: deque[Shipment] = _NOTHING
         """Those its state may not count yet, in order of expected arrival."""
@@ -141,8 +159,19 @@ class Peer:
         self.wait_s = wait_s
         self.heard_s = now_s
 
+    def meet(self) -> None:
+        """Have estimates of its own from now on: answers will tell of it."""
+        self.is_stranger = False
+        self.link = LinkEstimate(self._config.estimate)
+        self.window = Window(self._config.window)
+        self.trust = Trust(self._config.estimate)
+        self.shipments = {}
+        self.on_the_way = deque()
+
     def begin_anew(self) -> None:
         """Forget what an earlier life of the node made us doubt."""
+        if self.is_stranger:
+            self.meet()
         self.trust = Trust(self._config.estimate)
         self.window = Window(self._config.window)
         self.blocked_until_s = 0.0
@@ -161,7 +190,7 @@ class Peer:
         """Return whether it may get one more job now: placeable, and its window open."""
         return self.is_open and self.blocked_until_s <= now_s and len(self.shipments) < self.window.size
 
-    def judge(self) -> None:
+    def judge(self, warm_models: frozenset[ModelDigest]) -> None:
         """Work out anew what follows from its state, its table and the words of others."""
         state = self.state
         self.is_open = (
@@ -171,8 +200,7 @@ class Peer:
             and not state.draining
             and state.power_class < _BATTERY_LOW
         )
-        warm = 0 if state is None else state.warm
-        self.warm_models = frozenset([model for model, (index, _) in self.capabilities.items() if warm >> index & 1])
+        self.warm_models = warm_models
 
     def service(self, model: ModelDigest) -> ServiceEstimate | None:
         """Return the estimate of one model's service time there; None where it has not got the model."""
@@ -181,14 +209,16 @@ class Peer:
             entry = self.capabilities.get(model)
             if entry is None:
                 return None
+            if self.services is _NO_SERVICES:
+                self.services = {}
             estimate = self.services[model] = ServiceEstimate(entry[1].mean_s)
         return estimate
 
     def add_shipment(self, shipment: Shipment) -> None:
         """Count a job on its way there."""
+        if self.is_stranger:
+            self.meet()
         self.shipments[shipment.command] = shipment
-        if self.on_the_way is _NOTHING:
-            self.on_the_way = deque()
         self.on_the_way.append(shipment)
         self.uncovered_s += shipment.service_s
 
@@ -264,6 +294,7 @@ class View:
     def __init__(self, node_id: NodeId, config: CoreConfig) -> None:
         self._node_id = node_id
         self._config = config
+        self._stranger = Stranger(config)
         self.peers: dict[NodeId, Peer] = {}
         self.listed: list[Peer] = []
         """The same peers, for drawing one at random."""
@@ -273,6 +304,8 @@ class View:
         """Peers whose speed is known."""
         self._tables: dict[bytes, Capabilities] = {}
         self._pulling: dict[bytes, float] = {}
+        self._warm: dict[tuple[bytes, int], frozenset[ModelDigest]] = {}
+        """Models by table and bits of `warm`: equal devices share these too."""
         self._gone: dict[NodeId, PeerState] = {}
         """Last records of forgotten peers: older ones that still travel must not bring them back."""
 
@@ -287,7 +320,7 @@ class View:
             return peer
         if node_id == self._node_id or len(self.listed) >= self._config.peers.peers:
             return None
-        peer = self.peers[node_id] = Peer(node_id, self._config)
+        peer = self.peers[node_id] = Peer(node_id, self._config, self._stranger)
         peer.place = len(self.listed)
         self.listed.append(peer)
         return peer
@@ -342,6 +375,7 @@ class View:
         """Take in a pulled table. That its digest is right is the driver's to check."""
         entries = table.entries[: self._config.peers.table_entries]
         capabilities = {entry.model: (index, entry) for index, entry in enumerate(entries)}
+        self._warm.clear()
         self._tables.pop(table.digest, None)
         self._tables[table.digest] = capabilities
         if len(self._tables) > self._config.peers.tables:
@@ -389,7 +423,20 @@ class View:
 
     def _judge(self, peer: Peer) -> None:
         self.version += 1
-        peer.judge()
+        peer.judge(self._warm_models(peer))
+
+    def _warm_models(self, peer: Peer) -> frozenset[ModelDigest]:
+        warm = 0 if peer.state is None else peer.state.warm
+        if not warm or not peer.capabilities:
+            return _NONE_WARM
+        key = peer.table_digest, warm
+        found = self._warm.get(key)
+        if found is None:
+            if len(self._warm) >= self._config.peers.tables:
+                self._warm.clear()
+            models = [model for model, (index, _) in peer.capabilities.items() if warm >> index & 1]
+            found = self._warm[key] = frozenset(models)
+        return found
 
     def _look_up(self, peer: Peer, digest: bytes) -> None:
         """Give a peer the table of its digest, or none: bits of `warm` mean nothing with an old table."""

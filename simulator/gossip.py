@@ -2,7 +2,7 @@
 
 In a mesh each record floods: whoever hears it first from a neighbour passes it on to all others, duplicates are
 dropped, as in transport.memory. Without one each node hears each other after one way; that costs N events per record
-in place of N times the neighbours.
+in place of N times the neighbours, and a single one where all ways are alike.
 
 A duplicate is counted, not carried, where that changes nothing: over a way that is a delay and nothing else, to a node
 that has the message or to which it comes sooner from another. (Where that other dies on the way, the node misses one
@@ -149,10 +149,28 @@ class Gossip:
             self._remember(key)
             self._forward(key, news, without="")
             return
+        network = self._endpoint.network
+        delay_s = network.common_delay_s()
+        if delay_s is not None:
+            # It reaches all at one instant: one event, and no record of the way to each of them.
+            if not network.is_gone(own):
+                network.engine.at(network.engine.now_s + delay_s, self._reach_all, news)
+            return
         for peer, holder in self._peers.items():
             if peer != own:
                 way = self._endpoint.to(peer)
                 way.send_gossip(size_bytes(news) if way.is_limited else 0, holder.gossip.hear, own, news)
+
+    def _reach_all(self, news: News) -> None:
+        own, network = self._endpoint.name, self._endpoint.network
+        for peer, holder in self._peers.items():
+            if peer == own:
+                continue
+            if network.is_faulty:
+                way = self._endpoint.to(peer)
+                way.pass_on(way, holder.gossip.hear, (own, news))
+            else:
+                holder.gossip.hear(own, news)
 
     def hear(self, origin: str, news: News) -> None:
         """Take in what came straight from its node."""

@@ -81,6 +81,15 @@ class Network:
             if node in (direction.source, direction.target):
                 self._set(direction)
 
+    def common_delay_s(self) -> float | None:
+        """Return the delay of every way, in seconds, where all are alike and nothing but a delay; None otherwise."""
+        if self._links or self._accesses or self.config.sharing is not None or self.config.is_metered:
+            return None
+        link = self.default
+        if link.jitter_s or link.jitter or link.loss or link.gossip_loss or link.bytes_per_s is not None:
+            return None
+        return link.delay_s
+
     def _access(self, node: str) -> Access:
         return self._accesses.get(node) or halved(self.default)
 
