@@ -236,13 +236,14 @@ class Parts:
 
     def _machine(self) -> Machine:
         state = self.core.state_record(trio.current_time())
+        unmeasured_s = self.config.scheduler.estimate.rtt_prior_s
         return Machine(
             slots=state.slots,
             cpu_share=self.config.runtime.cpu_share,
             threads=self.config.runtime.threads,
             slow_down=state.slow_down,
             models=self.house.capabilities(),
-            rtts_s={peer.node_id: peer.rtt_s for peer in self.core.peers() if peer.is_open},
+            rtts_s={peer.node_id: peer.rtt_s for peer in self.core.peers() if peer.rtt_s != unmeasured_s},
         )
 
     def make_hands(self, jobs: trio.Nursery, *, on_drained: Callable[[], None]) -> tuple[DaemonHands, Inbound]:

@@ -65,6 +65,26 @@ def parse(text: str, changes: Mapping[str, object] | None = None) -> Scenario:
     return scenario
 
 
+def altered(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
+    """Return a scenario with other values; see parse.
+
+    Raises
+    ------
+    ScenarioError
+        The author's fault: what is wrong with them.
+    """
+    if not changes:
+        return scenario
+    data: Any = msgspec.msgpack.decode(msgspec.msgpack.encode(scenario))  # lists, as of a text, which tuples are not
+    for key, value in changes.items():
+        for path in _change(data, key, value):
+            for place in _nan(value, path):
+                raise ScenarioError("nan; a number is needed", place)
+    changed = _convert(data)
+    check(changed)
+    return changed
+
+
 def _broken_toml(message: str) -> ScenarioError:
     found = re.search(r" \(at line (\d+), column \d+\)$", message)
     if found is None:
@@ -106,7 +126,7 @@ def _children(place: Any, path: Path, step: str, key: str) -> list[tuple[Any, Pa
     if isinstance(place, dict):
         return [(place.setdefault(step, {}), (*path, step))]
     if isinstance(place, list):
-        names = [entry.get("name", entry.get("device")) if isinstance(entry, dict) else None for entry in place]
+        names = [entry.get("name") or entry.get("device") if isinstance(entry, dict) else None for entry in place]
         wanted = [number for number, name in enumerate(names) if step in ("*", str(number), name)]
         if wanted:
             return [(place[number], (*path, number)) for number in wanted]

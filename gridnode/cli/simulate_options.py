@@ -12,10 +12,13 @@ REPLICATIONS_MAX: Final = 10_000
 JOBS_MAX: Final = 256
 
 
-def add_scenario(parser: argparse.ArgumentParser) -> None:
+def add_scenario(parser: argparse.ArgumentParser, *, is_needed: bool = True, more: str = "") -> None:
     """Add what every command needs that runs a scenario."""
     parser.add_argument(
-        "scenario", metavar="SCENARIO", help="path of a .toml file, or a name of `gridnode simulate list`"
+        "scenario",
+        metavar="SCENARIO",
+        nargs=None if is_needed else "?",
+        help=f"path of a .toml file, or a name of `gridnode simulate list`{more}",
     )
     parser.add_argument("--seed", metavar="SEED", help="in place of the scenario's")
     parser.add_argument(

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gridnode.cli.options import UsageError
 from gridnode.cli.output import console, print_json
 from gridnode.cli.progress import progress_of
 from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gridnode.simulation.plan import Plan
+    from gridnode.simulation.recordedfleet import Observed, RecordedLoad
+    from simulator.scenario import Scenario
 
 
 def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -23,18 +26,33 @@ def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         description="Runs a fleet as it is and as it could be, under recorded or foreseen arrivals and the same seeds, "
         "and says how many deadlines are missed.",
     )
-    add_scenario(command)
+    add_scenario(command, is_needed=False, more="; the recorded fleet where traces are given and no scenario is")
     command.add_argument(
         "--trace",
         type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
         metavar="FILE",
-        help="recorded arrivals in place of those of the scenario's first source, which says model, entries and "
-        "deadline: CSV, timestamps first",
+        help="what daemons recorded (trace.path), one file per node; or, with a scenario, one CSV file with timestamps "
+        "first, in place of the arrivals of its first source, which says model, entries and deadline",
+    )
+    command.add_argument(
+        "--align",
+        choices=("clock", "start"),
+        default="clock",
+        help="how traces of several nodes lie in time: as their clocks say (default), or all begun at once",
+    )
+    command.add_argument("--last", type=_seconds, metavar="S", help="only the last S seconds of the traces")
+    command.add_argument(
+        "--spread",
+        action="store_true",
+        help="recorded nodes that the scenario does not have come in at its own in turn",
     )
     command.add_argument(
         "--what-if",
         action="append",
-        required=True,
+        default=[],
         metavar="CHANGES",
         help="NAME-N, NAME+N or NAME+N%%, several with commas, such as pi-4 or 'fast+1,cameras+50%%'; NAME is a group "
         "of nodes, a source, or cameras for all sources; repeat it for more variants",
@@ -46,18 +64,22 @@ def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.set_defaults(run=run_plan)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
+
+
 def run_plan(options: argparse.Namespace) -> int:
     """Run `gridnode simulate plan`."""
-    from gridnode.simulation.load import arrivals_of, changes_of, load
-    from gridnode.simulation.plan import plan, with_times
+    from gridnode.simulation.plan import plan
     from gridnode.simulation.tables import write_plan
 
-    changes = changes_of(options.settings)
-    if options.seed is not None:
-        changes["seed"] = options.seed
-    scenario = load(options.scenario, changes)
-    if options.trace is not None:
-        scenario = with_times(scenario, arrivals_of(options.trace))
+    scenario, recorded = _read(options)
     prepare_folder(options)
     with pool_of(options) as (executor, jobs), progress_of(scenario.name) as told:
         found = plan(
@@ -68,6 +90,7 @@ def run_plan(options: argparse.Namespace) -> int:
             executor=executor,
             jobs=jobs,
             progress=told,
+            recorded=recorded,
         )
     if options.out is not None:
         for path in write_plan(found, options.out):
@@ -77,6 +100,30 @@ def run_plan(options: argparse.Namespace) -> int:
     else:
         console().print(show_plan(found))
     return 0
+
+
+def _read(options: argparse.Namespace) -> "tuple[Scenario, RecordedLoad | None]":
+    """Return the fleet as it is with what comes in, and what daemons recorded of it."""
+    from gridnode.simulation.load import arrivals_of, changes_of, is_trace_file, load, with_changes
+    from gridnode.simulation.plan import with_times
+    from gridnode.simulation.recorded import read_recording
+    from gridnode.simulation.recordedfleet import load_of
+
+    changes = changes_of(options.settings)
+    if options.seed is not None:
+        changes["seed"] = options.seed
+    if options.scenario is None and not options.trace:
+        raise UsageError("nothing to plan with; give a scenario, or what daemons recorded with --trace FILE")
+    fleet = None if options.scenario is None else load(options.scenario, changes)
+    if fleet is not None and not options.trace:
+        return fleet, None
+    if fleet is not None and len(options.trace) == 1 and not is_trace_file(options.trace[0]):
+        return with_times(fleet, arrivals_of(options.trace[0])), None
+    recordings = [read_recording(path) for path in options.trace]
+    recorded = load_of(recordings, fleet=fleet, align=options.align, spread=options.spread, last_s=options.last)
+    if fleet is not None:
+        return recorded.scenario, recorded
+    return with_changes(recorded.scenario, changes), recorded
 
 
 def show_plan(found: "Plan") -> "RenderableType":
@@ -89,10 +136,14 @@ def show_plan(found: "Plan") -> "RenderableType":
 
     title = Text.assemble((found.scenario, "bold"), "  ", found.about, "\n")
     title.append(f"policy {found.policy}, {found.replications} replications, means with 95 % intervals\n", "dim")
+    if found.observed is not None:
+        title.append(_recorded_text(found.observed), "dim")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("what if", no_wrap=True)
     for name in ("nodes", "load", "missed", "difference", "mean", "p95", "p99", "at best"):
         table.add_column(name, justify="right", no_wrap=True)
+    if found.observed is not None:
+        table.add_row(*_observed_row(found.observed), style="dim")
     for number, each in enumerate(found.variants):
         less = each.less_now["miss"]
         is_known = bool(number) and not less.holds(0.0)
@@ -107,5 +158,24 @@ def show_plan(found: "Plan") -> "RenderableType":
             *(interval(each.values[name]) for name in ("mean_s", "p95_s", "p99_s")),
             "–" if ceiling is None else f"{1 - ceiling:.1%}",
         )
+    said = Text("".join(f"\n{each}" for each in found.notes), "yellow")
     note = Text("\nmissed: jobs not answered within their deadline; at best: what any policy must miss", "dim")
-    return Group(title, table, note)
+    return Group(title, table, note, said) if found.notes else Group(title, table, note)
+
+
+def _recorded_text(observed: "Observed") -> str:
+    def counted(count: int, what: str) -> str:
+        return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+    jobs, cameras = counted(observed.jobs, "job"), counted(observed.cameras, "camera")
+    return f"recorded: {jobs} of {cameras} at {counted(observed.nodes, 'node')} in {observed.span_s:.3g} s\n"
+
+
+def _observed_row(observed: "Observed") -> tuple[str, ...]:
+    """Return what really happened, in the columns of the table."""
+    from gridnode.simulation.numbers import interval
+    from simulator.statistics import Estimate
+
+    values_s = (observed.mean_s, observed.p95_s, observed.p99_s)
+    times = [interval(Estimate(mean=value_s, half=0.0, count=1)) for value_s in values_s]
+    return ("recorded", "", "", f"{observed.miss:.1%}", "", *times, "")

@@ -16,10 +16,11 @@ from typing import Final
 import msgspec
 
 from gridnode.errors import ConfigError
-from gridnode.simulation.recorded import Entry, is_recording, labels, on_one_clock, read_recording
+from gridnode.simulation.recorded import Entry, is_recording, read_recording
+from gridnode.simulation.timeline import labels, on_one_clock
 from simulator.scenario import RecordedJob, ReplaySource, Scenario, ScenarioError
 from simulator.scenariorules import check
-from simulator.scenariotext import parse
+from simulator.scenariotext import altered, parse
 from simulator.tomllines import line_of
 
 SUFFIX: Final = ".toml"
@@ -100,6 +101,14 @@ def changes_of(settings: Iterable[str]) -> dict[str, object]:
             raise SimulationInputError(f"--set {setting!r} is no key=value; write it like sources.0.load=0.8")
         changes[key.strip()] = toml_value(value.strip())
     return changes
+
+
+def with_changes(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
+    """Return a scenario with other values; raises SimulationInputError."""
+    try:
+        return altered(scenario, changes)
+    except ScenarioError as error:
+        raise SimulationInputError(f"--set: {error}") from None
 
 
 def toml_value(text: str) -> object:

@@ -1,6 +1,6 @@
 """Reads the traces that daemons record (`trace.path`, docs/traces.md): what came in at a node, and what the node is.
 
-Owns reading and the common time line of several nodes; knows no scenario. Errors name the file, the byte, the remedy.
+Owns reading; knows no scenario. Errors name the file, the byte, and what to do.
 """
 
 import io
@@ -342,59 +342,3 @@ def _model_facts(lives: Sequence[_Life]) -> dict[str, ModelFacts]:
                     max_batch=each.max_batch,
                 )
     return found
-
-
-# ---------------------------------------------------------------- several nodes on one time line
-
-
-def labels(recordings: Sequence[Recording]) -> dict[str, str]:
-    """Return a name for each node by PeerID; nodes of one name get the tail of their PeerID, too."""
-    names = [each.name for each in recordings]
-    return {
-        each.node: each.name if names.count(each.name) == 1 else f"{each.name}.{each.node[-8:]}" for each in recordings
-    }
-
-
-def on_one_clock(recordings: Sequence[Recording], *, align: str) -> list[tuple[float, Recording, Entry]]:
-    """Return the jobs of several nodes in the order in which they came, in seconds from the first.
-
-    Parameters
-    ----------
-    recordings : sequence of Recording
-        One per node.
-    align : {"clock", "start"}
-        Whether their clocks say when they began beside one another, or all began at once.
-
-    Raises
-    ------
-    RecordingError
-        Two are of one node, none has a job, or clocks say that they were recorded at different times.
-    """
-    for number, each in enumerate(recordings):
-        for other in recordings[:number]:
-            if each.node == other.node:
-                raise RecordingError(f"{each.path} and {other.path} are of one node, {each.name}; give one of them")
-    full = [each for each in recordings if each.jobs]
-    if not full:
-        listed = ", ".join(each.path for each in recordings)
-        raise RecordingError(f"{listed}: no job yet; a job is recorded when it has its outcome")
-    if align == "clock":
-        _check_overlap(full)
-    first_s = min(each.jobs[0].at_s for each in full)
-    begins_s = {each.node: first_s if align == "clock" else each.jobs[0].at_s for each in full}
-    merged = [(entry.at_s - begins_s[each.node], each, entry) for each in full for entry in each.jobs]
-    return sorted(merged, key=lambda item: item[0])
-
-
-def _check_overlap(recordings: Sequence[Recording]) -> None:
-    """Refuse recordings with a time between them in which no node recorded: a replay would be mostly silence."""
-    spans = sorted((each.jobs[0].at_s, each.jobs[-1].at_s, each.path) for each in recordings)
-    end_s, last = spans[0][1], spans[0][2]
-    for begin_s, until_s, path in spans[1:]:
-        if begin_s > end_s:
-            raise RecordingError(
-                f"{path} begins {begin_s - end_s:.0f} s after {last} ended: they are of different times, or a "
-                'clock was wrong; lay them over one another with align = "start" (--align start)'
-            )
-        if until_s > end_s:
-            end_s, last = until_s, path

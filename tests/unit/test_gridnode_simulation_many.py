@@ -8,8 +8,9 @@ from gridnode.cli.main import main
 from gridnode.simulation.compare import compare
 from gridnode.simulation.executors import Task, run_all, run_task, seeds_of
 from gridnode.simulation.load import SimulationInputError, load
-from gridnode.simulation.plan import changed, frozen, plan, read_what_if, with_times
+from gridnode.simulation.plan import plan, with_times
 from gridnode.simulation.sweep import read_vary, sweep
+from gridnode.simulation.whatif import changed, frozen, read_what_if
 from simulator.fleet import source_rates_hz
 from simulator.report import QUANTITIES
 

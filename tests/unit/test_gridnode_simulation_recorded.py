@@ -1,12 +1,17 @@
 """Traces of daemons are read whole or refused with a remedy, and replayed as they were."""
 
+import json
 import math
 
 import msgspec
 import pytest
 
+from gridnode.cli.main import main
 from gridnode.simulation.load import SimulationInputError, load
-from gridnode.simulation.recorded import RecordingError, on_one_clock, read_recording
+from gridnode.simulation.recorded import RecordingError, read_recording
+from gridnode.simulation.recordedfleet import load_of
+from gridnode.simulation.timeline import on_one_clock
+from gridnode.simulation.whatif import changed, frozen, read_what_if
 from gridnode.tracerecords import (
     ANSWERED,
     NOBODY,
@@ -17,6 +22,7 @@ from gridnode.tracerecords import (
     Measured,
     ModelRecord,
     NodeRecord,
+    Way,
 )
 from simulator.runner import run
 
@@ -221,3 +227,185 @@ def test_a_node_is_in_a_record(tmp_path):
     node = NodeRecord(number=0, name="box", node="P")
     found = read_recording(write(tmp_path / "x", header(), TINY, node, record(1.0, executor=0, model=0)))
     assert (found.names, found.jobs[0].executor, found.jobs[0].model) == ({"P": "box"}, "P", "tiny")
+
+
+# ---------------------------------------------------------------- fleets and plans
+
+
+def account(runs=100, mean_s=0.2, slots=1, rtt_s=None):
+    measured = Measured(
+        model=0, mean_s=9.0, p95_s=9.0, memory_bytes=0, load_s=0.0, max_batch=1, runs=runs, total_s=mean_s * runs,
+        quantiles_s=tuple(mean_s * (0.9 + number / 160) for number in range(33)),
+    )  # fmt: skip
+    ways = () if rtt_s is None else (Way(node=0, rtt_s=rtt_s),)
+    return DeviceRecord(at_s=0.0, slots=slots, cpu_share=1.0, threads=1, slow_down=1.0, models=(measured,), ways=ways)
+
+
+@pytest.fixture
+def street(tmp_path):
+    """A slow board with two cameras of 2 frames/s and a fast box without; the board is just able to serve one."""
+    at_s = [number * 0.5 for number in range(60)]
+    box = NodeRecord(number=0, name="box", node="BOX")
+    frames = [
+        record(at + phase, stream=stream, budget_s=0.6, executor=0, model=0, service_s=0.05)
+        for at in at_s
+        for phase, stream in ((0.0, "north"), (0.2, "south"))
+    ]
+    board = write(
+        tmp_path / "board.trace", header("BOARD", "board"), TINY, box, account(mean_s=0.4, rtt_s=0.008), *frames
+    )
+    other = write(tmp_path / "box.trace", header("BOX", "box"), TINY, account(mean_s=0.05, slots=2))
+    return board, other
+
+
+def fleet(*paths, **options):
+    return load_of([read_recording(path) for path in paths], **options)
+
+
+def test_a_fleet_is_what_was_recorded_of_it(street):
+    found = fleet(*street)
+    scenario = found.scenario
+    assert scenario.node_names == ("board", "box")
+    assert [group.slots for group in scenario.nodes] == [1, 2]
+    (model,) = scenario.models
+    assert model.mean_s == {"board": pytest.approx(0.4), "box": pytest.approx(0.05)}
+    assert len(model.measured_s["board"]) == 33
+    assert (model.input_bytes, model.output_bytes) == (100, 5)
+    assert scenario.network.link.latency_s == 0.002
+    assert found.notes == ("box recorded no job",)
+    assert (found.observed.jobs, found.observed.cameras, found.observed.nodes) == (120, 2, 1)
+    assert (found.observed.miss, found.observed.offloaded) == (0.0, 1.0)
+    result = run(scenario)
+    assert result.submitted == 120
+    assert [node.submitted for node in result.nodes] == [120, 0]
+    assert result.within > 0.95
+
+
+def test_a_node_without_a_recording_is_known_by_its_answers(street):
+    found = fleet(street[0])
+    assert found.scenario.node_names == ("board", "box")
+    assert found.scenario.models[0].mean_s["box"] == pytest.approx(0.05)
+    assert "box recorded no trace: its service times are those of the 120 jobs" in found.notes[0]
+
+
+def test_only_the_end_may_be_taken(street):
+    found = fleet(*street, last_s=5.0)
+    assert found.observed.jobs == 21
+    assert found.scenario.sources[0].times_s[0] == pytest.approx(0.1, abs=0.11)
+
+
+def test_nodes_of_one_name_and_strange_names_are_told_apart(tmp_path):
+    first = write(tmp_path / "1", header("PEER0001", "3rd floor"), TINY, account(), record(0.0))
+    second = write(tmp_path / "2", header("PEER0002", "3rd floor"), TINY, account(), record(1.0))
+    assert fleet(first, second).scenario.node_names == ("n3rd_floor.PEER0001", "n3rd_floor.PEER0002")
+
+
+def test_what_no_node_runs_is_left_out_and_told(tmp_path):
+    other = ModelRecord(number=1, name="gone", digest="d1")
+    path = write(tmp_path / "x", header(), TINY, other, account(), record(0.0), record(1.0, models=(1,)))
+    found = fleet(path)
+    assert "1 jobs asked for gone, which no node runs" in found.notes[-1]
+    assert run(found.scenario).submitted == 1
+    with pytest.raises(SimulationInputError, match="name no model that any node runs"):
+        fleet(write(tmp_path / "y", header(), TINY, record(0.0)))
+
+
+def test_another_fleet_takes_recorded_jobs_by_name_or_in_turn(street):
+    pilot = load("pilot", {"models.0.name": "tiny"})
+    with pytest.raises(SimulationInputError, match=r"board are none of them; .*spread"):
+        fleet(street[0], fleet=pilot)
+    found = fleet(street[0], fleet=pilot, spread=True)
+    assert len(found.scenario.node_names) == len(pilot.node_names)
+    assert found.scenario.sources[0].places == {"board": pilot.node_names[0]}
+
+
+def what_if(scenario, text):
+    return changed(frozen(scenario), read_what_if(text))
+
+
+def test_more_cameras_are_copies_begun_elsewhere_with_streams_of_their_own(street):
+    scenario = fleet(*street).scenario
+    now, first, second, third = what_if(scenario, "cameras+3").sources
+    assert now == scenario.sources[0]
+    assert {job.stream for job in first.jobs} == {"north.1"}
+    assert {job.stream for job in second.jobs} == {"south.2"}
+    assert {job.stream for job in third.jobs} == {"north.3"}
+    assert len(first.times_s) == 60
+    assert list(first.times_s) == sorted(first.times_s)
+    assert first.times_s != third.times_s
+    assert run(what_if(scenario, "cameras+3")).submitted == 300
+    (less,) = what_if(scenario, "jobs.board-1").sources
+    assert {job.stream for job in less.jobs} == {"north"}
+    assert what_if(scenario, "cameras-2").sources == ()
+    with pytest.raises(SimulationInputError, match="cameras has 2"):
+        what_if(scenario, "cameras-3")
+
+
+def test_a_half_more_is_a_thinned_copy_with_streams_of_its_own(street):
+    _, copy = what_if(fleet(*street).scenario, "cameras+50%").sources
+    assert copy.keep == pytest.approx(0.5)
+    assert {job.stream for job in copy.jobs} == {"north.1", "south.1"}
+
+
+def test_jobs_of_a_device_that_goes_come_in_elsewhere(street):
+    left = what_if(fleet(*street).scenario, "board-1")
+    assert left.node_names == ("box",)
+    assert run(left).submitted == 120
+
+
+def test_a_new_device_leaves_the_recorded_one_its_name_and_jobs(street):
+    more = what_if(fleet(*street).scenario, "box+2,board+1")
+    assert more.node_names == ("board", "box", "box.new0", "box.new1", "board.new")
+    result = run(more)
+    assert [node.submitted for node in result.nodes] == [120, 0, 0, 0, 0]
+
+
+def test_a_plan_says_what_happened_and_what_would(street, capsys):
+    arguments = ["simulate", "plan", "--trace", *map(str, street), "--jobs", "1", "--replications", "2"]
+    assert main([*arguments, "--what-if", "box-1", "--what-if", "cameras+1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["observed"]["jobs"] == 120
+    assert found["notes"] == ["box recorded no job"]
+    now, alone, more = found["variants"]
+    assert now["values"]["miss"]["mean"] < 0.05
+    # The board alone serves 2.5 of 4 frames per second.
+    assert alone["values"]["miss"]["mean"] > 0.3
+    assert more["load"] == pytest.approx(1.5 * now["load"], rel=0.01)
+
+
+def test_a_plan_is_shown(street, capsys):
+    assert main(["simulate", "plan", "--trace", str(street[0]), "--jobs", "1", "--replications", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "recorded: 120 jobs of 2 cameras at 1 node in 29.7 s" in out
+    assert "as it is" in out
+    assert "box recorded no trace" in out
+
+
+def test_a_recorded_fleet_takes_other_values(street, capsys):
+    arguments = ["simulate", "plan", "--trace", *map(str, street), "--jobs", "1", "--replications", "1", "--json"]
+    assert main([*arguments, "--set", "policy=local_only", "--set", "nodes.board.slots=2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["policy"] == "local_only"
+    assert main([*arguments, "--set", "nodes.board.slots=0"]) == 2
+    assert "--set: nodes[0].slots: 0; it must be a whole number at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to plan with; give a scenario, or what daemons recorded"),
+        (["--trace", "nowhere"], "nowhere cannot be read: No such file"),
+        (["--trace", "BOARD", "BOARD"], "are of one node, board"),
+        (["pilot", "--trace", "BOARD"], "board are none of them"),
+        (["--trace", "BOARD", "--last", "0"], "'0' is no number of seconds above 0"),
+        (["--trace", "BOARD", "--what-if", "door-1"], "there is no 'door'"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(street, capsys, arguments, said):
+    words = [str(street[0]) if word == "BOARD" else word for word in arguments]
+    try:
+        code = main(["simulate", "plan", *words, "--jobs", "1", "--replications", "1"])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    assert said in capsys.readouterr().err
