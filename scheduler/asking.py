@@ -26,13 +26,14 @@ class Asking:
 
     def __init__(self, ledger: Ledger, placement: Placement, listening: Listening) -> None:
         self._ledger = ledger
+        self._config = ledger.config.probe
         self._placement = placement
         self._listening = listening
         self._is_used = placement.asks
 
     def place(self, record: JobRecord, *, reason: str) -> None:
         """Place an own job, at once or after questions."""
-        ledger, config = self._ledger, self._ledger.config.probe
+        ledger, config = self._ledger, self._config
         if self._is_used and len(ledger.probes) < config.open:
             peers = self._placement.candidates(record)
             if peers:

@@ -1,6 +1,6 @@
 """What comes back from this node's own workers, and keeping them fed."""
 
-import math
+from math import inf
 
 from scheduler.advertise import Advertiser
 from scheduler.events import ModelChanged, ServiceFailed, ServiceFinished, ServiceStarted
@@ -166,7 +166,7 @@ class Execution:
     def _learn(self, run: Run, service_s: float) -> None:
         workbench = self._workbench
         service = workbench.models.services.get(run.model)
-        if service is None or service_s < 0 or not math.isfinite(service_s):
+        if service is None or not 0.0 <= service_s < inf:
             return
         if len(run.records) == 1:
             service.learn(service_s / workbench.slow_down, self._ledger.config.estimate)

@@ -12,6 +12,7 @@ from scheduler.estimate import TokenBucket
 from scheduler.jobs import Carriage, Shipment
 from scheduler.ledger import Ledger
 from scheduler.placement import Placement
+from scheduler.timers import Timed
 
 _ALPHA = 0.05
 """Weight of a new answer in the averages: a tail wants some dozens of samples."""
@@ -19,10 +20,10 @@ _LEAST_SAMPLES = 20
 """Answers before any copy: until then nothing is known of the tail."""
 
 
-class Hedge:
+class Hedge(Timed):
     """When a job at a peer is to be looked at."""
 
-    __slots__ = ("due_s", "shipment")
+    __slots__ = ("shipment",)
 
     def __init__(self, shipment: Shipment) -> None:
         self.shipment = shipment

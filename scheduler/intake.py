@@ -1,6 +1,6 @@
 """What comes in: jobs of own clients, jobs and offers of peers, cancellations, and the wish to stop."""
 
-import math
+from math import inf
 
 import msgspec
 
@@ -52,6 +52,15 @@ class Intake:
         self._listening = listening
         self._advertiser = advertiser
         self._is_drained = False
+        rules = ledger.config.placement
+        self._expires = rules.expire
+        self._hop_limit = rules.hop_limit
+        self._redecides = rules.receiver == "redecides"
+        self._keeps = rules.receiver == "keeps"
+        self._factor = rules.reconsider_factor
+        self._allowance_s = rules.reconsider_allowance_s
+        self._jobs_max = ledger.config.queue.jobs
+        self._acknowledge_s = ledger.config.watch.acknowledge_s
 
     def on_job(self, event: JobArrived) -> None:
         """Take a job in, pass it on, or refuse it.
@@ -61,33 +70,31 @@ class Intake:
         ValueError
             When the handle is in use: the driver mints one per arrival.
         """
-        ledger, job = self._ledger, event.job
-        if event.handle in ledger.jobs:
-            raise ValueError(f"handle {event.handle} is in use; the driver mints a new one per arrival")
-        if job.deadline_s == math.inf:
+        ledger, job, handle, origin = self._ledger, event.job, event.handle, event.origin
+        if handle in ledger.jobs:
+            raise ValueError(f"handle {handle} is in use; the driver mints a new one per arrival")
+        if job.deadline_s == inf:
             deadline_s = ledger.now_s + ledger.config.placement.default_deadline_s
             job = msgspec.structs.replace(job, deadline_s=deadline_s)
         record = JobRecord(
-            handle=event.handle,
-            job=job,
-            origin=event.origin,
-            stolen=event.stolen,
-            sender_estimate_s=event.sender_estimate_s,
+            handle=handle, job=job, origin=origin, stolen=event.stolen, sender_estimate_s=event.sender_estimate_s
         )
-        ledger.jobs[event.handle] = record
-        reservation = None if event.offer is None else ledger.release(event.offer)
-        if event.origin is None:
+        ledger.jobs[handle] = record
+        offer = event.offer
+        reservation = None if offer is None else ledger.release(offer)
+        if origin is None:
             ledger.counters["jobs_arrived"] += 1
         else:
             ledger.counters["jobs_received"] += 1
-            ledger.counters["jobs_stolen"] += event.stolen
+            if record.stolen:
+                ledger.counters["jobs_stolen"] += 1
         why = self._objection(record)
         if why is not None:
             self._placement.end(record, why=why, estimate_s=None, reason="refused at arrival")
             return
         if job.newest_wins and job.stream and self._supersede(record):
             return
-        if event.origin is None:
+        if origin is None:
             self._asking.place(record, reason="arrived")
         else:
             self._consider(record, was_promised=reservation is not None)
@@ -99,13 +106,13 @@ class Intake:
         ledger, job = self._ledger, record.job
         if ledger.is_draining:
             return Reason.DRAINING
-        if len(ledger.jobs) > ledger.config.queue.jobs:
+        if len(ledger.jobs) > self._jobs_max:
             return Reason.QUEUE_FULL
         if not job.models:
             return Reason.UNKNOWN_MODEL
         if record.origin is not None:
             return self._peer_objection(job)
-        if job.deadline_s <= ledger.now_s and ledger.config.placement.expire:
+        if self._expires and job.deadline_s <= ledger.now_s:
             return Reason.EXPIRED
         return None
 
@@ -114,7 +121,7 @@ class Intake:
         if job.entry != ledger.node_id:
             if ledger.node_id in job.visited:
                 return Reason.ALREADY_VISITED
-            if job.hops > ledger.config.placement.hop_limit:
+            if job.hops > self._hop_limit:
                 return Reason.HOP_LIMIT
         return None
 
@@ -132,10 +139,9 @@ class Intake:
 
     def _consider(self, record: JobRecord, *, was_promised: bool) -> None:
         """Serve a peer's job here; pass it on only when the sender's estimate was far off, or it cannot be served."""
-        ledger = self._ledger
-        can_pass_on = record.job.hops < ledger.config.placement.hop_limit and not record.stolen
+        can_pass_on = record.job.hops < self._hop_limit and not record.stolen
         limit_s = None
-        if can_pass_on and not was_promised and ledger.config.placement.receiver == "redecides":
+        if self._redecides and can_pass_on and not was_promised:
             self._placement.place(record, reason="decided anew")
             return
         if can_pass_on and not was_promised:
@@ -159,17 +165,16 @@ class Intake:
         self._placement.end(record, why=why, estimate_s=estimate_s, reason="cannot be served here in time")
 
     def _reconsider_above_s(self, sender_estimate_s: float | None) -> float | None:
-        placement = self._ledger.config.placement
-        if sender_estimate_s is None or placement.receiver == "keeps":
+        if sender_estimate_s is None or self._keeps:
             return None
-        return placement.reconsider_factor * sender_estimate_s + placement.reconsider_allowance_s
+        return self._factor * sender_estimate_s + self._allowance_s
 
     def _set_watch(self, record: JobRecord) -> None:
         """Have a job looked after at its deadline, and a peer's before that to tell its origin of it."""
         ledger = self._ledger
-        due_s = record.job.deadline_s if ledger.config.placement.expire else math.inf
+        due_s = record.job.deadline_s if self._expires else inf
         if record.origin is not None:
-            record.report_at_s = ledger.now_s + ledger.config.watch.acknowledge_s
+            record.report_at_s = ledger.now_s + self._acknowledge_s
             due_s = min(due_s, record.report_at_s)
         ledger.timers.set(record, due_s)
 

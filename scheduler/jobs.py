@@ -1,8 +1,9 @@
 """What the core keeps of jobs and commands. Plain objects with slots, since they change all the time; no decisions."""
 
-import math
+from math import inf
 from typing import TYPE_CHECKING, Final
 
+from scheduler.timers import Timed
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 
 if TYPE_CHECKING:
@@ -28,14 +29,13 @@ class Stage:
     """Its outcome is out; the record is dropped."""
 
 
-class JobRecord:
+class JobRecord(Timed):
     """One job at this node, from its arrival to its one outcome."""
 
     __slots__ = (
         "acknowledged",
         "attempt",
         "avoid",
-        "due_s",
         "handle",
         "held_s",
         "is_alone",
@@ -69,7 +69,8 @@ class JobRecord:
         self.sender_estimate_s = sender_estimate_s
         self.attempt = job.attempt
         self.stage: int = Stage.UNPLACED
-        self.model: ModelDigest = job.models[0] if job.models else ""
+        models = job.models
+        self.model: ModelDigest = models[0] if models else ""
         """Rung planned for it here."""
         self.avoid: tuple[NodeId, ...] = ()
         """Peers that had it from here and did not answer it: they refused, fell silent or were lost."""
@@ -85,7 +86,7 @@ class JobRecord:
         self.shipments: list[Shipment] = []
         """Open commands at peers: one, or two after a silence."""
         self.acknowledged = False
-        self.due_s = math.inf
+        self.due_s = inf
         """When it is looked after next: a report to its origin, or its deadline."""
         self.report_at_s = 0.0
         """When the origin, a peer, is to hear of it next."""
@@ -99,14 +100,13 @@ class Carriage:
     LEASE: Final = 2
 
 
-class Shipment:
+class Shipment(Timed):
     """One command at a peer: a job offered, sent or leased."""
 
     __slots__ = (
         "carriage",
         "command",
         "covered",
-        "due_s",
         "expected_arrival_s",
         "is_silent",
         "local_s",
@@ -147,27 +147,27 @@ class Shipment:
         self.covered = False
         """Whether the peer's state counts it already."""
         self.is_silent = False
-        self.due_s = math.inf
+        self.due_s = inf
         """When the next word about it is overdue."""
 
 
-class Reservation:
+class Reservation(Timed):
     """Room kept for an accepted offer."""
 
-    __slots__ = ("due_s", "input_bytes", "offer", "peer_id", "service_s")
+    __slots__ = ("input_bytes", "offer", "peer_id", "service_s")
 
     def __init__(self, *, offer: int, peer_id: NodeId, input_bytes: int, service_s: float) -> None:
         self.offer = offer
         self.peer_id = peer_id
         self.input_bytes = input_bytes
         self.service_s = service_s
-        self.due_s = math.inf
+        self.due_s = inf
 
 
-class Inquiry:
+class Inquiry(Timed):
     """Questions to some peers on behalf of one job."""
 
-    __slots__ = ("due_s", "open", "peers", "reason", "record")
+    __slots__ = ("open", "peers", "reason", "record")
 
     def __init__(self, record: JobRecord, peers: "list[Peer]", *, reason: str) -> None:
         self.record = record
@@ -175,7 +175,7 @@ class Inquiry:
         self.reason = reason
         self.open: set[int] = set()
         """Questions without an answer."""
-        self.due_s = math.inf
+        self.due_s = inf
 
 
 class Run:

@@ -1,6 +1,6 @@
 """What peers answer to our commands, and what it means when they do not."""
 
-import math
+from math import inf
 
 from scheduler.advertise import Advertiser
 from scheduler.events import (
@@ -64,6 +64,12 @@ class Outcomes:
         self._listening = listening
         self._advertiser = advertiser
         self._policy = policy
+        self._is_learning = policy.is_learning
+        config = ledger.config
+        self._explains = config.explain
+        self._counts_covered = config.placement.piggyback
+        self._setup_allowance_s = config.estimate.setup_allowance_s
+        self._patience_s = config.watch.missed * config.watch.progress_s + config.watch.grace_s
 
     def on_offer_answered(self, event: OfferAnswered) -> None:
         """Note that the payload is on its way now."""
@@ -77,7 +83,7 @@ class Outcomes:
         self._listening.answered(peer)
         if event.rtt_s is not None:
             peer.link.learn_rtt(event.rtt_s)
-        if event.state is not None and ledger.config.placement.piggyback:
+        if event.state is not None and self._counts_covered:
             # Room was reserved before the peer made that record.
             peer.cover(shipment)
         shipment.carriage = Carriage.SEND
@@ -97,7 +103,7 @@ class Outcomes:
             return
         peer = shipment.peer
         self._listening.learn_link(peer, event.link)
-        if ledger.config.placement.piggyback:
+        if self._counts_covered:
             peer.cover(shipment)
             for command in event.covered:
                 other = ledger.shipments.get(command)
@@ -117,9 +123,7 @@ class Outcomes:
             return None
         self._listening.answered(shipment.peer)
         shipment.is_silent = False
-        watch = ledger.config.watch
-        patience_s = watch.missed * watch.progress_s + watch.grace_s + 2.0 * shipment.peer.link.rtt_s
-        ledger.timers.set(shipment, ledger.now_s + patience_s)
+        ledger.timers.set(shipment, ledger.now_s + (self._patience_s + 2.0 * shipment.peer.link.rtt_s))
         return shipment
 
     def on_nacked(self, event: Nacked) -> None:
@@ -154,14 +158,14 @@ class Outcomes:
         if shipment is None:
             return
         record, peer = shipment.record, shipment.peer
-        self._listening.learn_link(peer, event.link)
-        why = event.failure
+        link, why = event.link, event.failure
+        self._listening.learn_link(peer, link)
         if why is None:
             self._listening.answered(peer)
-            self._learn(shipment, event.times, setup_s=0.0 if event.link is None else event.link.setup_s)
+            self._learn(shipment, event.times, setup_s=0.0 if link is None else link.setup_s)
             state = self._advertiser.state()
-            reason = f"from {peer.node_id[-8:]}" if ledger.config.explain else "from a peer"
-            ledger.reply(record, command=event.command, state=state, reason=reason)
+            reason = f"from {peer.node_id[-8:]}" if self._explains else "from a peer"
+            ledger.reply(record, command=shipment.command, state=state, reason=reason)
         elif why is Reason.LOST:
             self._lost(shipment, reason="executor lost")
         elif why in _FINAL:
@@ -172,18 +176,19 @@ class Outcomes:
 
     def _learn(self, shipment: Shipment, times: ServiceTimes | None, *, setup_s: float) -> None:
         ledger, peer = self._ledger, shipment.peer
-        actual_s = ledger.now_s - shipment.sent_s - min(setup_s, ledger.config.estimate.setup_allowance_s)
+        actual_s = ledger.now_s - shipment.sent_s - min(setup_s, self._setup_allowance_s)
         waiting_s = service_s = 0.0
-        if times is not None and times.service_s >= 0 and math.isfinite(times.service_s):
-            waiting_s, service_s = times.waiting_s, times.service_s
-            service = peer.service(shipment.model)
-            if service is not None and peer.state is not None:
-                service.learn(service_s / max(peer.state.slow_down, 1.0), ledger.config.estimate)
+        told_s = -1.0 if times is None else times.service_s
+        if times is not None and 0.0 <= told_s < inf:
+            waiting_s, service_s = times.waiting_s, told_s
+            service, state = peer.service(shipment.model), peer.state
+            if service is not None and state is not None:
+                service.learn(service_s / max(state.slow_down, 1.0), ledger.config.estimate)
         if self._hedging is not None:
             self._hedging.learn(promised_s=shipment.promised_s, actual_s=actual_s)
         peer.window.learn(waiting_s=waiting_s, actual_s=actual_s, promised_s=shipment.promised_s)
         peer.trust.learn(promised_s=shipment.promised_s, actual_s=actual_s, now_s=ledger.now_s)
-        if self._policy.is_learning:
+        if self._is_learning:
             self._policy.observe(peer, actual_s=actual_s, waiting_s=waiting_s, service_s=service_s, now_s=ledger.now_s)
 
     def on_send_failed(self, event: SendFailed) -> None:

@@ -9,7 +9,6 @@ behind it theirs (Clockwork, arXiv:2006.02464; the pilot's goodput at load 1.3 i
 import math
 import random
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
@@ -20,23 +19,26 @@ from scheduler.advertise import Advertiser
 from scheduler.config import CoreConfig
 from scheduler.jobs import Carriage, Inquiry, JobRecord, Shipment, Stage
 from scheduler.ledger import Ledger
-from scheduler.policy import Choice, Policy, asker
+from scheduler.policy import Board, Choice, Policy, asker
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 from scheduler.view import Peer
 from scheduler.workbench import Workbench
 
 
-class Quote(NamedTuple):
+class Quote:
     """A prediction for one job at one peer, in its parts, all in seconds."""
 
-    transfer_s: float
-    """Until the payload is there."""
-    promised_s: float
-    """Until the answer is back, if the peer's records are right."""
-    service_s: float
+    __slots__ = ("promised_s", "service_s", "transfer_s")
+
+    def __init__(self, transfer_s: float, promised_s: float, service_s: float) -> None:
+        self.transfer_s = transfer_s
+        """Until the payload is there."""
+        self.promised_s = promised_s
+        """Until the answer is back, if the peer's records are right."""
+        self.service_s = service_s
 
 
-class Placement:
+class Placement(Board):
     """Places jobs; it is the board the policies look at.
 
     Parameters
@@ -67,10 +69,23 @@ class Placement:
         self.node_id: NodeId = ledger.node_id
         self.now_s = ledger.now_s
         self.may_move = True
-        self._margin = 1.0 / self.config.placement.slack - 1.0
-        self._counts_inflight = ledger.config.placement.inflight_correction
+        # What every decision reads stands by itself: a look into the configuration is two into records.
+        placement, watch, offer = ledger.config.placement, ledger.config.watch, ledger.config.offer
+        self._margin = 1.0 / placement.slack - 1.0
+        self._counts_inflight = placement.inflight_correction
+        self._sheds = placement.shedding
+        self._hop_limit = placement.hop_limit
+        self._explains = ledger.config.explain
+        self._promises_gain = policy.promises_gain
+        self._transfer_factor = watch.transfer_factor
+        self._acknowledge_s = watch.acknowledge_s
+        self._grace_s = watch.grace_s
+        self._offers = offer.enabled
+        self._offer_rtts = offer.rtts
+        self._offer_bytes = offer.prior_bytes
+        self._retry_ratio = ledger.config.retry.ratio
         self._may_stay = True
-        self._wait_s = 0.0
+        self.wait_s = 0.0
         self._has_room = True
         self._avoid: tuple[NodeId, ...] = ()
         self._asked: list[Peer] | None = None
@@ -83,7 +98,7 @@ class Placement:
         """Predict the seconds until done here; None when it cannot or must not run here."""
         if not self._may_stay or not self._has_room:
             return None
-        return self._workbench.finish_s(model, self._wait_s)
+        return self._workbench.finish_s(model, self.wait_s)
 
     def backlog_s(self) -> float:
         """Return the own backlog per slot, in seconds."""
@@ -125,11 +140,6 @@ class Placement:
         if self._counts_inflight:
             jobs += sum(1 for shipment in peer.on_the_way if not shipment.covered)
         return jobs
-
-    @property
-    def wait_s(self) -> float:
-        """Wait of the job at hand for a slot here, in seconds."""
-        return self._wait_s
 
     def finish_s(self, peer: Peer, job: Job, model: ModelDigest) -> float:
         """Predict the seconds until a peer's answer is back."""
@@ -202,8 +212,8 @@ class Placement:
 
     def quote(self, peer: Peer, job: Job, model: ModelDigest) -> Quote:
         """Predict a job at a peer in parts, without our doubts of its records."""
-        service = peer.service(model)
-        service_s = 0.0 if service is None or peer.state is None else service.value_s * peer.state.slow_down
+        state, service = peer.state, peer.service(model)
+        service_s = 0.0 if service is None or state is None else service.value_s * state.slow_down
         link = peer.link
         transfer_s = self._ledger.uplink.delay_s(self.now_s) + job.input_bytes / link.goodput_bytes_s + link.rtt_s / 2
         net_s = transfer_s + job.output_bytes / link.goodput_bytes_s + link.rtt_s / 2
@@ -237,12 +247,12 @@ class Placement:
             if may_end:
                 self._refuse(record, choice, reason)
             return False
-        if choice.peer is not None and self._policy.promises_gain:
+        if choice.peer is not None and self._promises_gain:
             first, here_s = choice.looked[0]
             if first is None and choice.finish_s >= here_s:
                 self._ledger.violate("moved without gain")
         text = reason
-        if self.config.explain:
+        if self._explains:
             self._ledger.decisions.append(
                 explanation.tell_choice(record, choice, model, reason, now_s=self.now_s, here=self.node_id)
             )
@@ -270,7 +280,7 @@ class Placement:
         """
         self.now_s = self._ledger.now_s
         self._may_stay = True
-        self._wait_s, self._has_room = self._workbench.look(record.job)
+        self.wait_s, self._has_room = self._workbench.look(record.job)
         # A stolen job was asked for: the queue's bound has been thought of.
         self._has_room |= record.stolen
         budget_s = self.budget_s(record.job, record.origin)
@@ -278,7 +288,7 @@ class Placement:
             finish_s = self.here_s(record.job, model)
             if finish_s is None or (limit_s is not None and finish_s > limit_s):
                 continue
-            if finish_s <= budget_s or not self.config.placement.shedding:
+            if finish_s <= budget_s or not self._sheds:
                 self._workbench.put(record, model)
                 return True
         return False
@@ -332,10 +342,11 @@ class Placement:
         """Set the board up for one job."""
         ledger, job = self._ledger, record.job
         self.now_s = ledger.now_s
-        self.may_move = may_move and job.hops < self.config.placement.hop_limit and not record.stolen
+        self.may_move = may_move and job.hops < self._hop_limit and not record.stolen
         self._may_stay = may_stay
-        self._wait_s, self._has_room = self._workbench.look(job)
-        self._avoid = job.visited + record.avoid if record.avoid else job.visited
+        self.wait_s, self._has_room = self._workbench.look(job)
+        visited = job.visited
+        self._avoid = visited + record.avoid if record.avoid else visited
 
     def _choose(self, record: JobRecord, *, may_stay: bool, may_move: bool) -> tuple[Choice | None, ModelDigest | None]:
         """Return the choice with its model; without a model, the choice is the best that was too late."""
@@ -354,7 +365,7 @@ class Placement:
                 return choice, model
             if best is None or choice.finish_s < best.finish_s:
                 best, best_model = choice, model
-        if best is None or self.config.placement.shedding:
+        if best is None or self._sheds:
             return self._look_again(job, best, budget_s, margin)
         return best, best_model
 
@@ -398,7 +409,7 @@ class Placement:
                 found = self._least(job, model, is_beyond_window=is_beyond)
                 if found is None:
                     continue
-                if self._is_safe(found, model, budget_s, margin) or not self.config.placement.shedding:
+                if self._is_safe(found, model, budget_s, margin) or not self._sheds:
                     return found, model
                 if best is None or found.finish_s < best.finish_s:
                     best = found
@@ -436,7 +447,7 @@ class Placement:
         if record.job.deadline_s <= self._ledger.now_s:
             why = Reason.EXPIRED
         self.end(record, why=why, estimate_s=estimate_s, reason=f"{reason}: no node can take it in time")
-        if self.config.explain:
+        if self._explains:
             self._ledger.decisions.append(
                 explanation.tell_refusal(record, best, why, now_s=self.now_s, here=self.node_id)
             )
@@ -461,20 +472,21 @@ class Placement:
         ledger, job = self._ledger, record.job
         self._check(record, peer)
         link = peer.link
-        if not self.config.offer.enabled:
+        if not self._offers:
             is_offer = False
         elif link.is_measured:
-            is_offer = job.input_bytes / link.goodput_bytes_s > self.config.offer.rtts * link.rtt_s
+            is_offer = job.input_bytes / link.goodput_bytes_s > self._offer_rtts * link.rtt_s
         else:
-            is_offer = job.input_bytes > self.config.offer.prior_bytes
+            is_offer = job.input_bytes > self._offer_bytes
         carriage = Carriage.OFFER if is_offer else Carriage.SEND
         shipment = self.ship(record, peer, model, carriage=carriage)
         if self.on_sent is not None:
             self.on_sent(shipment)
         ledger.counters["jobs_offloaded"] += 1
-        ledger.retry_tokens.deposit(self.config.retry.ratio)
+        ledger.retry_tokens.deposit(self._retry_ratio)
         make = Offer if is_offer else Send
-        ledger.counters["jobs_offered"] += is_offer
+        if is_offer:
+            ledger.counters["jobs_offered"] += 1
         ledger.actions.append(
             make(
                 command=shipment.command,
@@ -504,7 +516,7 @@ class Placement:
         )
         record.stage = Stage.AWAY
         ledger.open_shipment(shipment)
-        if carriage is Carriage.OFFER:
+        if carriage == Carriage.OFFER:
             self.watch(shipment, first_word_s=0.0)
         else:
             ledger.uplink.push(record.job.input_bytes, peer.link.goodput_bytes_s, now_s)
@@ -513,22 +525,21 @@ class Placement:
 
     def watch(self, shipment: Shipment, *, first_word_s: float) -> None:
         """Set the time by which a peer must have said something about a job."""
-        watch = self.config.watch
-        wait_s = watch.transfer_factor * first_word_s + watch.acknowledge_s + watch.grace_s
+        wait_s = self._transfer_factor * first_word_s + self._acknowledge_s + self._grace_s
         wait_s += 2.0 * shipment.peer.link.rtt_s
         self._ledger.timers.set(shipment, self._ledger.now_s + wait_s)
 
     def outgoing(self, record: JobRecord) -> Job:
         """Return the job as the next node is to see it."""
         job = record.job
-        visited = (*job.visited, *record.avoid, self.node_id)
+        visited = job.visited + record.avoid + (self.node_id,)
         return msgspec.structs.replace(job, attempt=record.attempt, hops=job.hops + 1, visited=visited)
 
     def _check(self, record: JobRecord, peer: Peer) -> None:
         job = record.job
         if peer.node_id == job.entry:
             return
-        if job.hops >= self.config.placement.hop_limit:
+        if job.hops >= self._hop_limit:
             self._ledger.violate("hop limit")
         if peer.node_id in job.visited or peer.node_id in record.avoid:
             self._ledger.violate("visited twice")

@@ -54,29 +54,18 @@ class Choice:
 class Board(Protocol):
     """What a policy may look at while it decides on one job."""
 
-    @property
-    def config(self) -> CoreConfig:
-        """All parameters."""
-
-    @property
-    def rng(self) -> random.Random:
-        """The node's source of draws."""
-
-    @property
-    def now_s(self) -> float:
-        """Present time in seconds."""
-
-    @property
-    def node_id(self) -> NodeId:
-        """Id of this node."""
-
-    @property
-    def may_move(self) -> bool:
-        """Whether the job may leave this node at all."""
-
-    @property
-    def wait_s(self) -> float:
-        """Predicted wait of the job for a slot here, in seconds: part of what `here_s` says."""
+    config: CoreConfig
+    """All parameters."""
+    rng: random.Random
+    """The node's source of draws."""
+    now_s: float
+    """Present time in seconds."""
+    node_id: NodeId
+    """Id of this node."""
+    may_move: bool
+    """Whether the job may leave this node at all."""
+    wait_s: float
+    """Predicted wait of the job for a slot here, in seconds: part of what `here_s` says."""
 
     def here_s(self, job: Job, model: ModelDigest) -> float | None:
         """Predict the seconds until done here; None when this node may not or cannot run it."""

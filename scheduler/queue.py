@@ -50,6 +50,11 @@ class Waiting:
         self.key: Key = (priority, deadline_s, 0)
 
 
+def _sum_s(works: list[float]) -> float:
+    """Sum; most queues are short, and calling `sum` for one job takes longer than all else about it."""
+    return sum(works) if len(works) > 1 else works[0] if works else 0.0
+
+
 class _Block:
     """A run of neighbouring entries; three lists side by side so that search and sum stay in C."""
 
@@ -59,7 +64,7 @@ class _Block:
         self.keys = keys
         self.works = works
         self.entries = entries
-        self.sum_s = sum(works)
+        self.sum_s = _sum_s(works)
 
 
 class LocalQueue:
@@ -254,7 +259,7 @@ class LocalQueue:
 
     def _sum_again(self, block: _Block) -> None:
         """Sum anew instead of adding and subtracting, so that rounding errors cannot grow."""
-        block.sum_s = sum(block.works)
+        block.sum_s = _sum_s(block.works)
         blocks = self._blocks
         self.total_s = blocks[0].sum_s if len(blocks) == 1 else sum([each.sum_s for each in blocks])
 

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from scheduler.actions import EvictModel, LoadModel
 from scheduler.estimate import ServiceEstimate
 from scheduler.ledger import Ledger
+from scheduler.timers import Timed
 from scheduler.types import Capability, ModelDigest
 
 
-class Load:
+class Load(Timed):
     """A model on its way into memory."""
 
-    __slots__ = ("due_s", "model", "ready_s")
+    __slots__ = ("model", "ready_s")
 
     def __init__(self, model: ModelDigest, *, ready_s: float) -> None:
         self.model = model

@@ -4,29 +4,30 @@ A thing to be looked after has one `due_s`. Setting it anew leaves the old entry
 its time; nothing is searched for and removed.
 """
 
-import math
 from heapq import heapify, heappop, heappush
-from typing import Protocol
+from math import inf
 
 _COMPACT_AT = 1024
 """Entries at which those that no longer count are dropped: far deadlines of jobs long done must not pile up."""
 
 
-class Timed(Protocol):
+class Timed:
     """Something to be looked after at a time."""
+
+    __slots__ = ("due_s",)
 
     due_s: float
     """Absolute time in seconds; infinity when there is none."""
 
 
-class Alarm:
+class Alarm(Timed):
     """A recurring duty of the core that belongs to no job."""
 
-    __slots__ = ("due_s", "name")
+    __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.due_s = math.inf
+        self.due_s = inf
 
 
 class Timers:
@@ -44,7 +45,7 @@ class Timers:
         if due_s == target.due_s:
             return
         target.due_s = due_s
-        if due_s == math.inf:
+        if due_s == inf:
             return
         self._sequence += 1
         heap = self._heap
@@ -70,6 +71,6 @@ class Timers:
         while heap and heap[0][0] <= now_s:
             due_s, _, target = heappop(heap)
             if target.due_s == due_s:
-                target.due_s = math.inf
+                target.due_s = inf
                 return target
         return None

@@ -44,6 +44,12 @@ class Workbench:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._config = ledger.config.queue
+        self._slots = ledger.config.queue.slots
+        self._bound_s = ledger.config.queue.bound_s
+        self._batch_jobs = ledger.config.queue.batch_jobs
+        self._may_hold = ledger.config.queue.batch_wait_s > 0.0 and ledger.config.queue.batch_jobs > 1
+        """Whether a free slot ever waits for a batch to fill."""
+        self._expires = ledger.config.placement.expire
         self.models = Residency(ledger, self._is_in_use)
         self.slow_down = 1.0
         self.memory_free_bytes = 0
@@ -76,7 +82,7 @@ class Workbench:
             sum_s += rest_s
             if rest_s < least_s:
                 least_s = rest_s
-        return (least_s if len(runs) >= self._config.slots else 0.0), sum_s
+        return (least_s if len(runs) >= self._slots else 0.0), sum_s
 
     def load_s(self) -> tuple[float, float]:
         """Return the time until a slot is free, and the backlog per slot, both in seconds."""
@@ -87,7 +93,7 @@ class Workbench:
             for model, records in ledger.parked.items():
                 if model in self.models.services:
                     work_s += len(records) * self.service_s(model)
-        return free_s, work_s / self._config.slots
+        return free_s, work_s / self._slots
 
     def backlog_s(self) -> float:
         """Return the service time still to be done for accepted work, per slot, in seconds."""
@@ -100,7 +106,7 @@ class Workbench:
         ledger = self._ledger
         free_s, backlog_s = self.load_s()
         ahead_s = ledger.queue.ahead_s(priority=job.priority, deadline_s=job.deadline_s) + ledger.reserved_s
-        return free_s + ahead_s / self._config.slots, backlog_s <= self._config.bound_s
+        return free_s + ahead_s / self._slots, backlog_s <= self._bound_s
 
     def finish_s(self, model: ModelDigest, wait_s: float) -> float | None:
         """Predict the time until a newcomer with that wait would be done here; None when the model cannot be had."""
@@ -122,7 +128,7 @@ class Workbench:
             self._note_frame(record)
             return
         job = record.job
-        if len(ledger.runs) < self._config.slots and not ledger.queue.length and not self._fills(model):
+        if len(ledger.runs) < self._slots and not ledger.queue.length and not self._fills(model):
             self._run([record], model)
             return
         record.stage = Stage.WAITING
@@ -155,8 +161,8 @@ class Workbench:
         ledger = self._ledger
         queue = ledger.queue
         dropped: list[Dropped] = []
-        while len(ledger.runs) < self._config.slots and queue.length:
-            if self._is_held():
+        while len(ledger.runs) < self._slots and queue.length:
+            if self._may_hold and self._is_held():
                 break
             entry = queue.pop_first()
             record = ledger.jobs[entry.handle]
@@ -171,17 +177,16 @@ class Workbench:
                     else Dropped(record, Reason.DEADLINE, self._least_service_s(record))
                 )
                 continue
-            self._run([record, *self._companions(record, model)], model)
+            companions = self._companions(record, model)
+            self._run([record, *companions] if companions else [record], model)
         return dropped
 
     def _fills(self, model: ModelDigest) -> bool:
         """Return whether batches of a model pay, so that a free slot may wait for more jobs of it."""
-        config = self._config
         return (
-            config.batch_wait_s > 0.0
-            and self.models.services[model].batch_share < config.batch_pays_below
+            self._may_hold
+            and self.models.services[model].batch_share < self._config.batch_pays_below
             and self.models.capabilities[model].max_batch > 1
-            and config.batch_jobs > 1
         )
 
     def _is_held(self) -> bool:
@@ -213,17 +218,17 @@ class Workbench:
         """Choose the planned rung, or a later one that is still in time; the first one without deadlines."""
         job = record.job
         models = self.models
-        if record.model in models and not self._ledger.config.placement.expire:
+        if not self._expires and record.model in models.used:
             return record.model
         left_s = job.deadline_s - self._ledger.now_s
         planned = record.model
-        if planned in models and self.service_s(planned) <= left_s:
+        if planned in models.used and self.service_s(planned) <= left_s:
             return planned
         if left_s <= 0:
             return None
         start = job.models.index(planned) if planned in job.models else 0
         for model in job.models[start:]:
-            if model in models and self.service_s(model) <= left_s:
+            if model in models.used and self.service_s(model) <= left_s:
                 return model
         return None
 
@@ -234,8 +239,10 @@ class Workbench:
     def _companions(self, record: JobRecord, model: ModelDigest) -> list[JobRecord]:
         """Take jobs of the same model from the front of the queue, as many as the batch limits allow."""
         ledger = self._ledger
-        limit = min(self.models.capabilities[model].max_batch, self._config.batch_jobs)
-        if limit <= 1 or record.is_alone or not ledger.queue.count(model):
+        if self._batch_jobs <= 1 or record.is_alone or not ledger.queue.count(model):
+            return []
+        limit = min(self.models.capabilities[model].max_batch, self._batch_jobs)
+        if limit <= 1:
             return []
         found: list[JobRecord] = []
         for entry in ledger.queue.from_front(self._config.batch_look):
