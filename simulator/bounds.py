@@ -64,7 +64,7 @@ def capacity_hz(fleet: Sequence[NodeClass]) -> float:
 def _arrivals_hz(fleet: Sequence[NodeClass]) -> float:
     total_hz, most_hz = math.fsum([each.count * each.arrivals_hz for each in fleet]), capacity_hz(fleet)
     if total_hz >= most_hz:
-        raise OverloadError(f"{total_hz:g} jobs/s come and the fleet serves at most {most_hz:g}; lower the load")
+        raise OverloadError(f"{total_hz:.4g} jobs/s come and the fleet serves at most {most_hz:.4g}; lower the load")
     return total_hz
 
 

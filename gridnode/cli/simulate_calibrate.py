@@ -19,8 +19,6 @@ SECONDS_MIN: Final = 4.0
 """Of a load: shorter ones have no jobs to compare."""
 LOADS_MAX: Final = 0.95
 """Nearer to what the fleet can serve, no run is long enough to tell a mean."""
-GOAL: Final = 0.1
-"""Difference of mean and p95 that is aimed at."""
 
 
 def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -42,7 +40,7 @@ def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     )
     command.add_argument("--seed", default="1", metavar="SEED", help="of the arrivals (default: 1)")
     command.add_argument("--json", action="store_true", help="print JSON for programs instead of text for people")
-    command.add_argument("--out", type=Path, metavar="DIR", help="write calibration.json and .csv into this folder")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write tables and an HTML report into this folder")
     command.add_argument("--keep", type=Path, metavar="DIR", help="keep the grid's files and logs in this empty folder")
     command.set_defaults(run=run_calibrate)
 
@@ -65,6 +63,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
     """Run `gridnode simulate calibrate`."""
     import trio
 
+    from gridnode.simulation import calibratepage
     from gridnode.simulation.calibrate import LOADS, CalibrationOptions, calibrate
     from gridnode.simulation.tables import write_calibration
 
@@ -78,7 +77,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
     with progress_of("calibrate") as told:
         found = trio.run(lambda: calibrate(wish, say=note, progress=told))
     if options.out is not None:
-        for path in write_calibration(found, options.out):
+        for path in [*write_calibration(found, options.out), *calibratepage.write(found, options.out)]:
             sys.stderr.write(f"wrote {path}\n")
     if options.json:
         print_json(found)
@@ -92,6 +91,8 @@ def show_calibration(found: "Calibration") -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
+
+    from gridnode.simulation.calibration import GOAL, STALL_MAX_S
 
     times = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     times.add_column("load", no_wrap=True)
@@ -124,6 +125,8 @@ def show_calibration(found: "Calibration") -> "RenderableType":
             f"{millis(each.lateness_s * 1e3)} late (p95; at most {millis(each.stall_s * 1e3)}), {each.failed} failed",
             "dim",
         )
+        if each.stall_s > STALL_MAX_S:
+            text.append("; the machine stood still, so this load is not comparable", "red")
     return Group(*parts, text)
 
 

@@ -119,7 +119,7 @@ def show_comparison(found: "Comparison") -> "RenderableType":
 
 def bounds_text(bounds: "Bounds") -> str:
     """Say what the bounds are."""
-    from gridnode.simulation.charts import seconds_text
+    from gridnode.simulation.numbers import seconds_text
     from gridnode.simulation.show import percent
 
     parts = []

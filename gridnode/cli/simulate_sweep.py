@@ -83,8 +83,7 @@ def show_sweep(found: "Sweep") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    from gridnode.simulation.charts import seconds_text
-    from gridnode.simulation.numbers import interval
+    from gridnode.simulation.numbers import interval, seconds_text
 
     title = Text.assemble((found.scenario, "bold"), "  ", found.about, "\n")
     title.append(f"{found.replications} replications of each, means with 95 % intervals\n", "dim")

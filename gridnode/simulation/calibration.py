@@ -10,6 +10,11 @@ import msgspec
 from simulator.results import Result
 from simulator.statistics import quantile, variance
 
+GOAL: Final = 0.1
+"""Difference of mean and p95 that is aimed at, as a share of what the daemons took."""
+STALL_MAX_S: Final = 0.05
+"""Shortest service time of the fleet, in seconds: a machine that stood still for longer made the daemons late, and
+nothing else can be said of the load."""
 SIGMA95: Final = 1.96
 """Standard deviations around the mean of a normal distribution that hold 95 % of it."""
 
@@ -67,8 +72,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     lateness_s: float
     """95 % of the jobs were sent at most this late by the client: a sign of a busy machine."""
     stall_s: float
-    """The latest of all: where it is longer than a service time, the machine stood still, and the load is not
-    comparable."""
+    """The latest of all; see STALL_MAX_S."""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""How estimates are written: the interval in two figures, the mean to the same digit, both in one unit."""
+"""How numbers are written: estimates with the interval in two figures and the mean to the same digit; times."""
 
 import math
 from typing import Final, Literal
@@ -50,3 +50,18 @@ def interval(value: Estimate, kind: Kind = "time", *, sign: bool = False) -> str
     """
     mean, half, unit = interval_parts(value, kind, sign=sign)
     return f"{mean} ±{half} {unit}" if half else f"{mean} {unit}".strip()
+
+
+def seconds_text(value_s: float) -> str:
+    """Write a time in three figures with its unit.
+
+    Examples
+    --------
+    >>> seconds_text(0.0123), seconds_text(1.5), seconds_text(0.0002)
+    ('12.3 ms', '1.5 s', '0.2 ms')
+    """
+    if math.isnan(value_s):
+        return "–"
+    if abs(value_s) < 1:
+        return f"{value_s * 1e3:.3g} ms"
+    return f"{value_s:.3g} s" if value_s < 1000 else f"{value_s:,.0f} s"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from gridnode.simulation import charts, plots
-from gridnode.simulation.charts import seconds_text
 from gridnode.simulation.condense import backlog_rows, busy_rows, flow_rows
-from gridnode.simulation.numbers import Kind, interval_parts
+from gridnode.simulation.numbers import Kind, interval_parts, seconds_text
+from gridnode.simulation.offload import offload_graph
 from gridnode.simulation.show import percent
 from gridnode.simulation.style import STYLE
+from gridnode.simulation.svg import COLOURS
 from gridnode.simulation.tables import make_folder, unwritable
 from simulator.report import Bounds, Comparison, PolicyRow
 from simulator.results import NodeResult, Result, Series
@@ -212,9 +213,9 @@ def with_half(value: Estimate, kind: Kind = "time", *, sign: bool = False) -> st
 
 
 def _distribution(runs: Sequence[Result]) -> str:
-    series = [(run.policy, run.cdf) for run in runs if run.cdf]
+    series = [(run.policy, [(at_s, share, 0.0) for at_s, share in run.cdf]) for run in runs if run.cdf]
     chart = charts.lines(
-        series, x_label="sojourn time", y_label="share answered", log_x=True, y_high=1.0, x_seconds=True
+        series, x_label="sojourn time", y_label="share answered", log_x=True, y_high=1.0, x_text=seconds_text
     )
     return figure(chart, "Sojourn times: share of the answered that took no longer", [name for name, _ in series])
 
@@ -237,13 +238,13 @@ def _run(run: Result) -> str:
     lines = [(name, _points(each)) for name, each in (("jobs open", run.open_jobs),) if each is not None]
     parts.append(figure(charts.lines(lines, x_label="time in s", y_label="jobs open"), "Jobs open in the grid"))
     flows, note = flow_rows(run)
-    parts.append(figure(charts.offload_graph(flows), f"Where jobs came in (left) and where they ran (right){note}"))
+    parts.append(figure(offload_graph(flows), f"Where jobs came in (left) and where they ran (right){note}"))
     parts += [_outcomes(run), _nodes(run), _proof(run)]
     return "".join(parts)
 
 
-def _points(series: Series) -> list[tuple[float, float]]:
-    return [(series.start_s + place * series.step_s, value) for place, value in enumerate(series.values)]
+def _points(series: Series) -> list[tuple[float, float, float]]:
+    return [(series.start_s + place * series.step_s, value, 0.0) for place, value in enumerate(series.values)]
 
 
 def _stages(run: Result) -> str:
@@ -307,7 +308,7 @@ def figure(chart: str, caption: str, legend: Sequence[str] = ()) -> str:
     if not chart:
         return ""
     keys = "".join(
-        f'<span class=key><i style="background:var(--c{number % charts.COLOURS})"></i>{escape(name)}</span>'
+        f'<span class=key><i style="background:var(--c{number % COLOURS})"></i>{escape(name)}</span>'
         for number, name in enumerate(legend)
     )
     title = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""

@@ -43,8 +43,8 @@ def percent(share: float) -> str:
 
     Examples
     --------
-    >>> percent(0.5), percent(0.99951), percent(0.00004), percent(0.0), percent(float("nan"))
-    ('50.0 %', '99.95 %', '<0.01 %', '0 %', '–')
+    >>> percent(0.5), percent(0.99951), percent(1.3), percent(0.00004), percent(0.0), percent(float("nan"))
+    ('50.0 %', '99.95 %', '130.0 %', '<0.01 %', '0 %', '–')
     """
     if math.isnan(share):
         return "–"
@@ -52,7 +52,7 @@ def percent(share: float) -> str:
         return f"{share:.0%}".replace("%", " %")
     if share < 0.0001:
         return "<0.01 %"
-    digits = 2 if share > 0.99 or share < 0.01 else 1
+    digits = 2 if 0.99 < share < 1 or share < 0.01 else 1
     return f"{share * 100:.{digits}f} %"
 
 

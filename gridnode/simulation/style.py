@@ -23,15 +23,18 @@ figure{margin:22px 0;padding:14px 16px 10px;background:var(--card);border:1px so
 figcaption{font-weight:600;margin-bottom:8px}svg{width:100%;height:auto;display:block}
 svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:var(--fg)}
 svg .axis,svg .note{fill:var(--dim)}svg .grid{stroke:var(--line)}svg .line{fill:none;stroke-width:2}
-svg .whisker{stroke-width:2.5}svg .mark{stroke:var(--dim);stroke-dasharray:4 4}svg .heat{fill:var(--heat)}
+svg .whisker{stroke-width:2.5}svg .thin{stroke-width:1.2}
+svg .ring{fill:none;stroke-width:2}svg .mark{stroke:var(--dim);stroke-dasharray:4 4}svg .heat{fill:var(--heat)}
 svg .frame{fill:none;stroke:var(--line);stroke-width:.6}svg .ribbon{fill-opacity:.42}svg .ribbon:hover{fill-opacity:.75}
 .keys{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13px;padding-top:6px}
 .key i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:6px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13.5px;width:100%}
 th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--dim);font-weight:600}.w{text-align:left}td i{color:var(--dim);font-style:normal;font-size:12px;
+th{color:var(--dim);font-weight:600}.w{text-align:left;white-space:normal;overflow-wrap:break-word;min-width:5em}
+td i{color:var(--dim);font-style:normal;font-size:12px;
 display:block;line-height:1.2}
 tbody tr:hover{background:var(--card)}details{margin:14px 0;border-top:1px solid var(--line);padding-top:10px}
 summary{cursor:pointer;font-weight:600;font-size:16px}
+@media(max-width:860px){svg text{font-size:14px}}
 @media print{body{background:#fff}figure,.tile{break-inside:avoid}}
 """

@@ -5,12 +5,19 @@ from pathlib import Path
 from typing import Final
 
 from gridnode.simulation import charts, plots
-from gridnode.simulation.charts import seconds_text
+from gridnode.simulation.numbers import seconds_text
 from gridnode.simulation.page import REPORT, figure, page, table, with_half
 from gridnode.simulation.sweep import Sweep
 from gridnode.simulation.tables import make_folder, unwritable
 
-DRAWN: Final = (("mean_s", "mean sojourn time in s"), ("p99_s", "99 % quantile in s"), ("within", "share in time"))
+DRAWN: Final = (
+    ("mean_s", "Mean sojourn time", "seconds"),
+    ("p99_s", "99 % quantile of the sojourn time", "seconds"),
+    ("within", "Answered within the deadline", "share of the jobs"),
+)
+"""Quantity, caption and label of its axis."""
+DECADE: Final = 10.0
+"""Values of a parameter that are this factor apart are drawn on a logarithmic axis."""
 
 SHARES: Final = ("within", "refused")
 
@@ -33,7 +40,7 @@ def render(found: Sweep) -> str:
         f"combinations, {found.replications} replications of each under the same seeds; means with 95 % intervals</p>"
         "</header>"
     ]
-    parts += [_chart(found, quantity, label) for quantity, label in DRAWN]
+    parts += [_chart(found, *each) for each in DRAWN]
     head = [*found.keys, "policy", "load", "mean", "p95", "p99", "in time", "refused", "bound"]
     rows = []
     for point in found.points:
@@ -54,14 +61,17 @@ def render(found: Sweep) -> str:
     return page(f"{found.scenario} – sweep", parts)
 
 
-def _chart(found: Sweep, quantity: str, label: str) -> str:
-    lines = [(name, [(x, mean) for x, mean, _ in points]) for name, points in plots.sweep_lines(found, quantity)]
+def _chart(found: Sweep, quantity: str, caption: str, label: str) -> str:
+    lines = plots.sweep_lines(found, quantity)
+    xs = [x for _, points in lines for x, *_ in points]
     is_time = quantity != "within"
     chart = charts.lines(
         lines,
         x_label=found.keys[0] if found.keys else "",
         y_label=label,
+        log_x=bool(xs) and min(xs) > 0 and max(xs) >= DECADE * min(xs),
         log_y=is_time,
         y_high=None if is_time else 1.0,
+        is_measured=True,
     )
-    return figure(chart, label, [name for name, _ in lines])
+    return figure(chart, caption, [name for name, _ in lines])

@@ -99,4 +99,4 @@ def test_the_simulator_is_near_real_daemons(tmp_path):
         assert each["difference"]["mean_s"] < 0.25
         if each["stall_s"] < 0.05:
             assert abs(each["difference"]["mean_s"]) < 0.25
-    assert {path.name for path in tmp_path.iterdir()} == {"calibration.csv", "calibration.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"calibration.csv", "calibration.json", "report.html"}

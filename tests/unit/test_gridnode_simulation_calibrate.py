@@ -3,7 +3,7 @@
 import pytest
 
 from gridnode.simulation.calibrate import FLEET, arrivals, capacity_hz, names_of, node_names, scenario_of
-from gridnode.simulation.calibration import Costs, Seen, Times, report_of
+from gridnode.simulation.calibration import STALL_MAX_S, Costs, Seen, Times, report_of
 from simulator.fleet import capacity_hz as fleet_capacity_hz
 from simulator.runner import run
 
@@ -48,6 +48,10 @@ def test_two_sides_are_compared():
     assert found.moved_daemon == 0.5
     assert {share.node: share.daemon for share in found.shares}["fast0"] == 1.0
     assert found.stall_s == 0.002
+
+
+def test_a_machine_stood_still_when_it_did_for_longer_than_a_service():
+    assert min(mean_s for _, mean_s in FLEET.values()) == STALL_MAX_S
 
 
 def test_nodes_have_the_names_of_their_devices():

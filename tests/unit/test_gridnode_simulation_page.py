@@ -11,12 +11,14 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from gridnode.simulation import charts, page, plots, sweeppage, tables
-from gridnode.simulation.charts import Axis
+from gridnode.simulation import calibratepage, charts, page, plots, sweeppage, tables
+from gridnode.simulation.calibration import Calibration, Costs, LoadReport, Share, Times
 from gridnode.simulation.compare import compare
 from gridnode.simulation.condense import ENDS_MAX, ROWS_MAX, busy_rows, flow_rows
 from gridnode.simulation.load import SimulationInputError, load
 from gridnode.simulation.numbers import interval
+from gridnode.simulation.offload import offload_graph
+from gridnode.simulation.svg import Axis
 from gridnode.simulation.sweep import sweep
 from simulator.report import bounds_of
 from simulator.runner import run
@@ -158,6 +160,52 @@ def test_a_sweep_is_drawn_over_its_first_parameter(tmp_path):
     assert [name for name, _ in plots.sweep_lines(found, "mean_s")] == ["capd", "random"]
 
 
+def calibration(stall_s):
+    times = Times(mean_s=0.1, p50_s=0.09, p95_s=0.2)
+    report = LoadReport(
+        load=0.5, jobs=900, failed=3, daemon=times, simulator=times,
+        difference=Times(mean_s=0.02, p50_s=0.0, p95_s=-0.3), noise=Times(mean_s=0.04, p50_s=0.05, p95_s=0.1),
+        shares=(Share(node="<slow>", daemon=0.1, simulator=0.2), Share(node="fast", daemon=0.9, simulator=0.8)),
+        moved_daemon=0.5, moved_simulator=0.4, cpu=0.3, lateness_s=0.001, stall_s=stall_s,
+    )  # fmt: skip
+    costs = Costs(socket_s=0.001, execution_s=0.002, move_s=0.003)
+    loads = (report, msgspec.structs.replace(report, load=0.8))
+    return Calibration(seconds=60.0, machine="x86_64", cores=2, costs=costs, loads=loads)
+
+
+def test_a_calibration_makes_a_page_that_says_where_the_sides_differ(tmp_path):
+    (path,) = calibratepage.write(calibration(stall_s=0.01), tmp_path)
+    text = judged(path.read_text())
+    assert text.count("<svg") == 3  # times over load, shares at either
+    assert text.count("<b class=bad>-30.0 %</b>") == 2
+    assert "+2.0 %" in text
+    assert "<b class=bad>+2.0" not in text
+    assert "stood still" not in text
+
+
+def test_a_load_in_which_the_machine_stood_still_is_not_compared():
+    assert calibratepage.render(calibration(stall_s=0.2)).count("stood still for 200 ms") == 2
+
+
+def test_measured_lines_have_dots_whiskers_and_ticks_at_the_values():
+    text = charts.lines(
+        [("a", [(0.3, 1.0, 0.1), (0.31, 2.0, 0.0), (0.9, 3.0, math.inf)])], x_label="", y_label="", is_measured=True
+    )
+    assert text.count("<circle") == 3
+    assert text.count("whisker") == 1
+    assert ">0.3<" in text
+    assert ">0.31<" not in text, "its label would touch the one before"
+    assert ">0.9<" in text
+
+
+def test_pairs_are_on_one_axis():
+    text = charts.pairs([("a", 0.0, 1.0), ("b", 1.0, 0.0)], label="", text=str)
+    left, right = (float(each) for each in re.findall(r'<circle cx="([\d.]+)"', text))
+    rings = [float(each) for each in re.findall(r'"ring" cx="([\d.]+)"', text)]
+    assert rings == [right, left]
+    assert charts.pairs([], label="", text=str) == ""
+
+
 @pytest.mark.parametrize(
     ("low", "high", "log", "ticks"),
     [
@@ -180,7 +228,7 @@ def test_charts_of_nothing_are_empty():
     assert charts.lines([], x_label="", y_label="") == ""
     assert charts.lines([("a", [(math.nan, 1.0)])], x_label="", y_label="") == ""
     assert charts.heat_map([], start_s=0, step_s=1, high=1, unit="") == ""
-    assert charts.offload_graph([]) == ""
+    assert offload_graph([]) == ""
     assert charts.bar([("a", 0.0)]) == ""
     assert charts.intervals([("a", math.nan, math.nan, math.nan)], label="", marks=()) == ""
 
@@ -191,7 +239,7 @@ def test_a_heat_map_joins_equal_shades():
 
 
 def test_bands_of_the_offload_graph_are_in_proportion():
-    text = charts.offload_graph([("a", "a", 30), ("a", "b", 10)])
+    text = offload_graph([("a", "a", 30), ("a", "b", 10)])
     heights = [float(each) for each in re.findall(r'<rect x="[\d.]+" y="[\d.]+" width="12" height="([\d.]+)"', text)]
     assert heights[1] == pytest.approx(3 * heights[2], rel=0.02)
 
