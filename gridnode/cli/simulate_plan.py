@@ -114,6 +114,8 @@ def _read(options: argparse.Namespace) -> "tuple[Scenario, RecordedLoad | None]"
         changes["seed"] = options.seed
     if options.scenario is None and not options.trace:
         raise UsageError("nothing to plan with; give a scenario, or what daemons recorded with --trace FILE")
+    if not options.what_if and not options.trace:
+        raise UsageError("the following arguments are required: --what-if, or --trace with what daemons recorded")
     fleet = None if options.scenario is None else load(options.scenario, changes)
     if fleet is not None and not options.trace:
         return fleet, None

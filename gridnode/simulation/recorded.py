@@ -138,7 +138,7 @@ class _Life:
                 self.lost += record.jobs
 
     def _check(self, job: JobRecord) -> None:
-        times = (job.at_s, job.grid_s, job.sojourn_s, job.waiting_s, job.service_s)
+        times = (job.at_s, job.grid_s, job.sojourn_s)
         if not all(map(math.isfinite, times)) or (job.budget_s is not None and not job.budget_s > 0):
             raise ValueError("a job with a time that is none")
         if not job.models:
@@ -317,13 +317,18 @@ def _entries(life: _Life, zero_s: float) -> Iterator[Entry]:
             stream=job.stream,
             newest_wins=job.newest_wins,
             sojourn_s=job.sojourn_s,
-            waiting_s=job.waiting_s,
-            service_s=job.service_s,
+            waiting_s=_sound(job.waiting_s),
+            service_s=_sound(job.service_s),
             hops=job.hops,
             executor="" if job.executor == NOBODY else life.nodes[job.executor][1],
             model="" if job.model == NOBODY else life.models[job.model][0],
             outcome=job.outcome,
         )
+
+
+def _sound(time_s: float) -> float:
+    """Return what a peer said of its own time, unless it is nonsense."""
+    return time_s if 0.0 <= time_s < math.inf else 0.0
 
 
 def _model_facts(lives: Sequence[_Life]) -> dict[str, ModelFacts]:

@@ -394,6 +394,7 @@ def test_a_recorded_fleet_takes_other_values(street, capsys):
     ("arguments", "said"),
     [
         ([], "nothing to plan with; give a scenario, or what daemons recorded"),
+        (["pilot"], "required: --what-if"),
         (["--trace", "nowhere"], "nowhere cannot be read: No such file"),
         (["--trace", "BOARD", "BOARD"], "are of one node, board"),
         (["pilot", "--trace", "BOARD"], "board are none of them"),
