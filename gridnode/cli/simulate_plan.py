@@ -60,7 +60,7 @@ def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.add_argument("--policy", metavar="P", help="in place of the scenario's")
     add_pool(command, replications=10)
     command.add_argument("--json", action="store_true", help="print JSON for programs instead of text for people")
-    command.add_argument("--out", type=Path, metavar="DIR", help="write plan.csv and plan.json into this folder")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write tables and an HTML report into this folder")
     command.set_defaults(run=run_plan)
 
 
@@ -76,6 +76,7 @@ def _seconds(text: str) -> float:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Run `gridnode simulate plan`."""
+    from gridnode.simulation import planpage
     from gridnode.simulation.plan import plan
     from gridnode.simulation.tables import write_plan
 
@@ -93,7 +94,7 @@ def run_plan(options: argparse.Namespace) -> int:
             recorded=recorded,
         )
     if options.out is not None:
-        for path in write_plan(found, options.out):
+        for path in [*write_plan(found, options.out), *planpage.write(found, options.out)]:
             sys.stderr.write(f"wrote {path}\n")
     if options.json:
         print_json(found)

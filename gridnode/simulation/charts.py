@@ -92,7 +92,7 @@ def lines(
     x = Axis(min(xs), max(xs), LEFT + 8 * is_measured, WIDTH - RIGHT - 8 * is_measured, log=log_x)
     low = min(ys) * 0.9 if log_y else 0.0
     y = Axis(low, y_high or max(ys) * (1.1 if is_measured else 1.0), HEIGHT - BOTTOM, TOP, log=log_y)
-    ticks = _apart(sorted(set(xs)), x, x_text) if is_measured else x.ticks()
+    ticks = _apart(sorted(set(xs)) if is_measured else x.ticks(), x, x_text)
     body = _grid(x, y, ticks, x_label, y_label, x_text)
     for number, (name, each) in enumerate(series):
         known = [point for point in each if math.isfinite(point[0]) and math.isfinite(point[1])]
@@ -163,7 +163,7 @@ def intervals(
     x = Axis(min(values) * 0.9 if log else 0.0, max(values) * 1.1, left, WIDTH - RIGHT - 12, log=log)
     bottom = TOP + ROW * len(kept)
     body = []
-    for value in x.ticks():
+    for value in _apart(x.ticks(), x, text):
         at = x(value)
         body.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
         body.append(text_at(at, bottom + 16, text(value)))
@@ -207,7 +207,7 @@ def pairs(rows: Sequence[tuple[str, float, float]], *, label: str, text: Label) 
     bottom = TOP + ROW * len(rows)
     x = Axis(0.0, max(max(values) for _, *values in rows) * 1.05, left, WIDTH - RIGHT - 12)
     body = []
-    for value in x.ticks():
+    for value in _apart(x.ticks(), x, text):
         at = x(value)
         body.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
         body.append(text_at(at, bottom + 16, text(value)))

@@ -72,7 +72,7 @@ FILES = {
     "run": {"summary.csv", "nodes.csv", "cdf.csv", "flows.csv", "series.csv", "result.json", "report.html"},
     "compare": {"policies.csv", "comparison.json", "report.html"},
     "sweep": {"sweep.csv", "sweep.json", "report.html"},
-    "plan": {"plan.csv", "plan.json"},
+    "plan": {"plan.csv", "plan.json", "report.html"},
 }
 
 
@@ -144,7 +144,7 @@ def test_a_broken_file_is_told_by_line_key_value_and_range(tmp_path, text, said)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "nowhere"], "no scenario is named 'nowhere'; there are bursts,"),
+        (["run", "nowhere"], "no scenario is named 'nowhere'; there are b"),
         (["run", "no.toml"], "no.toml cannot be read: No such file or directory"),
         (["run", "folder.toml"], "folder.toml cannot be read: Is a directory"),
         (["run", "binary.toml"], "binary.toml cannot be read: 'utf-8' codec"),
@@ -159,7 +159,7 @@ def test_a_broken_file_is_told_by_line_key_value_and_range(tmp_path, text, said)
         (["sweep", "pilot", "--vary", "sources.0.load"], "--vary 'sources.0.load' is no key=value,value"),
         (["sweep", "pilot", "--vary", "sources.0.laod=1"], "did you mean load?"),
         (["sweep", "pilot", "--vary", "seed=1", "--jobs", "0"], "'0' is no whole number from 1 to 256"),
-        (["plan", "pilot"], "the following arguments are required: --what-if"),
+        (["plan"], "nothing to plan with; give a scenario, or what daemons recorded with --trace FILE"),
         (["plan", "pilot", "--what-if", "gpu+1"], "there is no 'gpu' of which to take more or less; there are pi,"),
         (["plan", "pilot", "--what-if", "pi+1", "--trace", "no.csv"], "no.csv cannot be read: No such file"),
         (["plan", "pilot", "--what-if", "pi+1", "--trace", "words.csv"], "words.csv, line 2: 'b' is neither seconds"),

@@ -7,17 +7,20 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import msgspec
 import pytest
 
-from gridnode.simulation import calibratepage, charts, page, plots, sweeppage, tables
+from gridnode.simulation import calibratepage, charts, page, planpage, plots, sweeppage, tables
 from gridnode.simulation.calibration import Calibration, Costs, LoadReport, Share, Times
 from gridnode.simulation.compare import compare
 from gridnode.simulation.condense import ENDS_MAX, ROWS_MAX, busy_rows, flow_rows
 from gridnode.simulation.load import SimulationInputError, load
 from gridnode.simulation.numbers import interval
 from gridnode.simulation.offload import offload_graph
+from gridnode.simulation.plan import plan
+from gridnode.simulation.recordedfleet import Observed
 from gridnode.simulation.svg import Axis
 from gridnode.simulation.sweep import sweep
 from simulator.report import bounds_of
@@ -185,6 +188,38 @@ def test_a_calibration_makes_a_page_that_says_where_the_sides_differ(tmp_path):
 
 def test_a_load_in_which_the_machine_stood_still_is_not_compared():
     assert calibratepage.render(calibration(stall_s=0.2)).count("stood still for 200 ms") == 2
+
+
+def test_a_plan_makes_a_page_with_what_was_recorded_beside_it(tmp_path):
+    scenario = load("pilot", {"duration_s": 8, "warm_up_s": 1, "sources.0.deadline_s": 0.2})
+    found = plan(scenario, ["fast-2", "cameras-50%"], replications=2)
+    (path,) = planpage.write(found, tmp_path)
+    text = judged(path.read_text())
+    assert text.count("<svg") == 2
+    assert text.count("<b class=bad>+") == 1
+    assert ">recorded<" not in text
+    observed = Observed(
+        jobs=1200, nodes=3, cameras=8, span_s=60.0, miss=0.25, refused=0.2, offloaded=0.5, mean_s=0.1, p50_s=0.1,
+        p95_s=0.2, p99_s=math.nan,
+    )  # fmt: skip
+    recorded = msgspec.structs.replace(found, observed=observed, notes=("<assumed>",))
+    text = judged(planpage.render(recorded))
+    assert text.count(">recorded<") == 3  # in both charts and the table
+    assert "25.0 %" in text
+    assert "<li>&lt;assumed&gt;</li>" in text
+
+
+def test_a_plan_without_a_miss_says_so(pilot):
+    text = judged(planpage.render(plan(pilot, [], replications=1)))
+    assert "No variant misses a deadline." in text
+    assert text.count("<svg") == 1
+
+
+def test_labels_of_an_axis_do_not_touch():
+    text = charts.intervals([("a", 0.03, 0.1, 0.4)], label="")
+    places = [float(each) for each in re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">\d+ ms', text)]
+    assert len(places) > 4
+    assert all(after - before > 45 for before, after in pairwise(places))
 
 
 def test_measured_lines_have_dots_whiskers_and_ticks_at_the_values():
