@@ -10,7 +10,6 @@ goes on, and the recorder looks again every minute. Each new beginning is a new 
 """
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -20,6 +19,7 @@ import trio
 from gridnode.jobtable import Answer
 from gridnode.logs import EventLog
 from gridnode.servicesample import ServiceSample
+from gridnode.tracebuffer import ROOM_BYTES, Piece, TraceBuffer
 from gridnode.tracefile import TraceFile, TraceFileError
 from gridnode.tracerecords import (
     ANSWERED,
@@ -29,8 +29,6 @@ from gridnode.tracerecords import (
     JobRecord,
     LostRecord,
     Measured,
-    ModelRecord,
-    NodeRecord,
     Way,
 )
 from scheduler.types import Capability, Job
@@ -41,18 +39,16 @@ FLUSH_S: Final = 5.0
 """Time between two writes, in seconds: what a crash may lose. A memory card commits about as often by itself."""
 FLUSH_BYTES: Final = 256 << 10
 """A buffer this full is written at once."""
-WAITING_MAX_BYTES: Final = 4 << 20
-"""Records that wait for the disk, at most: about 40,000 jobs, a quarter of an hour of a busy camera node."""
 DEVICE_S: Final = 60.0
 """Time between two accounts of the node's service times, in seconds."""
 RETRY_S: Final = 60.0
 """Time until a file that could not be written is tried again, in seconds."""
 LAST_WRITE_S: Final = 3.0
 """Longest time that the last write may hold up the end of the daemon, in seconds."""
-ROOM_BYTES: Final = 4096
-"""Kept free at a file's end for one job with all that it names for the first time: 8 models, 2 nodes."""
 MODELS_MAX: Final = 64
 """Models of an account; a node offers a handful."""
+ACCOUNT_MAX_BYTES: Final = MODELS_MAX * 512
+"""Of an account, at most: 33 quantiles and a dozen other numbers per model."""
 WAYS_MAX: Final = 64
 """Peers of an account; twice the active set."""
 _STREAM_BYTES: Final = 6
@@ -80,18 +76,6 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     lost: int
     """Not recorded."""
     is_failing: bool
-
-
-class _Piece:
-    """What is written at once."""
-
-    __slots__ = ("data", "is_first", "jobs")
-
-    def __init__(self, *, is_first: bool) -> None:
-        self.data = bytearray()
-        self.jobs = 0
-        self.is_first = is_first
-        """Whether a new file begins with it."""
 
 
 class Recorder:
@@ -135,20 +119,10 @@ class Recorder:
         self._header = header
         self._node = header.node
         self._machine = machine
-        self._model_name = model_name
-        self._node_name = node_name
         self._grid_s = grid_s
         self._secret = secret
         self._clock = clock
-        self._encode = msgspec.msgpack.Encoder().encode_into
-        self._pieces: deque[_Piece] = deque()
-        """What waits for the disk; the last one grows. Empty while there is nothing to write to."""
-        self._in_flight: _Piece | None = None
-        """What a thread writes now."""
-        self._file_bytes = 0
-        """Of the file that the last piece goes to, without that piece."""
-        self._models: dict[str, int] = {}
-        self._nodes: dict[str, int] = {}
+        self._buffer = TraceBuffer(limit_bytes=limit_bytes, model_name=model_name, node_name=node_name)
         self._zero_s = 0.0
         self._samples: dict[str, ServiceSample] = {}
         self._told: bytes = b""
@@ -213,7 +187,8 @@ class Recorder:
         executor: str = "",
         model: str = "",
     ) -> None:
-        if not self._make_room():
+        buffer = self._buffer
+        if not self._has_room():
             self._lost += 1
             self._untold += 1
             return
@@ -222,7 +197,7 @@ class Recorder:
         record = JobRecord(
             at_s=job.arrival_s - self._zero_s,
             grid_s=self._grid_s() - sojourn_s,
-            models=tuple([self._number_of_model(each) for each in job.models]),
+            models=tuple([buffer.model(each) for each in job.models]),
             priority=job.priority,
             budget_s=budget_s if budget_s < float("inf") else None,
             input_bytes=job.input_bytes,
@@ -233,45 +208,20 @@ class Recorder:
             waiting_s=waiting_s,
             service_s=service_s,
             hops=hops,
-            executor=self._number_of_node(executor) if executor else NOBODY,
-            model=self._number_of_model(model) if model else NOBODY,
+            executor=buffer.node(executor) if executor else NOBODY,
+            model=buffer.model(model) if model else NOBODY,
             outcome=outcome,
         )
-        piece = self._pieces[-1]
-        self._encode(record, piece.data, -1)
-        piece.jobs += 1
-        if len(piece.data) >= FLUSH_BYTES:
+        if buffer.add_job(record) >= FLUSH_BYTES:
             self._wake.set()
 
-    def _make_room(self) -> bool:
+    def _has_room(self) -> bool:
         """Return whether one more job may be noted; begins another file where this one is full."""
-        if not self._pieces:
+        if not self._buffer.is_on or self._buffer.is_full:
             return False
-        piece = self._pieces[-1]
-        waiting_bytes = sum([len(each.data) for each in self._pieces])
-        if self._in_flight is not None:
-            waiting_bytes += len(self._in_flight.data)
-        if waiting_bytes > WAITING_MAX_BYTES - ROOM_BYTES:
-            return False
-        if self._file_bytes + len(piece.data) + ROOM_BYTES > self._limit_bytes:
+        if not self._buffer.fits(ROOM_BYTES):
             self._begin(is_first=True)
         return True
-
-    def _number_of_model(self, digest: str) -> int:
-        number = self._models.get(digest)
-        if number is None:
-            number = self._models[digest] = len(self._models)
-            record = ModelRecord(number=number, name=self._model_name(digest), digest=digest)
-            self._encode(record, self._pieces[-1].data, -1)
-        return number
-
-    def _number_of_node(self, node: str) -> int:
-        number = self._nodes.get(node)
-        if number is None:
-            number = self._nodes[node] = len(self._nodes)
-            record = NodeRecord(number=number, name=self._node_name(node), node=node)
-            self._encode(record, self._pieces[-1].data, -1)
-        return number
 
     def _veiled(self, job: Job) -> str:
         text = f"{job.client}/{job.stream}".encode()
@@ -281,14 +231,9 @@ class Recorder:
 
     def _begin(self, *, is_first: bool) -> None:
         """Begin a life: all that follows can be read without what came before."""
-        self._models.clear()
-        self._nodes.clear()
-        piece = _Piece(is_first=is_first)
-        self._pieces.append(piece)
         self._zero_s = self._clock()
-        self._file_bytes = 0
         header = msgspec.structs.replace(self._header, grid_s=self._grid_s(), clock_s=self._zero_s)
-        self._encode(header, piece.data, -1)
+        self._buffer.begin(header, is_first=is_first)
         self._told = b""
         self._tell_device()
 
@@ -296,7 +241,7 @@ class Recorder:
         """Write what the node is, unless nothing has changed since the last time."""
         now_s = self._clock()
         self._tell_at_s = now_s + DEVICE_S
-        machine, piece = self._machine(), self._pieces[-1]
+        machine, buffer = self._machine(), self._buffer
         models = tuple([self._measured(each) for each in machine.models[:MODELS_MAX]])
         nearest = sorted(machine.rtts_s.items(), key=lambda item: (item[1], item[0]))[:WAYS_MAX]
         record = DeviceRecord(
@@ -306,18 +251,18 @@ class Recorder:
             threads=machine.threads,
             slow_down=machine.slow_down,
             models=models,
-            ways=tuple([Way(node=self._number_of_node(node), rtt_s=rtt_s) for node, rtt_s in nearest]),
+            ways=tuple([Way(node=buffer.node(node), rtt_s=rtt_s) for node, rtt_s in nearest]),
         )
         told = msgspec.msgpack.encode(msgspec.structs.replace(record, at_s=0.0, slow_down=1.0))
         if told == self._told:
             return
         self._told = told
-        self._encode(record, piece.data, -1)
+        buffer.add(record)
 
     def _measured(self, capability: Capability) -> Measured:
         sample = self._samples.get(capability.model)
         return Measured(
-            model=self._number_of_model(capability.model),
+            model=self._buffer.model(capability.model),
             mean_s=capability.mean_s,
             p95_s=capability.p95_s,
             memory_bytes=capability.memory_bytes,
@@ -329,10 +274,10 @@ class Recorder:
         )
 
     def _tell_losses(self) -> None:
-        if self._untold and self._make_room():
+        if self._untold and self._has_room():
             log.warning("trace_jobs_left_out", jobs=self._untold, remedy="a faster or larger disk for trace.path")
             record = LostRecord(at_s=self._clock() - self._zero_s, jobs=self._untold)
-            self._encode(record, self._pieces[-1].data, -1)
+            self._buffer.add(record)
             self._untold = 0
 
     # ------------------------------------------------------------ the disk
@@ -353,7 +298,7 @@ class Recorder:
         with hold:
             while True:
                 is_last = self._is_closing
-                if is_last and self._pieces:
+                if is_last and self._buffer.is_on:
                     self._tell_device()
                 await self._attend()
                 if is_last:
@@ -371,53 +316,39 @@ class Recorder:
             if not self._is_open and not await self._open():
                 return
             if self._clock() >= self._tell_at_s:
-                self._make_room_for_device()
+                self._tell_device_again()
             await self._write_all()
             self._tell_losses()
             await self._write_all()
         except _TROUBLES as error:
             self._fail(error)
 
-    def _make_room_for_device(self) -> None:
-        """Write an account of the node, in the next file where this one has no room for it."""
-        largest = ROOM_BYTES + MODELS_MAX * 1024
-        if self._file_bytes + len(self._pieces[-1].data) + min(largest, self._limit_bytes // 4) > self._limit_bytes:
-            self._begin(is_first=True)
-        else:
+    def _tell_device_again(self) -> None:
+        """Write an account of the node, in the next file where this one may have no room for it."""
+        if self._buffer.fits(min(ROOM_BYTES + ACCOUNT_MAX_BYTES, self._limit_bytes // 4)):
             self._tell_device()
+        else:
+            self._begin(is_first=True)
 
     async def _open(self) -> bool:
         """Begin a life in the file, or in the next; returns False while it is not yet time to try again."""
         if self._clock() < self._retry_at_s:
             return False
         self._begin(is_first=False)
-        size_bytes = await trio.to_thread.run_sync(self._file.open, abandon_on_cancel=True)
+        self._buffer.opened(await trio.to_thread.run_sync(self._file.open, abandon_on_cancel=True))
         self._is_open = True
-        first = self._pieces[0]
-        if size_bytes + len(first.data) + ROOM_BYTES > self._limit_bytes:
-            first.is_first = True
-        elif len(self._pieces) == 1:
-            self._file_bytes = size_bytes
         if self._is_failing:
             self._is_failing = False
             log.info("trace_resumed")
         return True
 
     async def _write_all(self) -> None:
-        while self._pieces[0].data:
-            await self._write()
+        while (piece := self._buffer.take()) is not None:
+            await trio.to_thread.run_sync(self._put, piece, abandon_on_cancel=True)
+            self._buffer.written()
+            self._jobs += piece.jobs
 
-    async def _write(self) -> None:
-        """Write the first piece; what comes meanwhile goes on in another."""
-        piece = self._in_flight = self._pieces.popleft()
-        if not self._pieces:
-            self._file_bytes += len(piece.data)
-            self._pieces.append(_Piece(is_first=False))
-        await trio.to_thread.run_sync(self._put, piece, abandon_on_cancel=True)
-        self._in_flight = None
-        self._jobs += piece.jobs
-
-    def _put(self, piece: _Piece) -> None:
+    def _put(self, piece: Piece) -> None:
         """Write, in a thread."""
         if piece.is_first:
             self._file.rotate()
@@ -425,10 +356,7 @@ class Recorder:
 
     def _fail(self, error: OSError | TraceFileError) -> None:
         """Go on without a trace for a while."""
-        pieces = [*self._pieces] if self._in_flight is None else [self._in_flight, *self._pieces]
-        jobs = sum(piece.jobs for piece in pieces)
-        self._pieces.clear()
-        self._in_flight = None
+        jobs = self._buffer.drop()
         self._lost += jobs
         self._untold += jobs
         self._is_open = False

@@ -13,10 +13,11 @@ import trio.testing
 from gridnode.config import Config, TraceConfig, load_config
 from gridnode.errors import ConfigError
 from gridnode.jobtable import Answer
-from gridnode.recording import FLUSH_S, RETRY_S, WAITING_MAX_BYTES, Machine, Recorder
+from gridnode.recording import FLUSH_S, RETRY_S, Machine, Recorder
 from gridnode.sandbox import _jump
 from gridnode.servicesample import KEPT_MAX, ServiceSample
 from gridnode.simulation.recorded import RecordingError, read_recording
+from gridnode.tracebuffer import WAITING_MAX_BYTES
 from gridnode.tracefile import DiskTraceFile, MemoryTraceFile, TraceFileError, before
 from gridnode.tracerecords import ANSWERED, Header
 from scheduler.types import Capability, Job
@@ -238,7 +239,7 @@ def test_a_slow_disk_costs_records_and_neither_memory_nor_time(tmp_path, caplog)
         gate.clear()
         for number in range(60_000):
             made.ended(job(number), "deadline", now_s=1e6)
-        assert sum(len(piece.data) for piece in made._pieces) <= WAITING_MAX_BYTES
+        assert made._buffer.waiting_bytes <= WAITING_MAX_BYTES
         assert made.statistics().lost > 1000
         gate.set()
 
