@@ -92,7 +92,8 @@ def bounds_of(scenario: Scenario) -> Bounds:
     classes = next(iter(fleets.values()))
     deadlines = {deadline_s for source in scenario.sources for deadline_s in _deadlines_s(source)}
     ceiling = None
-    if len(deadlines) == 1 and (deadline_s := deadlines.pop()) < math.inf and not has_stages:
+    # Of several deadlines the longest: nobody answers more jobs in time when some have less of it.
+    if (deadline_s := max(deadlines)) < math.inf and not has_stages:
         ceiling = goodput_ceiling(classes, deadline_s=deadline_s)
         if len(scenario.sources) == 1 and isinstance(source := scenario.sources[0], SquareSource):
             ceiling = min(ceiling, _burst_ceiling(source, classes, deadline_s, jobs_hz))

@@ -206,7 +206,7 @@ def _losses(recordings: Sequence[Recording]) -> Sequence[str]:
         for each in recordings
         if each.cut_bytes
     ]
-    found += [f"{each.name} recorded no job" for each in recordings if not each.jobs]
+    found += [f"no job came in at {each.name}" for each in recordings if not each.jobs]
     return found
 
 

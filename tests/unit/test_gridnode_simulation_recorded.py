@@ -272,7 +272,7 @@ def test_a_fleet_is_what_was_recorded_of_it(street):
     assert len(model.measured_s["board"]) == 33
     assert (model.input_bytes, model.output_bytes) == (100, 5)
     assert scenario.network.link.latency_s == 0.002
-    assert found.notes == ("box recorded no job",)
+    assert found.notes == ("no job came in at box",)
     assert (found.observed.jobs, found.observed.cameras, found.observed.nodes) == (120, 2, 1)
     assert (found.observed.miss, found.observed.offloaded) == (0.0, 1.0)
     result = run(scenario)
@@ -365,7 +365,7 @@ def test_a_plan_says_what_happened_and_what_would(street, capsys):
     assert main([*arguments, "--what-if", "box-1", "--what-if", "cameras+1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["observed"]["jobs"] == 120
-    assert found["notes"] == ["box recorded no job"]
+    assert found["notes"] == ["no job came in at box"]
     now, alone, more = found["variants"]
     assert now["values"]["miss"]["mean"] < 0.05
     # The board alone serves 2.5 of 4 frames per second.
