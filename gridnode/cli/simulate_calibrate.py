@@ -107,11 +107,11 @@ def show_calibration(found: "Calibration") -> "RenderableType":
                 name,
                 millis(getattr(each.daemon, field) * 1e3),
                 millis(getattr(each.simulator, field) * 1e3),
-                Text(f"{difference:+.1%}", style),
-                f"±{getattr(each.noise, field):.1%}",
+                Text(f"{difference * 100:+.1f} %", style),
+                f"±{getattr(each.noise, field) * 100:.1f} %",
             )
     parts: list[RenderableType] = [times, Text(), _shares(found.loads), Text()]
-    text = Text(f"largest difference of mean and p95: {found.worst:.1%} (aimed at: {GOAL:.0%})\n")
+    text = Text(f"largest difference of mean and p95: {found.worst * 100:.1f} % (aimed at: {GOAL * 100:g} %)\n")
     text.append(f"proves {found.proves}\n", "dim")
     text.append(
         "noise: 95 % of single runs lie within, by the simulator's own scatter over seeds\n"
@@ -135,17 +135,15 @@ def _shares(loads: "tuple[LoadReport, ...]") -> "RenderableType":
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("share of node", no_wrap=True)
+    table.add_column("daemons / simulator", no_wrap=True)
     for each in loads:
-        table.add_column(f"{each.load:g}: daemons", justify="right", no_wrap=True)
-        table.add_column("simulator", justify="right", no_wrap=True)
+        table.add_column(f"load {each.load:g}", justify="right", no_wrap=True)
     for number, share in enumerate(loads[0].shares):
-        cells = []
-        for each in loads:
-            cells += [f"{each.shares[number].daemon:.1%}", f"{each.shares[number].simulator:.1%}"]
-        table.add_row(share.node, *cells)
-    moved = []
-    for each in loads:
-        moved += [f"{each.moved_daemon:.1%}", f"{each.moved_simulator:.1%}"]
-    table.add_row("moved", *moved)
+        both = [each.shares[number] for each in loads]
+        table.add_row(f"share of {share.node}", *(_both(each.daemon, each.simulator) for each in both))
+    table.add_row("moved", *(_both(each.moved_daemon, each.moved_simulator) for each in loads))
     return table
+
+
+def _both(daemon: float, simulator: float) -> str:
+    return f"{daemon * 100:.1f} / {simulator * 100:.1f} %"

@@ -3,8 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from gridnode.cli.fitting import Column, fitted
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
 from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
@@ -64,7 +65,8 @@ def run_compare(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found.comparison)
     else:
-        console().print(show_comparison(found.comparison))
+        screen = console()
+        screen.print(show_comparison(found.comparison, width=screen.width))
     return 0
 
 
@@ -81,40 +83,51 @@ def _write(found: "Compared", directory: Path) -> None:
         note(plots.HOW_TO_INSTALL)
 
 
-def show_comparison(found: "Comparison") -> "RenderableType":
+_COLUMNS: Final = (
+    Column("policy", is_words=True),
+    Column("mean"),
+    Column("difference", 1),
+    Column("p95", 4),
+    Column("p99"),
+    Column("in time"),
+    Column("offloaded", 5),
+    Column("/oracle", 3),
+    Column("/bound", 2),
+)
+
+
+def show_comparison(found: "Comparison", *, width: int) -> "RenderableType":
     """Return the table for a terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     from gridnode.simulation.numbers import interval
 
     title = Text.assemble((found.scenario, "bold"), "  ", found.about, "\n")
     title.append(f"{len(found.seeds)} replications, means with 95 % intervals\n", "dim")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("policy", no_wrap=True)
-    for name in ("mean", "difference", "p95", "p99", "in time", "offloaded", "/oracle", "/bound"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows: list[list[str | Text]] = []
     for number, row in enumerate(found.rows):
         less = row.less_first["mean_s"]
         is_known = bool(number) and not less.holds(0.0)
         over = row.mean_over_oracle
-        table.add_row(
-            row.policy,
-            interval(row.values["mean_s"]),
-            Text(interval(less, sign=True) if number else "–", "bold" if is_known else ""),
-            interval(row.values["p95_s"]),
-            interval(row.values["p99_s"]),
-            interval(row.values["within"], "share"),
-            interval(row.values["offloaded"], "share"),
-            "–" if over is None else f"{over.mean:.2f}",
-            "–" if row.mean_over_bound is None else f"{row.mean_over_bound:.2f}",
+        rows.append(
+            [
+                row.policy,
+                interval(row.values["mean_s"]),
+                Text(interval(less, sign=True) if number else "–", "bold" if is_known else ""),
+                interval(row.values["p95_s"]),
+                interval(row.values["p99_s"]),
+                interval(row.values["within"], "share"),
+                interval(row.values["offloaded"], "share"),
+                "–" if over is None else f"{over.mean:.2f}",
+                "–" if row.mean_over_bound is None else f"{row.mean_over_bound:.2f}",
+            ]
         )
     said = Text(f"\n{bounds_text(found.bounds)}", "dim")
     lost = [row.policy for row in found.rows if row.values["lost"].mean > 0]
     if lost:
         said.append(f"\njobs were lost under {', '.join(lost)}", "bold red")
-    return Group(title, table, said)
+    return Group(title, fitted(_COLUMNS, rows, width=width), said)
 
 
 def bounds_text(bounds: "Bounds") -> str:

@@ -3,8 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from gridnode.cli.fitting import Column, fitted
 from gridnode.cli.options import UsageError
 from gridnode.cli.output import console, print_json
 from gridnode.cli.progress import progress_of
@@ -99,7 +100,8 @@ def run_plan(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
     else:
-        console().print(show_plan(found))
+        screen = console()
+        screen.print(show_plan(found, width=screen.width))
     return 0
 
 
@@ -129,10 +131,22 @@ def _read(options: argparse.Namespace) -> "tuple[Scenario, RecordedLoad | None]"
     return with_changes(recorded.scenario, changes), recorded
 
 
-def show_plan(found: "Plan") -> "RenderableType":
+_COLUMNS: Final = (
+    Column("what if", is_words=True),
+    Column("nodes", 4),
+    Column("load", 1),
+    Column("missed"),
+    Column("difference"),
+    Column("mean", 3),
+    Column("p95", 5),
+    Column("p99", 2),
+    Column("at best"),
+)
+
+
+def show_plan(found: "Plan", *, width: int) -> "RenderableType":
     """Return the table for a terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     from gridnode.simulation.numbers import interval
@@ -141,26 +155,26 @@ def show_plan(found: "Plan") -> "RenderableType":
     title.append(f"policy {found.policy}, {found.replications} replications, means with 95 % intervals\n", "dim")
     if found.observed is not None:
         title.append(_recorded_text(found.observed), "dim")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("what if", no_wrap=True)
-    for name in ("nodes", "load", "missed", "difference", "mean", "p95", "p99", "at best"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows: list[list[str | Text]] = []
     if found.observed is not None:
-        table.add_row(*_observed_row(found.observed), style="dim")
+        rows.append([Text(cell, "dim") for cell in _observed_row(found.observed)])
     for number, each in enumerate(found.variants):
         less = each.less_now["miss"]
         is_known = bool(number) and not less.holds(0.0)
         worse = "red" if less.mean > 0 else "green"
         ceiling = each.bounds.goodput_ceiling
-        table.add_row(
-            each.what_if or "as it is",
-            str(each.nodes),
-            f"{each.load:.3g}",
-            interval(each.values["miss"], "share"),
-            Text(interval(less, "points", sign=True) if number else "–", worse if is_known else ""),
-            *(interval(each.values[name]) for name in ("mean_s", "p95_s", "p99_s")),
-            "–" if ceiling is None else f"{1 - ceiling:.1%}",
+        rows.append(
+            [
+                each.what_if or "as it is",
+                str(each.nodes),
+                f"{each.load:.3g}",
+                interval(each.values["miss"], "share"),
+                Text(interval(less, "points", sign=True) if number else "–", worse if is_known else ""),
+                *(interval(each.values[name]) for name in ("mean_s", "p95_s", "p99_s")),
+                "–" if ceiling is None else f"{(1 - ceiling) * 100:.1f} %",
+            ]
         )
+    table = fitted(_COLUMNS, rows, width=width)
     said = Text("".join(f"\n{each}" for each in found.notes), "yellow")
     note = Text("\nmissed: jobs not answered within their deadline; at best: what any policy must miss", "dim")
     return Group(title, table, note, said) if found.notes else Group(title, table, note)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gridnode.cli.fitting import Column, fitted
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
 from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
@@ -62,7 +63,8 @@ def run_sweep(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
     else:
-        console().print(show_sweep(found))
+        screen = console()
+        screen.print(show_sweep(found, width=screen.width))
     return 0
 
 
@@ -77,29 +79,35 @@ def _write(found: "Sweep", directory: Path) -> None:
         note(plots.HOW_TO_INSTALL)
 
 
-def show_sweep(found: "Sweep") -> "RenderableType":
+def show_sweep(found: "Sweep", *, width: int) -> "RenderableType":
     """Return the table for a terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     from gridnode.simulation.numbers import interval, seconds_text
 
     title = Text.assemble((found.scenario, "bold"), "  ", found.about, "\n")
     title.append(f"{found.replications} replications of each, means with 95 % intervals\n", "dim")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in (*found.keys, "policy"):
-        table.add_column(name, no_wrap=True)
-    for name in ("load", "mean", "p95", "p99", "in time", "bound"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = [
+        *(Column(name, is_words=True) for name in (*found.keys, "policy")),
+        Column("load", 3),
+        Column("mean"),
+        Column("p95", 2),
+        Column("p99"),
+        Column("in time"),
+        Column("bound", 1),
+    ]
+    rows = []
     for point in found.points:
         bound_s = point.bounds.zero_queue_s
-        table.add_row(
-            *(str(point.parameters[key]) for key in found.keys),
-            point.policy,
-            f"{point.load:.3g}",
-            *(interval(point.values[name]) for name in ("mean_s", "p95_s", "p99_s")),
-            interval(point.values["within"], "share"),
-            "–" if bound_s is None else seconds_text(bound_s),
+        rows.append(
+            [
+                *(str(point.parameters[key]) for key in found.keys),
+                point.policy,
+                f"{point.load:.3g}",
+                *(interval(point.values[name]) for name in ("mean_s", "p95_s", "p99_s")),
+                interval(point.values["within"], "share"),
+                "–" if bound_s is None else seconds_text(bound_s),
+            ]
         )
-    return Group(title, table)
+    return Group(title, fitted(columns, rows, width=width))
