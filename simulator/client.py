@@ -9,13 +9,14 @@ import msgspec
 
 from scheduler.types import Job, PeerState, Reason
 from simulator.answers import Answer, Failure
+from simulator.entries import Answerer
 from simulator.specs import JobSpec
 
 if typing.TYPE_CHECKING:
     from simulator.world import World
 
 
-class Client:
+class Client(Answerer):
     """Waits for the one outcome of a frame; see answers.Answerer.
 
     Parameters
@@ -68,18 +69,20 @@ class Client:
 
     def answer(self, answer: Answer, state: PeerState) -> None:
         """Take a result: the next stage, or the end."""
+        executor, service_s = answer.node, answer.service_s
         self.hops += answer.hops
         self.waiting_s += answer.waiting_s
-        self.service_s += answer.service_s
+        self.service_s += service_s
         self.load_s += answer.load_s
         world = self._world
-        world.metrics.served(answer.node, answer.service_s, world.engine.now_s)
+        now_s = world.engine.now_s
+        world.metrics.served(executor, service_s, now_s)
         if self.stages:
             self._next_stage()
             return
         self.is_open = False
         world.ended(self)
-        world.metrics.answered(self, answer.node, world.engine.now_s)
+        world.metrics.answered(self, executor, now_s)
 
     def _next_stage(self) -> None:
         """Send the next job; its key is the first's with the stage's number in the counter's top byte."""

@@ -14,7 +14,7 @@ from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
 from simulator import messages
 from simulator.answers import Answer, Failure
-from simulator.entries import Entry, Hearer
+from simulator.entries import Answerer, Entry, Hearer
 
 if TYPE_CHECKING:
     from simulator.node import SimNode
@@ -28,7 +28,7 @@ def clamp_s(value: float) -> float:
     return min(max(value, 0.0), 1e6)
 
 
-class JobAnswerer:
+class JobAnswerer(Answerer):
     """Tells a peer about one job it handed over."""
 
     __slots__ = ("_attempt", "_key", "_talk")

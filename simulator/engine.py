@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 _COMPACT_AT: Final = 4096
 """Cancelled calls at which they are dropped from the heap: far timeouts of what ended long ago must not pile up."""
@@ -21,23 +21,6 @@ def stream(seed: str, purpose: str, entity: str) -> random.Random:
     random numbers).
     """
     return random.Random(f"{seed}/{purpose}/{entity}")
-
-
-class Clock(Protocol):
-    """What makes calls at their time: the engine, or a node's own clock over it."""
-
-    @property
-    def now_s(self) -> float:
-        """Present time in seconds."""
-
-    def at(self, due_s: float, call: Callable[..., object], *args: Any) -> int:  # noqa: ANN401
-        """Have a call made at a time in seconds, not before now; returns a number to cancel it by."""
-
-    def cancel(self, number: int) -> None:
-        """Take back a call that has not been made yet."""
-
-    def next_s(self) -> float:
-        """Return when the next call is due, in seconds; infinity for never."""
 
 
 class Engine:
@@ -227,3 +210,7 @@ class LocalClock:
         for token, (due_s, call, args) in held.items():
             number = self._engine.at(self._engine.now_s, self._make, token, due_s, call, args)
             self._numbers[token] = number
+
+
+Clock = Engine | LocalClock
+"""What makes a node's calls at their time."""

@@ -12,6 +12,8 @@ from simulator.answers import Answer, Failure
 class Answerer(Protocol):
     """Takes what a job's origin is to hear; exactly one of the last three calls ends the job."""
 
+    __slots__ = ()
+
     def accepted(self, state: PeerState) -> None:
         """Say that the job is here and not done yet."""
 

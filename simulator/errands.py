@@ -5,7 +5,7 @@ event that answers its command. Where an event is posted and something is sent a
 so it does in the daemon, where the actions of the core wait for the task that posted.
 """
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from scheduler.actions import Offer, Probe, Send, Steal
 from scheduler.events import (
@@ -39,26 +39,31 @@ TABLE_TIMEOUT_S: Final = 5.0
 PROBE_TIMEOUT_S: Final = 1.0
 
 
-class Way(NamedTuple):
+class Way:
     """What is known of the way of a job of ours to a peer."""
 
-    began_s: float
-    setup_s: float
-    """Time that the connection took."""
-    input_bytes: int
+    __slots__ = ("began_s", "input_bytes", "setup_s")
+
+    def __init__(self, began_s: float, setup_s: float, input_bytes: int) -> None:
+        self.began_s = began_s
+        self.setup_s = setup_s
+        """Time that the connection took."""
+        self.input_bytes = input_bytes
 
 
 def reply_event(command: int, answer: Answer, state: PeerState, *, way: Way | None, now_s: float) -> ReplyReceived:
     """Make the event of a result, with a sample of the link where it tells one; see gridnode.outbound."""
-    times = ServiceTimes(waiting_s=answer.waiting_s, service_s=answer.service_s)
-    link = None if way is None else _sample(answer, way, executor=state.node_id, now_s=now_s)
+    waiting_s, service_s = answer.waiting_s, answer.service_s
+    times = ServiceTimes(waiting_s=waiting_s, service_s=service_s)
+    link = None
+    if way is not None and answer.node != state.node_id:
+        link = LinkSample(rtt_s=None, sent_bytes=0, sent_s=0.0, setup_s=way.setup_s)
+    elif way is not None:
+        link = _sample(way, max(0.0, now_s - way.began_s - waiting_s - service_s))
     return ReplyReceived(command=command, model=answer.model, failure=None, state=state, times=times, link=link)
 
 
-def _sample(answer: Answer, way: Way, *, executor: str, now_s: float) -> LinkSample:
-    if answer.node != executor:
-        return LinkSample(rtt_s=None, sent_bytes=0, sent_s=0.0, setup_s=way.setup_s)
-    taken_s = max(0.0, now_s - way.began_s - answer.waiting_s - answer.service_s)
+def _sample(way: Way, taken_s: float) -> LinkSample:
     if way.input_bytes <= SMALL_BYTES:
         return LinkSample(rtt_s=taken_s, sent_bytes=way.input_bytes, sent_s=0.0, setup_s=way.setup_s)
     return LinkSample(rtt_s=None, sent_bytes=way.input_bytes, sent_s=taken_s, setup_s=way.setup_s)
@@ -76,18 +81,22 @@ class SendErrand:
         "_action",
         "_asked_s",
         "_began_s",
+        "_command",
         "_connection",
         "_entry",
         "_is_cancelled",
         "_limit",
         "_node",
         "_opening",
+        "_peer",
         "_sent",
     )
 
     def __init__(self, node: "SimNode", action: Send | Offer, entry: Entry) -> None:
         self._node = node
         self._action = action
+        self._command = action.command
+        self._peer = action.peer
         self._entry = entry
         self._connection: Connection | None = None
         self._asked_s = node.engine.now_s
@@ -95,9 +104,9 @@ class SendErrand:
         self._sent = False
         self._is_cancelled = False
         self._limit: int | None = None
-        node.errands[action.command] = self
-        node.commands[action.peer, entry.job.key] = action.command
-        self._opening = node.lease(action.peer, self)
+        node.errands[self._command] = self
+        node.commands[self._peer, entry.job.key] = self._command
+        self._opening = node.lease(self._peer, self)
 
     def on_connected(self, connection: Connection) -> None:
         """Send the job or the offer."""
@@ -111,7 +120,7 @@ class SendErrand:
         estimate_s = clamp_s(action.estimate_s)
         body_bytes = self._entry.body_bytes
         state = node.own_state()
-        server = node.peers[action.peer].inbound
+        server = node.peers[self._peer].inbound
         if isinstance(action, Offer):
             size = messages.job_offer(job, state, body_bytes) if connection.is_limited else 0
             connection.ask(size, server.on_offer, connection, self, job, budget_s, body_bytes, estimate_s, state)
@@ -124,19 +133,19 @@ class SendErrand:
         """Tell the core that nothing of the job can be there."""
         self._opening = None
         if self._node.watch is not None:
-            self._node.watch.unreachable(self._action.peer)
-        self._end(SendFailed(command=self._action.command, connected=False))
+            self._node.watch.unreachable(self._peer)
+        self._end(SendFailed(command=self._command, connected=False))
 
     def on_broken(self) -> None:
         """Tell the core that the connection died."""
-        self._end(SendFailed(command=self._action.command, connected=True))
+        self._end(SendFailed(command=self._command, connected=True))
 
     def _end(self, event: Event, attachment: object = None, *, is_complete: bool = False) -> None:
-        node, command = self._node, self._action.command
+        node, command = self._node, self._command
         if self._limit is not None:
             node.engine.cancel(self._limit)
         node.errands.pop(command, None)
-        place = self._action.peer, self._entry.job.key
+        place = self._peer, self._entry.job.key
         if node.commands.get(place) == command:
             del node.commands[place]
         connection = self._connection
@@ -154,28 +163,28 @@ class SendErrand:
         assert connection is not None
         self._sent = True
         size = messages.job_payload(job.key, job.input_bytes) if connection.is_limited else 0
-        connection.ask(size, node.peers[self._action.peer].inbound.on_payload, connection)
+        connection.ask(size, node.peers[self._peer].inbound.on_payload, connection)
         rtt_s = node.engine.now_s - self._began_s
-        node.post(OfferAnswered(command=self._action.command, state=state, rtt_s=rtt_s))
+        node.post(OfferAnswered(command=self._command, state=state, rtt_s=rtt_s))
 
     def hear_accepted(self, key: bytes, covered: tuple[bytes, ...], state: PeerState) -> None:
         """Pass on that the job is there."""
-        commands = self._node.covered(self._action.peer, covered)
-        self._node.post(Accepted(command=self._action.command, state=state, covered=commands))
+        commands = self._node.covered(self._peer, covered)
+        self._node.post(Accepted(command=self._command, state=state, covered=commands))
 
     def hear_progress(self, key: bytes, state: PeerState) -> None:
         """Pass on that it is in hand."""
-        self._node.post(Progressed(command=self._action.command, state=state))
+        self._node.post(Progressed(command=self._command, state=state))
 
     def hear_refused(self, key: bytes, reason: Reason, estimate_s: float | None, state: PeerState) -> None:
         """Pass on that it comes back, or that the offer was refused."""
-        event = Nacked(command=self._action.command, reason=reason, state=state, estimate_s=estimate_s)
+        event = Nacked(command=self._command, reason=reason, state=state, estimate_s=estimate_s)
         self._end(event, is_complete=True)
 
     def hear_result(self, key: bytes, answer: Answer, state: PeerState) -> None:
         """Pass the result on."""
         event = reply_event(
-            self._action.command,
+            self._command,
             answer,
             state,
             way=Way(self._began_s, self._began_s - self._asked_s, self._entry.job.input_bytes),
@@ -185,7 +194,7 @@ class SendErrand:
 
     def hear_failed(self, key: bytes, failure: Failure, state: PeerState) -> None:
         """Pass the failure on."""
-        self._end(failure_event(self._action.command, failure, state), failure, is_complete=True)
+        self._end(failure_event(self._command, failure, state), failure, is_complete=True)
 
     def cancel(self) -> None:
         """Stop it: unsaid before the payload has left, with a word to the peer afterwards."""
@@ -193,16 +202,16 @@ class SendErrand:
         if not self._sent or connection is None:
             if self._opening is not None:
                 self._opening.cancel()
-            self._end(SendFailed(command=self._action.command, connected=connection is not None))
+            self._end(SendFailed(command=self._command, connected=connection is not None))
         elif not self._is_cancelled:
             self._is_cancelled = True
             self._limit = node.engine.at(node.engine.now_s + HANDOVER_TIMEOUT_S, self._cut)
             key = self._entry.job.key
-            connection.ask(messages.job_cancel(key), node.peers[self._action.peer].inbound.on_cancel, connection, key)
+            connection.ask(messages.job_cancel(key), node.peers[self._peer].inbound.on_cancel, connection, key)
 
     def _cut(self) -> None:
         self._limit = None
-        self._end(SendFailed(command=self._action.command, connected=True))
+        self._end(SendFailed(command=self._command, connected=True))
 
 
 class StealErrand:

@@ -27,7 +27,7 @@ class Hands:
     def by_action(self) -> dict[type, Callable[..., object]]:
         """Tie each kind of action to what carries it out; given the action, and what was posted with its event."""
         return {
-            actions.Execute: lambda action, _: self._node.machine.execute(action),
+            actions.Execute: self._execute,
             actions.Send: self._send,
             actions.Offer: self._send,
             actions.Steal: lambda action, _: StealErrand(self._node, action),
@@ -48,6 +48,9 @@ class Hands:
             actions.Drained: self._drained,
         }
 
+    def _execute(self, action: actions.Execute, _: object) -> None:
+        self._node.machine.execute(action)
+
     def _send(self, action: actions.Send | actions.Offer, _: object) -> None:
         SendErrand(self._node, action, self._node.jobs[action.handle])
 
@@ -55,12 +58,13 @@ class Hands:
         self._node.inbound.rule(action)
 
     def _reply(self, action: actions.Reply, attachment: object) -> None:
-        entry = self._node.jobs.pop(action.handle)
-        outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
+        node, handle = self._node, action.handle
+        entry = node.jobs.pop(handle)
+        outcome = attachment.get(handle) if isinstance(attachment, dict) else attachment
         if isinstance(outcome, Answer):
-            if self._node.lie is not None and entry.job.entry != self._node.name:
-                late_s, outcome = self._node.lie.answered(outcome, self._node.machine.told_means_s())
-                self._node.engine.at(self._node.engine.now_s + late_s, entry.answerer.answer, outcome, action.state)
+            if node.lie is not None and entry.job.entry != node.name:
+                late_s, outcome = node.lie.answered(outcome, node.machine.told_means_s())
+                node.engine.at(node.engine.now_s + late_s, entry.answerer.answer, outcome, action.state)
                 return
             entry.answerer.answer(outcome, action.state)
         else:

@@ -34,10 +34,11 @@ SLOW_DOWN_TOLD: Final = 0.1
 class _Run:
     """An execution under way."""
 
-    __slots__ = ("action", "entries", "number", "outcomes", "service_s", "started", "taken_s")
+    __slots__ = ("command", "entries", "model", "number", "outcomes", "service_s", "started", "taken_s")
 
-    def __init__(self, action: Execute, entries: list[Entry]) -> None:
-        self.action = action
+    def __init__(self, command: int, model: ModelDigest, entries: list[Entry]) -> None:
+        self.command = command
+        self.model = model
         self.entries = entries
         self.outcomes: dict[int, Answer | Failure] = {}
         self.service_s = 0.0
@@ -202,32 +203,35 @@ class Machine:
         if self._is_bent:
             self._note_load()
         jobs = self._node.jobs
-        run = _Run(action, [jobs[handle] for handle in action.handles])
-        self._running[action.command] = run
+        run = _Run(action.command, action.model, [jobs[handle] for handle in action.handles])
+        self._running[run.command] = run
         self._serve_next(run)
 
     def _serve_next(self, run: _Run) -> None:
         """Serve the first request that has no outcome yet, or end the run."""
         node, engine = self._node, self._node.engine
-        for entry in run.entries[len(run.outcomes) :]:
+        now_s = engine.now_s
+        entries, outcomes = run.entries, run.outcomes
+        while len(outcomes) < len(entries):
+            entry = entries[len(outcomes)]
             deadline_s = entry.job.deadline_s
-            if deadline_s <= engine.now_s:
-                run.outcomes[entry.handle] = _TOO_LATE
+            if deadline_s <= now_s:
+                outcomes[entry.handle] = _TOO_LATE
                 continue
             if not run.started:
                 run.started = True
-                for each in run.entries:
-                    each.started_s = engine.now_s
-                node.post(ServiceStarted(command=run.action.command))
-            model = self._models[run.action.model]
+                for each in entries:
+                    each.started_s = now_s
+                node.post(ServiceStarted(command=run.command))
+            model = self._models[run.model]
             service_s = model.service.draw_s(self._rng)
             if self._is_bent:
-                service_s = self._bent_s(service_s, run.action.model)
+                service_s = self._bent_s(service_s, run.model)
             run.taken_s = self._taken_s
-            if model.batch and len(run.entries) > 1:
-                self._serve_together(run, service_s * model.batch[min(len(run.entries), len(model.batch)) - 1])
+            if len(entries) > 1 and model.batch:
+                self._serve_together(run, service_s * model.batch[min(len(entries), len(model.batch)) - 1])
                 return
-            end_s = engine.now_s + service_s
+            end_s = now_s + service_s
             if end_s <= deadline_s:
                 run.number = engine.at(end_s, self._on_served, run, entry, service_s)
             else:
@@ -279,13 +283,14 @@ class Machine:
         self._end(run)
 
     def _answer(self, run: _Run, entry: Entry, service_s: float) -> Answer:
+        job = entry.job
         return Answer(
-            model=run.action.model,
+            model=run.model,
             node=self._node.name,
-            hops=entry.job.hops,
-            waiting_s=max(0.0, entry.started_s - entry.job.arrival_s),
+            hops=job.hops,
+            waiting_s=max(0.0, entry.started_s - job.arrival_s),
             service_s=service_s,
-            load_s=self._load_s(run.action.model, entry) if self._loads_s else 0.0,
+            load_s=self._load_s(run.model, entry) if self._loads_s else 0.0,
         )
 
     def _load_s(self, model: ModelDigest, entry: Entry) -> float:
@@ -296,13 +301,14 @@ class Machine:
     def _end(self, run: _Run) -> None:
         if self._is_bent:
             self._note_load()
-        command = run.action.command
+        command = run.command
         del self._running[command]
-        first = run.outcomes[run.entries[0].handle]
-        if len(run.entries) == 1 and isinstance(first, Failure):
-            self._node.post(ServiceFailed(command=command, reason=first.reason), first)
-        else:
-            self._node.post(ServiceFinished(command=command, service_s=run.service_s), run.outcomes)
+        if len(run.entries) == 1:
+            first = run.outcomes[run.entries[0].handle]
+            if isinstance(first, Failure):
+                self._node.post(ServiceFailed(command=command, reason=first.reason), first)
+                return
+        self._node.post(ServiceFinished(command=command, service_s=run.service_s), run.outcomes)
 
     def cancel(self, command: int) -> bool:
         """Terminate an execution; False when there is none of that command."""

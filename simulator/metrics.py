@@ -7,10 +7,13 @@ law and what happens over time, which take in everything.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from scheduler.types import Job, NodeId, Reason
+from scheduler.types import NodeId, Reason
 from simulator.results import Little, Series, Stages, Summary
+
+if TYPE_CHECKING:
+    from simulator.client import Client
 
 _HOPS_MAX: Final = 32
 """Longest list of hops; a job of the core's default moves twice and comes home."""
@@ -21,18 +24,6 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     if not ordered:
         return math.nan
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-class Frame(Protocol):
-    """What is counted: a client's job, with the stages that followed."""
-
-    entry: NodeId
-    arrival_s: float
-    job: Job
-    hops: int
-    waiting_s: float
-    service_s: float
-    load_s: float
 
 
 class Metrics:
@@ -54,9 +45,9 @@ class Metrics:
         self._until_s = until_s
         self.sojourns_s: list[float] = []
         """Of the answered, in the order of the answers."""
-        self.flows: Counter[tuple[NodeId, NodeId]] = Counter()
+        self.flows: dict[tuple[NodeId, NodeId], int] = {}
         """Answered, by entry and executor."""
-        self.entries: Counter[NodeId] = Counter()
+        self.entries: dict[NodeId, int] = {}
         """Submitted, by entry."""
         self.refused: Counter[Reason] = Counter()
         self.busy_s: dict[NodeId, float] = {}
@@ -87,7 +78,7 @@ class Metrics:
 
     # What clients tell.
 
-    def arrived(self, frame: Frame, now_s: float) -> None:
+    def arrived(self, frame: "Client", now_s: float) -> None:
         """Count a job."""
         self._area_s += self.open * (now_s - self._changed_s)
         self._changed_s = now_s
@@ -96,9 +87,9 @@ class Metrics:
         self._arrivals_s += now_s - self._start_s
         if now_s >= self._from_s:
             self.submitted += 1
-            self.entries[frame.entry] += 1
+            self.entries[frame.entry] = self.entries.get(frame.entry, 0) + 1
 
-    def _left(self, frame: Frame, now_s: float) -> bool:
+    def _left(self, frame: "Client", now_s: float) -> bool:
         """Count a job out; returns whether it counts."""
         self._area_s += self.open * (now_s - self._changed_s)
         self._changed_s = now_s
@@ -107,7 +98,7 @@ class Metrics:
         self._arrivals_s -= frame.arrival_s - self._start_s
         return frame.arrival_s >= self._from_s
 
-    def answered(self, frame: Frame, executor: NodeId, now_s: float) -> None:
+    def answered(self, frame: "Client", executor: NodeId, now_s: float) -> None:
         """Count a result."""
         if self._step_s:
             step = int((now_s - self._start_s) / self._step_s)
@@ -116,8 +107,10 @@ class Metrics:
         if not self._left(frame, now_s):
             return
         self.sojourns_s.append(now_s - frame.arrival_s)
-        self.flows[frame.entry, executor] += 1
-        self.late += now_s > frame.job.deadline_s
+        flow = frame.entry, executor
+        self.flows[flow] = self.flows.get(flow, 0) + 1
+        if now_s > frame.job.deadline_s:
+            self.late += 1
         self.hops[min(frame.hops, _HOPS_MAX - 1)] += 1
         self._waiting_s += frame.waiting_s
         self._service_s += frame.service_s
@@ -135,7 +128,7 @@ class Metrics:
         for step in range(int(begin), min(int(end) + 1, len(steps))):
             steps[step] += (min(end, step + 1.0) - max(begin, step)) * self._step_s
 
-    def ended(self, frame: Frame, reason: Reason, now_s: float) -> None:
+    def ended(self, frame: "Client", reason: Reason, now_s: float) -> None:
         """Count a job without a result."""
         if self._left(frame, now_s):
             self.refused[reason] += 1

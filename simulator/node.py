@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec.structs import replace
 
@@ -44,6 +44,8 @@ class Cancellable(Protocol):
 
 Observer = Callable[[str, float, Action], None]
 """Told of each action of each core before it is carried out: node, time in seconds, action."""
+
+_TIMER_FIRED: Final = TimerFired()
 
 
 class SimNode:
@@ -166,29 +168,38 @@ class SimNode:
 
     def post(self, event: Event, attachment: object = None) -> None:
         """Give the core an event, behind those that wait."""
-        if self.is_alive:
+        if not self.is_alive:
+            return
+        if self._is_feeding:
             self._inbox.append((event, attachment))
-            if not self._is_feeding:
-                self._take_all()
+        else:
+            self._feed(event, attachment)
 
     def post_all(self, events: Sequence[Event]) -> None:
         """Give the core events that happened together: none is carried out before all wait."""
         if self.is_alive and events:
             self._inbox.extend([(event, None) for event in events])
             if not self._is_feeding:
-                self._take_all()
+                self._feed_waiting()
 
-    def _take_all(self) -> None:
-        """Feed the inbox until it is empty; what actions post joins its end."""
+    def _feed_waiting(self) -> None:
+        if self._inbox:
+            event, attachment = self._inbox.popleft()
+            self._feed(event, attachment)
+
+    def _feed(self, event: Event, attachment: object) -> None:
+        """Feed the core an event, and then the inbox until it is empty; what actions post joins its end."""
         self._is_feeding = True
-        inbox, handle, carry, observer = self._inbox, self.core.handle, self._carry, self._observer
+        core, inbox, carry, observer = self.core, self._inbox, self._carry, self._observer
         now_s = self.engine.now_s
-        while inbox:
-            event, attachment = inbox.popleft()
-            for action in handle(event, now_s=now_s):
+        while True:
+            for action in core.handle(event, now_s=now_s):
                 if observer is not None:
                     observer(self.name, now_s, action)
                 carry[type(action)](action, attachment)
+            if not inbox:
+                break
+            event, attachment = inbox.popleft()
         self._is_feeding = False
         due_s = self.core.next_deadline_s()
         if due_s is not None and due_s < self._ring_s:
@@ -229,7 +240,7 @@ class SimNode:
             self._is_frozen = self._is_feeding = False
             self.own_clock().go()
             self.endpoint.network.resume(self.name)
-            self._take_all()
+            self._feed_waiting()
 
     def _arm(self, due_s: float | None) -> None:
         """Have the timer of the core ring at its next deadline."""
@@ -248,7 +259,7 @@ class SimNode:
         self._ring_s = inf
         due_s = self.core.next_deadline_s()
         if due_s is not None and due_s <= now_s:
-            self.post(TimerFired())
+            self.post(_TIMER_FIRED)
         if self._ring_s == inf:
             self._arm(self.core.next_deadline_s())
 

@@ -167,7 +167,7 @@ def _node(
         device=group.device,
         slots=slots,
         is_alive=node.is_alive,
-        submitted=metrics.entries[name],
+        submitted=metrics.entries.get(name, 0),
         executed=executed,
         share=executed / answered if answered else 0.0,
         utilisation=metrics.busy_s.get(name, 0.0) / (slots * (scenario.duration_s - scenario.warm_up_s)),

@@ -37,7 +37,6 @@ class Direction:
     """One direction between two nodes, with draws of its own."""
 
     __slots__ = (
-        "_at",
         "_bound_bytes_s",
         "_delay_s",
         "_engine",
@@ -61,7 +60,6 @@ class Direction:
     def __init__(self, network: "Network", source: str, target: str, *, is_cut: bool) -> None:
         self._network = network
         self._engine = network.engine
-        self._at = network.engine.at
         self.source = source
         self.target = target
         self.is_cut = is_cut
@@ -112,7 +110,7 @@ class Direction:
                 due_s = self._last_due_s
             else:
                 self._last_due_s = due_s
-            self._at(due_s, self._arrive, call, args)
+            self._engine.at(due_s, self._arrive, call, args)
         else:
             self.put(size_bytes, call, args)
 

@@ -27,6 +27,36 @@ RESUBMIT_S: Final = 0.05
 """After this time a client whose node is gone has found another: a broken socket is seen at once."""
 
 
+class _Source:
+    """A stream of jobs that arrive at one node."""
+
+    __slots__ = ("_client", "_count", "_end_s", "_entry", "_spec", "_times", "_world")
+
+    def __init__(
+        self, world: "World", times: Iterator[float], entry: str, spec: JobSpec, client: bytes, end_s: float
+    ) -> None:
+        self._world = world
+        self._times = times
+        self._entry = entry
+        self._spec = spec
+        self._client = client
+        self._end_s = end_s
+        self._count = 0
+
+    def await_next(self) -> None:
+        """Have the next job arrive at its time, if that is before the end."""
+        at_s = next(self._times)
+        if at_s < self._end_s:
+            self._world.engine.at(at_s, self._arrive)
+
+    def _arrive(self) -> None:
+        self._count += 1
+        count, spec = self._count, self._spec
+        key = self._client + count.to_bytes(8, "big")
+        self._world.submit(self._entry, spec, key=key, frame=count if spec.stream else 0)
+        self.await_next()
+
+
 class World:
     """A fleet.
 
@@ -122,20 +152,7 @@ class World:
         self._sources += 1
         name = f"{entry}/{self._sources}"
         times = arrivals.times_s(stream(self.seed, "arrivals", name), start_s)
-        self._next_arrival(times, entry, spec, self._sources.to_bytes(16, "big"), 1, end_s)
-
-    def _next_arrival(
-        self, times: Iterator[float], entry: str, spec: JobSpec, client: bytes, count: int, end_s: float
-    ) -> None:
-        at_s = next(times)
-        if at_s < end_s:
-            self.engine.at(at_s, self._arrive, times, entry, spec, client, count, end_s)
-
-    def _arrive(
-        self, times: Iterator[float], entry: str, spec: JobSpec, client: bytes, count: int, end_s: float
-    ) -> None:
-        self.submit(entry, spec, key=client + count.to_bytes(8, "big"), frame=count if spec.stream else 0)
-        self._next_arrival(times, entry, spec, client, count + 1, end_s)
+        _Source(self, times, entry, spec, self._sources.to_bytes(16, "big"), end_s).await_next()
 
     def submit(
         self, entry: str, spec: JobSpec, *, key: bytes, frame: int = 0, stages: tuple[JobSpec, ...] = ()
