@@ -198,13 +198,15 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Jobs served at once."""
     batch_jobs: int = 8
     """Most jobs of one execution, whatever a model's own limit is. 1 switches batching off."""
-    batch_wait_s: float = 0.005
+    batch_wait_s: float = 0.0
     """Longest time a free slot waits for a batch to fill, in seconds, where batches of the model were seen to pay.
-    0 switches waiting off."""
+    0 switches waiting off: a slot that takes what is there finds full batches by itself where they are needed, and
+    serves at once where they are not (docs/experiments/batches.md)."""
     batch_wait_share: float = 0.1
     """The same as a share of the first job's time to spare."""
     batch_pays_below: float = 0.8
-    """A batch pays when it takes less than this share of what its jobs take one by one."""
+    """A batch pays when a further job in it takes less than this share of one alone; others are served one by one,
+    since all jobs of a batch are answered at its end."""
     batch_look: int = 64
     """Most waiting jobs looked through for a batch."""
     receive_budget_bytes: int = 64 * 1024 * 1024

@@ -24,14 +24,14 @@ class ServiceEstimate:
     present one, so that heat or other load on the node does not look like a slower model.
     """
 
-    __slots__ = ("_average_s", "_count", "batch_share", "prior_s", "value_s")
+    __slots__ = ("_average_s", "_batches", "_count", "batch_share", "prior_s", "value_s")
 
     def __init__(self, prior_s: float) -> None:
         self.prior_s = prior_s
         self.value_s = prior_s
         """Best estimate in seconds, at slow-down 1."""
         self._average_s = 0.0
-        self._count = 0
+        self._count = self._batches = 0
         self.batch_share = 1.0
         """Time of a further job in a batch, as a share of one alone; 1 until batches were seen."""
 
@@ -43,7 +43,12 @@ class ServiceEstimate:
         """Take in the time of a batch of at least two jobs, in seconds, at slow-down 1."""
         if self.value_s > 0.0:
             share = min(max((service_s / self.value_s - 1.0) / (jobs - 1), 0.0), 2.0)
-            self.batch_share += config.alpha * (share - self.batch_share)
+            self._batches += 1
+            self.batch_share += max(config.alpha, 1.0 / self._batches) * (share - self.batch_share)
+
+    def batches_pay(self, below: float) -> bool:
+        """Return whether a batch is worth it: it was seen to take less than this share, or was never seen yet."""
+        return not self._batches or self.batch_share < below
 
     def learn(self, service_s: float, config: EstimateConfig) -> None:
         """Take in one service time in seconds, at slow-down 1."""
@@ -58,7 +63,7 @@ class ServiceEstimate:
         """Take in a new advertised mean: what was learned of the old one counts as before."""
         if prior_s != self.prior_s:
             self.prior_s = prior_s
-            self._count = 0
+            self._count = self._batches = 0
             self.value_s = prior_s
             self.batch_share = 1.0
 

@@ -60,6 +60,7 @@ def _count(about: str, path: str = "", high: float = 4096) -> Argument:
 COMMON: Final[dict[str, Argument]] = {
     "active": _count("peers that jobs are placed on", "peers.active"),
     "batch": _count("most jobs of one execution; 1 is none", "queue.batch_jobs", high=1024),
+    "batch_wait": Argument("longest wait for a batch to fill, in seconds", "queue.batch_wait_s", high=1.0),
     "expire": _switch("jobs end at their deadline", "placement.expire"),
     "gossip": Argument("mean seconds between two records of a node", "advert.period_s", low=0.01, high=1e4),
     "hedge": Argument("share of jobs that may run twice; 0 is none", "hedge.share", high=1.0),

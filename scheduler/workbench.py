@@ -244,6 +244,8 @@ class Workbench:
         limit = min(self.models.capabilities[model].max_batch, self._batch_jobs)
         if limit <= 1:
             return []
+        if not self.models.services[model].batches_pay(self._config.batch_pays_below):
+            return []
         found: list[JobRecord] = []
         for entry in ledger.queue.from_front(self._config.batch_look):
             other = ledger.jobs[entry.handle]

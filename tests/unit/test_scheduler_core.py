@@ -471,8 +471,8 @@ def batching(**queue):
     return bench, now_s + 1.0
 
 
-def test_a_free_slot_waits_for_a_batch_that_pays():
-    bench, now_s = batching()
+def test_a_free_slot_can_be_told_to_wait_for_a_batch_that_pays():
+    bench, now_s = batching(batch_wait_s=0.005)
     assert not of(bench.job(now_s), act.Execute)
     assert not of(bench.job(now_s + 0.001), act.Execute)
     assert len(only(bench.job(now_s + 0.002), act.Execute).handles) == 3
@@ -480,15 +480,24 @@ def test_a_free_slot_waits_for_a_batch_that_pays():
 
 def test_a_batch_is_closed_when_its_first_job_has_waited_enough():
     for budget_s, wait_s in ((4.0, 0.005), (0.17, 0.002)):
-        bench, now_s = batching()
+        bench, now_s = batching(batch_wait_s=0.005)
         assert not of(bench.job(now_s, budget_s=budget_s), act.Execute)
         fired = [at_s for at_s, action in bench.timers(now_s + 0.1) if isinstance(action, act.Execute)]
         assert [at_s - now_s for at_s in fired] == [pytest.approx(wait_s, abs=0.0005)]
 
 
-def test_waiting_for_batches_can_be_switched_off():
-    bench, now_s = batching(batch_wait_s=0)
+def test_a_free_slot_takes_what_is_there():
+    bench, now_s = batching()
     assert of(bench.job(now_s), act.Execute)
+
+
+def test_jobs_are_served_one_by_one_where_a_batch_was_seen_to_take_as_long():
+    bench = Bench(mean_s=0.1, max_batch=3)
+    for _ in range(6):
+        bench.job(1.0)
+    assert len(only(bench.feed(1.1, ev.ServiceFinished(command=1, service_s=0.1)), act.Execute).handles) == 3
+    finished = bench.feed(1.4, ev.ServiceFinished(command=2, service_s=0.3))
+    assert only(finished, act.Execute).handles == (5,)
 
 
 def test_batches_can_be_switched_off():

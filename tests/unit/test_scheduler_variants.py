@@ -78,7 +78,7 @@ def test_each_mechanism_has_a_switch(name, path, value):
         ("jsq(d=many)", "jsq: d is 'many'"),
         ("jsq(d=nan)", "jsq: d is 'nan'"),
         ("capd(steal=maybe)", "capd: steal is 'maybe'; it must be yes or no"),
-        ("capd(weighted=yes)", "capd has no argument 'weighted'; it takes key=value of active, batch, d"),
+        ("capd(weighted=yes)", "capd has no argument 'weighted'; it takes key=value of active, batch, batch_wait, d"),
         ("capd(steal)", "capd has no argument 'steal'"),
         ("capd(d=1, d=2)", "capd: d is given twice"),
         ("capd(d=1", "neither NAME nor NAME"),

@@ -12,6 +12,7 @@ from simulator.runner import Run, run
 
 SHORT = {"duration_s": 20, "warm_up_s": 4}
 CHANGES = {
+    "batches": {"duration_s": 5, "warm_up_s": 1},
     "bursts": {"duration_s": 30, "warm_up_s": 10},  # two bursts count
     "hot_spot": SHORT | {"sources.0.hot_spot.every_s": 8},
     "liar": {"duration_s": 25, "warm_up_s": 12, "faults.0.at_s": 2},  # what counts comes 10 s after its first lie
@@ -45,8 +46,8 @@ def share(result, prefix):
 
 def test_there_is_a_test_of_each():
     assert set(shipped()) == {
-        "bursts", "hot_spot", "liar", "overload", "partition", "pilot", "pilot_plus", "smart_city", "thousand",
-        "three_devices",
+        "batches", "bursts", "hot_spot", "liar", "overload", "partition", "pilot", "pilot_plus", "smart_city",
+        "thousand", "three_devices",
     }  # fmt: skip
 
 
@@ -94,6 +95,12 @@ def test_three_devices_the_frames_that_a_pi_cannot_bear_are_answered_by_the_othe
     alone = ran("three_devices", "local_only")
     assert share(alone, "pi") == 1.0
     assert alone.within < 0.2
+
+
+def test_batches_carry_what_one_by_one_is_too_much_and_are_not_waited_for():
+    batches, alone = ran("batches"), ran("batches", "capd(batch=1)")
+    assert batches.within == 1.0 > alone.within + 0.1
+    assert batches.mean_s < 0.8 * ran("batches", "capd(batch_wait=0.005)").mean_s
 
 
 def test_smart_city_five_gpu_nodes_answer_five_times_the_frames_of_one():
