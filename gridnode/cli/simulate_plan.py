@@ -195,4 +195,4 @@ def _observed_row(observed: "Observed") -> tuple[str, ...]:
 
     values_s = (observed.mean_s, observed.p95_s, observed.p99_s)
     times = [interval(Estimate(mean=value_s, half=0.0, count=1)) for value_s in values_s]
-    return ("recorded", "", "", f"{observed.miss:.1%}", "", *times, "")
+    return ("recorded", "", "", interval(Estimate(mean=observed.miss, half=0.0, count=1), "share"), "", *times, "")

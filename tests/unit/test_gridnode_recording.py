@@ -19,7 +19,17 @@ from gridnode.servicesample import KEPT_MAX, ServiceSample
 from gridnode.simulation.recorded import RecordingError, read_recording
 from gridnode.tracebuffer import WAITING_MAX_BYTES
 from gridnode.tracefile import DiskTraceFile, MemoryTraceFile, TraceFileError, before
-from gridnode.tracerecords import ANSWERED, Header
+from gridnode.tracerecords import (
+    ANSWERED,
+    DeviceRecord,
+    Header,
+    JobRecord,
+    LostRecord,
+    Measured,
+    ModelRecord,
+    NodeRecord,
+    Way,
+)
 from scheduler.types import Capability, Job
 
 HEADER = Header(
@@ -362,3 +372,31 @@ def test_the_configuration_names_it():
         load_config(None, environment={}, flags={"trace": {"max_bytes": 5}})
     with pytest.raises(ConfigError, match="did you mean 'path'"):
         load_config(None, environment={}, flags={"trace": {"paht": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ("header", Header),
+        ("`model`", ModelRecord),
+        ("`node`", NodeRecord),
+        ("`job`", JobRecord),
+        ("`device`", DeviceRecord),
+        ("`device`", Measured),
+        ("`device`", Way),
+        ("`lost`", LostRecord),
+    ],
+)
+def test_the_format_is_written_down(row, record):
+    text = (Path(__file__).parent.parent.parent / "docs" / "traces.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {row}")]
+    places = [line.find(f"`{field}`", len(row) + 2) for field in record.__struct_fields__]
+    assert -1 not in places
+    if record is not DeviceRecord:  # its models and ways are told between
+        assert places == sorted(places) or record in (Measured, Way)
+
+
+def test_the_settings_are_written_down():
+    text = (Path(__file__).parent.parent.parent / "docs" / "traces.md").read_text()
+    assert f"max_bytes = {TraceConfig().max_bytes} " in text
+    assert all(f"\n{field} = " in text for field in TraceConfig.__struct_fields__)
