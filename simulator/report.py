@@ -5,6 +5,7 @@ what one policy meets, every other meets too, and differences are taken run by r
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -23,6 +24,7 @@ from simulator.bounds import (
 )
 from simulator.results import Result
 from simulator.scenario import CameraSource, NodeGroup, ReplaySource, Scenario, Source, SquareSource
+from simulator.splitting import static_split_of_models_s
 from simulator.statistics import Estimate, estimate, paired, ratio
 from simulator.workload import rates_hz, zipf
 
@@ -63,7 +65,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     zero_queue_s: float | None = None
     """No policy's mean is below."""
     static_split_s: float | None = None
-    """Mean of the best fixed shares, were arrivals Poisson: no bound, but what needs no news."""
+    """Mean of the best fixed shares, were arrivals Poisson and batches not made: no bound, but what needs no news."""
     goodput_ceiling: float | None = None
     """No policy answers a larger share within the deadline in the long run."""
     note: str = ""
@@ -88,7 +90,11 @@ def bounds_of(scenario: Scenario) -> Bounds:
     if len(fleets) > 1:
         # Executions per frame: the time of a frame is the sum over its stages.
         bound_s = zero_queue_of_models_s(fleets) * jobs_hz / frames_hz
-        return Bounds(zero_queue_s=bound_s, note="no static split: several models share the nodes")
+        try:
+            split_s = static_split_of_models_s(fleets) * jobs_hz / frames_hz
+        except OverloadError as error:
+            return Bounds(zero_queue_s=bound_s, note=f"no static split: {error}")
+        return Bounds(zero_queue_s=bound_s, static_split_s=split_s)
     classes = next(iter(fleets.values()))
     deadlines = {deadline_s for source in scenario.sources for deadline_s in _deadlines_s(source)}
     ceiling = None
@@ -99,7 +105,7 @@ def bounds_of(scenario: Scenario) -> Bounds:
             ceiling = min(ceiling, _burst_ceiling(source, classes, deadline_s, jobs_hz))
     try:
         lower_s = zero_queue_s(classes) * jobs_hz / frames_hz
-        split_s = None if has_stages else static_split(classes).mean_s
+        split_s = static_split(classes).mean_s * jobs_hz / frames_hz
     except OverloadError as error:
         return Bounds(goodput_ceiling=ceiling, note=f"no bounds of the mean: {error}")
     return Bounds(zero_queue_s=lower_s, static_split_s=split_s, goodput_ceiling=ceiling)
@@ -122,14 +128,14 @@ def _fleets(scenario: Scenario) -> tuple[dict[str, list[NodeClass]], float]:
             for model, need in fleet.work(scenario, source).items():
                 at = came.setdefault(model, {})
                 at[name] = at.get(name, 0.0) + rate_hz * share * need
-    found: dict[str, list[NodeClass]] = {}
-    for model, coming_hz in came.items():
-        for group in scenario.nodes:
-            whole = _node_class(scenario, group, model)
-            # Nodes of a group may get different rates: then each is a class of its own.
-            for rate_hz, count in _grouped([coming_hz.get(name, 0.0) for name in group.names]):
-                each = msgspec.structs.replace(whole, count=count, arrivals_hz=rate_hz)
-                found.setdefault(model, []).append(each)
+    found: dict[str, list[NodeClass]] = {model: [] for model in came}
+    for group in scenario.nodes:
+        wholes = {model: _node_class(scenario, group, model) for model in came}
+        # Nodes of a group may get different rates: then each is a class of its own, in all models alike.
+        alike = Counter(tuple(round(coming.get(name, 0.0), 9) for coming in came.values()) for name in group.names)
+        for rates, count in alike.items():
+            for model, rate_hz in zip(came, rates, strict=True):
+                found[model].append(msgspec.structs.replace(wholes[model], count=count, arrivals_hz=rate_hz))
     return found, frames_hz
 
 
@@ -149,14 +155,6 @@ def _entry_shares(scenario: Scenario, source: Source) -> dict[str, float]:
         return recorded.shares(scenario, source)[0]
     names = scenario.select(source.entries)
     return dict(zip(names, zipf(len(names), source.entry_zipf), strict=True))
-
-
-def _grouped(each_hz: Sequence[float]) -> list[tuple[float, int]]:
-    counts: dict[float, int] = {}
-    for rate_hz in each_hz:
-        rounded = round(rate_hz, 9)
-        counts[rounded] = counts.get(rounded, 0) + 1
-    return list(counts.items())
 
 
 def _mean_rates_hz(scenario: Scenario) -> list[float]:
