@@ -1,8 +1,8 @@
 """Devices and links as data: what they need for known models, what they consume, how fast and how late links are.
 
 Each figure names its source. One without a source says that it is assumed: take it for a placeholder, and measure
-(`gridnode bench`) where it matters. Service times are means at batch 1 with the device alone at work; one runtime for
-all devices of the main table, so that their ratios mean something.
+where it matters (`gridnode model list` on a device shows what the daemon measured). Service times are means at batch 1
+with the device alone at work; one runtime for all devices of the main table, so that their ratios mean something.
 """
 
 from collections.abc import Mapping

@@ -75,6 +75,7 @@ class ModelSpec(_Record, frozen=True, kw_only=True):
     """A model, and what it costs."""
 
     name: Name
+    """How sources and nodes name it."""
     input_bytes: Bytes | None = None
     """Of a request; the profile's by default, and 224 x 224 pixels without one."""
     output_bytes: Bytes = 4096
@@ -125,7 +126,9 @@ class NodeGroup(_Record, frozen=True, kw_only=True):
     """Equal nodes."""
 
     device: Name
+    """Under which service times are looked up: any word, or a device of simulator.devices."""
     count: Annotated[int, Meta(ge=1, le=NODES_MAX)] = 1
+    """Nodes of this kind; 20,000 in all groups together."""
     name: Name | None = None
     """Prefix of their names; the device by default. A group of one has no number."""
     models: tuple[str, ...] | None = None
@@ -195,11 +198,13 @@ class Stage(_Record, frozen=True, kw_only=True):
     """A second job with the result of the first, within the time of the first; both count as one frame."""
 
     model: str
+    """The second one's."""
     probability: Share = 1.0
     """That a frame needs it."""
     input_bytes: Bytes | None = None
     """The model's by default."""
     then: "Stage | None" = None
+    """A third one, and so on."""
 
 
 class _Source(_Record, frozen=True, kw_only=True, tag_field="kind"):
@@ -224,9 +229,11 @@ class _Source(_Record, frozen=True, kw_only=True, tag_field="kind"):
     input_bytes: Bytes | None = None
     """The model's by default."""
     start_s: NotNegative = 0.0
+    """Begin ..."""
     end_s: Positive = inf
-    """Of the arrivals; the end of the scenario by default."""
+    """... and end of the arrivals; the end of the scenario by default."""
     then: Stage | None = None
+    """What follows a job; see Stage."""
 
 
 class RatedSource(_Source, frozen=True, kw_only=True, tag_field="kind"):
@@ -239,6 +246,7 @@ class RatedSource(_Source, frozen=True, kw_only=True, tag_field="kind"):
     together: bool = False
     """Whether one law makes the arrivals of all entries, which are then drawn; otherwise each entry has its own."""
     hot_spot: HotSpot | None = None
+    """A node that gets more than the others; none by default."""
 
 
 class PoissonSource(RatedSource, frozen=True, kw_only=True, tag_field="kind", tag="poisson"):
@@ -251,7 +259,9 @@ class BurstySource(RatedSource, frozen=True, kw_only=True, tag_field="kind"):
     burst: Annotated[float, Meta(ge=1)] = 3.0
     """Rate in a burst over the mean."""
     burst_s: Positive = 2.0
+    """Length of a burst."""
     calm_s: Positive = 8.0
+    """Time between two bursts."""
 
 
 class MmppSource(BurstySource, frozen=True, kw_only=True, tag_field="kind", tag="mmpp"):
@@ -346,6 +356,7 @@ class _Fault(_Record, frozen=True, kw_only=True, tag_field="kind"):
     nodes: tuple[str, ...] | str
     """Names, groups, or patterns."""
     at_s: NotNegative = 0.0
+    """When it begins."""
 
 
 class CrashFault(_Fault, frozen=True, kw_only=True, tag_field="kind", tag="crash"):
@@ -359,6 +370,7 @@ class PauseFault(_Fault, frozen=True, kw_only=True, tag_field="kind", tag="pause
     """Makes nodes silent, as SIGSTOP would."""
 
     for_s: Positive
+    """How long."""
 
 
 class SlowFault(_Fault, frozen=True, kw_only=True, tag_field="kind", tag="slow"):
@@ -367,6 +379,7 @@ class SlowFault(_Fault, frozen=True, kw_only=True, tag_field="kind", tag="slow")
     factor: Positive
     """On service times."""
     for_s: Positive = inf
+    """How long; to the end by default."""
 
 
 class DriftFault(_Fault, frozen=True, kw_only=True, tag_field="kind", tag="drift"):
@@ -382,7 +395,9 @@ class LiarFault(_Fault, frozen=True, kw_only=True, tag_field="kind", tag="liar")
     does: Literal["delay", "drop", "honest_work"] = "delay"
     """Answers late; never answers; or only its records lie."""
     delay_s: NotNegative = 2.0
+    """Added to every answer of one that delays."""
     for_s: Positive = inf
+    """How long; to the end by default."""
 
 
 class ChurnFault(_Fault, frozen=True, kw_only=True, tag_field="kind", tag="churn"):
@@ -393,14 +408,18 @@ class ChurnFault(_Fault, frozen=True, kw_only=True, tag_field="kind", tag="churn
     down_s: Positive = 30.0
     """Mean time down, exponential."""
     for_s: Positive = inf
+    """How long; to the end by default."""
 
 
 class PartitionFault(_Record, frozen=True, kw_only=True, tag_field="kind", tag="partition"):
     """Lets nothing pass between groups of nodes."""
 
     groups: Annotated[tuple[tuple[str, ...] | str, ...], Meta(min_length=2)]
+    """Names, groups or patterns of each part; nodes in none of them reach all."""
     at_s: NotNegative = 0.0
+    """When it begins."""
     for_s: Positive = inf
+    """How long; to the end by default."""
 
 
 Fault = CrashFault | PauseFault | SlowFault | DriftFault | LiarFault | ChurnFault | PartitionFault
@@ -415,6 +434,7 @@ class MeasureSpec(_Record, frozen=True, kw_only=True):
     series_points: Annotated[int, Meta(ge=0, le=10_000)] = 200
     """Values of a series; fewer where there are many nodes. 0: no series."""
     cdf_points: Annotated[int, Meta(ge=2, le=10_000)] = 200
+    """Points of the distribution of sojourn times."""
     traffic: bool = False
     """Whether messages and their bytes are counted; a tenth of the time."""
     trace_jobs: Annotated[int, Meta(ge=1, le=1_000_000)] = 20_000
@@ -425,8 +445,11 @@ class Scenario(_Record, frozen=True, kw_only=True):
     """Everything a run depends on, save the code."""
 
     name: str
+    """Shown in reports."""
     about: str = ""
+    """What it is there to show, in one line."""
     seed: str | int = "1"
+    """Of every draw: the same seed is the same run."""
     duration_s: Positive = 60.0
     """Time of arrivals, the warm-up included."""
     warm_up_s: NotNegative = 10.0
@@ -438,11 +461,17 @@ class Scenario(_Record, frozen=True, kw_only=True):
     core: CoreConfig = CoreConfig(explain=False)
     """Of the nodes' cores; the policy's name changes it."""
     models: Annotated[tuple[ModelSpec, ...], Meta(min_length=1)]
+    """What can be asked for."""
     nodes: Annotated[tuple[NodeGroup, ...], Meta(min_length=1)]
+    """The fleet, in groups of equal nodes."""
     network: NetworkSpec = NetworkSpec()
+    """What lies between the nodes."""
     sources: tuple[Source, ...] = ()
+    """Who sends what, where and when."""
     faults: tuple[Fault, ...] = ()
+    """What goes wrong."""
     measure: MeasureSpec = MeasureSpec()
+    """What is measured."""
 
     @property
     def node_names(self) -> tuple[str, ...]:
