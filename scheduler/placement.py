@@ -120,6 +120,10 @@ class Placement(Board):
             peer for peer in self._active.pool(model, now_s).peers if peer.node_id not in avoid and peer.may_take(now_s)
         ]
 
+    def is_eligible(self, peer: Peer) -> bool:
+        """Return whether the job at hand may go to a peer now."""
+        return peer.node_id not in self._avoid and peer.may_take(self.now_s)
+
     def draw_evenly(self, model: ModelDigest, count: int) -> list[Peer]:
         """Draw eligible peers, all alike."""
         peers = self.eligible(model)

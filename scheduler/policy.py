@@ -85,6 +85,9 @@ class Board(Protocol):
     def eligible(self, model: ModelDigest) -> list[Peer]:
         """Return all eligible peers of the active set, in a stated order. O(active set)."""
 
+    def is_eligible(self, peer: Peer) -> bool:
+        """Return whether the job at hand may go to a peer now."""
+
     def jobs_here(self) -> int:
         """Return how many jobs wait or are served here."""
 

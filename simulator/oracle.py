@@ -29,6 +29,8 @@ from simulator.node import SimNode
 ALL: Final = "all"
 """Value of `d` for a comparison of all nodes."""
 
+_RANKING_S: Final = 1.0
+"""Age up to which a node's order of its peers is kept, in seconds: links are learned."""
 _NAME: Final = re.compile(r"(\w+)\s*(?:\((.*)\))?")
 
 
@@ -89,6 +91,23 @@ class _Silent:
         """Do nothing."""
 
 
+class _Ranking:
+    """One node's peers by the round trip and service that each would take were it idle."""
+
+    def __init__(self, peers: list[Peer], model: ModelDigest, *, turn: int, now_s: float) -> None:
+        self.turn = turn
+        self.made_s = now_s
+        first = turn % len(peers) if peers else 0
+        keyed = [(peer.link.rtt_s + peer.capabilities[model][1].mean_s, peer) for peer in peers[first:] + peers[:first]]
+        keyed.sort(key=_first)
+        self.idle_s = [idle_s for idle_s, _ in keyed]
+        self.peers = [peer for _, peer in keyed]
+
+
+def _first(keyed: tuple[float, Peer]) -> float:
+    return keyed[0]
+
+
 class Oracle(_Silent):
     """Least true finish.
 
@@ -103,6 +122,7 @@ class Oracle(_Silent):
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._way = OnTheWay(fleet)
+        self._rankings: dict[tuple[NodeId, ModelDigest], _Ranking] = {}
 
     def choose(self, job: Job, model: ModelDigest, board: Board) -> Choice | None:
         """Choose as the module says; a job that has moved stays, for it came on the best of news."""
@@ -112,19 +132,43 @@ class Oracle(_Silent):
             here_s += self._way.look(board.node_id)[1] / board.config.queue.slots
         if not board.may_move or (job.hops and here_s is not None):
             return None if here_s is None else Choice(None, here_s, [(None, here_s)])
-        best: Peer | None = None
-        best_s, best_service_s = (float("inf") if here_s is None else here_s), 0.0
-        for peer in board.eligible(model):
-            node = self._fleet.nodes[peer.node_id]
-            if node.is_alive:
-                finish_s, service_s = self._finish_s(peer, node, job, model, board.now_s)
-                if finish_s < best_s:
-                    best, best_s, best_service_s = peer, finish_s, service_s
+        best, best_s, best_service_s = self._best(job, model, board, float("inf") if here_s is None else here_s)
         if best is None:
             return None if here_s is None else Choice(None, here_s, [(None, here_s)])
         self._way.add(best.node_id, key=job.key, sender=board.node_id, service_s=best_service_s)
         looked: list[tuple[Peer | None, float]] = [] if here_s is None else [(None, here_s)]
         return Choice(best, best_s, [*looked, (best, best_s)])
+
+    def _best(self, job: Job, model: ModelDigest, board: Board, best_s: float) -> tuple[Peer | None, float, float]:
+        """Return the peer that ends the job first, if any does before a time, its finish and service in seconds.
+
+        Peers are gone through by what they would take were they idle, so that the rest need not be looked at as soon
+        as that is no better than the best found.
+        """
+        now_s, nodes = board.now_s, self._fleet.nodes
+        best: Peer | None = None
+        best_service_s = 0.0
+        ranking = self._ranking(model, board)
+        for idle_s, peer in zip(ranking.idle_s, ranking.peers, strict=True):
+            net_s = (job.input_bytes + job.output_bytes) / peer.link.goodput_bytes_s
+            if idle_s + net_s >= best_s:
+                break
+            node = nodes[peer.node_id]
+            if not node.is_alive or not board.is_eligible(peer):
+                continue
+            finish_s, service_s = self._finish_s(peer, node, job, model, now_s)
+            if finish_s < best_s:
+                best, best_s, best_service_s = peer, finish_s, service_s
+        return best, best_s, best_service_s
+
+    def _ranking(self, model: ModelDigest, board: Board) -> "_Ranking":
+        key = board.node_id, model
+        found = self._rankings.get(key)
+        if found is None or board.now_s - found.made_s > _RANKING_S:
+            # Of equal peers each node tries others first: all would look at the same busy ones otherwise.
+            turn = len(self._rankings) if found is None else found.turn
+            found = self._rankings[key] = _Ranking(board.eligible(model), model, turn=turn, now_s=board.now_s)
+        return found
 
     def _finish_s(self, peer: Peer, node: SimNode, job: Job, model: ModelDigest, now_s: float) -> tuple[float, float]:
         """Return the seconds until an answer, and the service time in it."""
