@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gridnode.simulation.plan import Plan
-    from gridnode.simulation.recordedfleet import Observed, RecordedLoad
+    from gridnode.simulation.recordedload import Observed, RecordedLoad
     from simulator.scenario import Scenario
 
 
@@ -110,7 +110,7 @@ def _read(options: argparse.Namespace) -> "tuple[Scenario, RecordedLoad | None]"
     from gridnode.simulation.load import arrivals_of, changes_of, is_trace_file, load, with_changes
     from gridnode.simulation.plan import with_times
     from gridnode.simulation.recorded import read_recording
-    from gridnode.simulation.recordedfleet import load_of
+    from gridnode.simulation.recordedload import load_of
 
     changes = changes_of(options.settings)
     if options.seed is not None:

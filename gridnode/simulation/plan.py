@@ -1,7 +1,7 @@
 """What if: a fleet with fewer or more devices or cameras, under the arrivals that were recorded or foreseen.
 
 Owns the runs and what they come to; the changes themselves are gridnode.simulation.whatif's, a fleet of recordings is
-gridnode.simulation.recordedfleet's. Variants run under the same seeds as the fleet as it is.
+gridnode.simulation.recordedload's. Variants run under the same seeds as the fleet as it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import msgspec
 from gridnode.simulation.compare import without_series
 from gridnode.simulation.executors import Task, run_all, seeds_of
 from gridnode.simulation.load import SimulationInputError
-from gridnode.simulation.recordedfleet import Observed, RecordedLoad
+from gridnode.simulation.recordedload import Observed, RecordedLoad
 from gridnode.simulation.whatif import changed, frozen, read_what_if
 from simulator.report import Bounds, bounds_of, differences, estimates
 from simulator.scenario import ReplaySource, Scenario

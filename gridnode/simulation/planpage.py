@@ -9,7 +9,7 @@ from gridnode.simulation import charts
 from gridnode.simulation.numbers import seconds_text
 from gridnode.simulation.page import REPORT, figure, page, table, with_half
 from gridnode.simulation.plan import Plan, Variant
-from gridnode.simulation.recordedfleet import Observed
+from gridnode.simulation.recordedload import Observed
 from gridnode.simulation.show import percent
 from gridnode.simulation.tables import make_folder, unwritable
 

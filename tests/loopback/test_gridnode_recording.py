@@ -4,7 +4,7 @@ import numpy as np
 import trio
 
 from gridnode.simulation.recorded import read_recording
-from gridnode.simulation.recordedfleet import load_of
+from gridnode.simulation.recordedload import load_of
 from gridnode.tracerecords import ANSWERED
 from simulator.runner import run
 

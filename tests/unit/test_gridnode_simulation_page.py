@@ -20,7 +20,7 @@ from gridnode.simulation.load import SimulationInputError, load
 from gridnode.simulation.numbers import interval
 from gridnode.simulation.offload import offload_graph
 from gridnode.simulation.plan import plan
-from gridnode.simulation.recordedfleet import Observed
+from gridnode.simulation.recordedload import Observed
 from gridnode.simulation.svg import Axis
 from gridnode.simulation.sweep import sweep
 from simulator.report import bounds_of

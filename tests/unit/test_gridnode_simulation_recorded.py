@@ -9,7 +9,7 @@ import pytest
 from gridnode.cli.main import main
 from gridnode.simulation.load import SimulationInputError, load
 from gridnode.simulation.recorded import RecordingError, read_recording
-from gridnode.simulation.recordedfleet import load_of
+from gridnode.simulation.recordedload import load_of
 from gridnode.simulation.timeline import on_one_clock
 from gridnode.simulation.whatif import changed, frozen, read_what_if
 from gridnode.tracerecords import (
@@ -232,12 +232,12 @@ def test_a_node_is_in_a_record(tmp_path):
 # ---------------------------------------------------------------- fleets and plans
 
 
-def account(runs=100, mean_s=0.2, slots=1, rtt_s=None):
+def account(runs=100, mean_s=0.2, slots=1, rtt_s=None, rate=None):
     measured = Measured(
         model=0, mean_s=9.0, p95_s=9.0, memory_bytes=0, load_s=0.0, max_batch=1, runs=runs, total_s=mean_s * runs,
         quantiles_s=tuple(mean_s * (0.9 + number / 160) for number in range(33)),
     )  # fmt: skip
-    ways = () if rtt_s is None else (Way(node=0, rtt_s=rtt_s),)
+    ways = () if rtt_s is None else (Way(node=0, rtt_s=rtt_s, goodput_bytes_s=rate),)
     return DeviceRecord(at_s=0.0, slots=slots, cpu_share=1.0, threads=1, slow_down=1.0, models=(measured,), ways=ways)
 
 
@@ -271,7 +271,9 @@ def test_a_fleet_is_what_was_recorded_of_it(street):
     assert model.mean_s == {"board": pytest.approx(0.4), "box": pytest.approx(0.05)}
     assert len(model.measured_s["board"]) == 33
     assert (model.input_bytes, model.output_bytes) == (100, 5)
-    assert scenario.network.link.latency_s == 0.002
+    # 8 ms there and back: 2 ms from either end to the middle.
+    assert [group.link.latency_s for group in scenario.nodes] == [0.002, 0.002]
+    assert (scenario.network.link.latency_s, scenario.nodes[0].link.up_mbit_s) == (0.002, None)
     assert found.notes == ("no job came in at box",)
     assert (found.observed.jobs, found.observed.cameras, found.observed.nodes) == (120, 2, 1)
     assert (found.observed.miss, found.observed.offloaded) == (0.0, 1.0)
@@ -292,6 +294,17 @@ def test_only_the_end_may_be_taken(street):
     found = fleet(*street, last_s=5.0)
     assert found.observed.jobs == 21
     assert found.scenario.sources[0].times_s[0] == pytest.approx(0.1, abs=0.11)
+
+
+def test_links_are_those_that_the_nodes_learned(tmp_path):
+    other = NodeRecord(number=0, name="x", node="X")
+    for number, (rtt_s, rate) in enumerate([(0.010, None), (0.010, 1.25e6), (0.050, None)]):
+        path = tmp_path / f"{number}.trace"
+        write(path, header(f"P{number}", f"n{number}"), TINY, other, account(rtt_s=rtt_s, rate=rate), record(0.0))
+    found = fleet(*sorted(tmp_path.iterdir())).scenario
+    # A middling node is a quarter of its round trip from the middle; the far one 25 ms less that of its middling peers.
+    assert [group.link.latency_s for group in found.nodes] == pytest.approx([0.0025, 0.0025, 0.0225])
+    assert [group.link.up_mbit_s for group in found.nodes] == [None, 10.0, None]
 
 
 def test_nodes_of_one_name_and_strange_names_are_told_apart(tmp_path):
