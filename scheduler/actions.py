@@ -10,7 +10,7 @@ import msgspec
 from scheduler.types import Job, ModelDigest, NodeId, PeerState, Reason
 
 
-class Execute(msgspec.Struct, frozen=True, kw_only=True):
+class Execute(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Run jobs as one batch in the worker of a model. Answered by ServiceStarted, then Finished or Failed."""
 
     command: int
@@ -21,7 +21,7 @@ class Execute(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
+class Offer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ask a peer to keep room for a job; on its acceptance the driver sends the payload at once."""
 
     command: int
@@ -34,7 +34,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """The job as it is to leave: hops, visited nodes and attempt brought up to date."""
 
 
-class Send(msgspec.Struct, frozen=True, kw_only=True):
+class Send(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Hand a job with its payload to a peer."""
 
     command: int
@@ -46,7 +46,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
     """The job as it is to leave: hops, visited nodes and attempt brought up to date."""
 
 
-class Accept(msgspec.Struct, frozen=True, kw_only=True):
+class Accept(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tell a peer that its offered job may come; the room is kept until expires_s."""
 
     offer: int
@@ -55,7 +55,7 @@ class Accept(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class NackOffer(msgspec.Struct, frozen=True, kw_only=True):
+class NackOffer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Refuse a peer's offer; no payload has moved."""
 
     offer: int
@@ -65,7 +65,7 @@ class NackOffer(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Nack(msgspec.Struct, frozen=True, kw_only=True):
+class Nack(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Give a job back to the peer it came from, unharmed."""
 
     handle: int
@@ -75,7 +75,7 @@ class Nack(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Acknowledge(msgspec.Struct, frozen=True, kw_only=True):
+class Acknowledge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tell the origin that the job is here and not done yet (ACCEPTED)."""
 
     handle: int
@@ -83,7 +83,7 @@ class Acknowledge(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class Progress(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tell the origin that the job is still in hand (PROGRESS)."""
 
     handle: int
@@ -91,7 +91,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class Reply(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Send a job's result to its origin: the bytes the driver holds under the command."""
 
     handle: int
@@ -100,7 +100,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Reject(msgspec.Struct, frozen=True, kw_only=True):
+class Reject(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """End a job without a result, with a named reason: the own client, or the peer, gets an error."""
 
     handle: int
@@ -111,14 +111,14 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Stop a command: terminate an execution, or cancel a job at the peer it was sent to."""
 
     command: int
     reason: str
 
 
-class Steal(msgspec.Struct, frozen=True, kw_only=True):
+class Steal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ask a loaded peer for work. Answered by StealAnswered or SendFailed."""
 
     command: int
@@ -129,7 +129,7 @@ class Steal(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class GrantLease(msgspec.Struct, frozen=True, kw_only=True):
+class GrantLease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answer a thief: hand over these jobs (none: an empty tuple), keeping them until it has answered."""
 
     request: int
@@ -141,28 +141,28 @@ class GrantLease(msgspec.Struct, frozen=True, kw_only=True):
     """The granted jobs as they are to leave, in the order of the grants."""
 
 
-class LoadModel(msgspec.Struct, frozen=True, kw_only=True):
+class LoadModel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Start a worker for a model. Answered by ModelChanged."""
 
     model: ModelDigest
     reason: str
 
 
-class EvictModel(msgspec.Struct, frozen=True, kw_only=True):
+class EvictModel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Stop the worker of a model to free its memory. Answered by ModelChanged."""
 
     model: ModelDigest
     reason: str
 
 
-class Advertise(msgspec.Struct, frozen=True, kw_only=True):
+class Advertise(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Gossip this node's state record."""
 
     state: PeerState
     reason: str
 
 
-class PullTable(msgspec.Struct, frozen=True, kw_only=True):
+class PullTable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Fetch a peer's capability table: its state names one we do not hold. Answered by TableReceived."""
 
     peer: NodeId
@@ -170,7 +170,7 @@ class PullTable(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Probe(msgspec.Struct, frozen=True, kw_only=True):
+class Probe(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ask a peer how it stands. Answered by ProbeAnswered or SendFailed."""
 
     command: int
@@ -178,7 +178,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Drained(msgspec.Struct, frozen=True, kw_only=True):
+class Drained(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A requested drain is complete: no job is left at this node."""
 
     reason: str

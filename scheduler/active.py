@@ -53,7 +53,17 @@ class ActiveSet:
         Time of the start in seconds.
     """
 
-    __slots__ = ("_config", "_drawn_from", "_members", "_pools", "_rng", "_seen_version", "_view", "next_exchange_s")
+    __slots__ = (
+        "_config",
+        "_drawn_from",
+        "_members",
+        "_pools",
+        "_refresh_s",
+        "_rng",
+        "_seen_version",
+        "_view",
+        "next_exchange_s",
+    )
 
     def __init__(self, view: View, config: CoreConfig, *, rng: random.Random, now_s: float) -> None:
         self._view = view
@@ -63,6 +73,7 @@ class ActiveSet:
         self._pools: dict[ModelDigest, Pool] = {}
         self._seen_version = -1
         self._drawn_from = config.peers.active
+        self._refresh_s = config.peers.pool_refresh_s
         self.next_exchange_s = now_s + config.peers.replace_every_s
 
     def __len__(self) -> int:
@@ -91,11 +102,7 @@ class ActiveSet:
     def pool(self, model: ModelDigest, now_s: float) -> Pool:
         """Return the peers that have a model, with weights at most `pool_refresh_s` old."""
         pool = self._pools.get(model)
-        if (
-            pool is not None
-            and pool.version == self._view.version
-            and now_s - pool.built_s <= self._config.peers.pool_refresh_s
-        ):
+        if pool is not None and pool.version == self._view.version and now_s - pool.built_s <= self._refresh_s:
             return pool
         self._fill()
         holders = [peer for peer in self._members.values() if model in peer.capabilities]

@@ -30,6 +30,7 @@ class Advertiser:
         self._ledger = ledger
         self._workbench = workbench
         self._config = ledger.config.advert
+        self._slots = ledger.config.queue.slots
         self.epoch = epoch
         self._sequence = 0
         self._bucket = TokenBucket(self._config.burst, ledger.now_s)
@@ -51,7 +52,7 @@ class Advertiser:
             epoch=self.epoch,
             sequence=self._sequence,
             backlog_s=backlog_s,
-            slots=ledger.config.queue.slots,
+            slots=self._slots,
             running_until_s=free_s,
             slow_down=workbench.slow_down,
             warm=workbench.models.warm_bits,

@@ -24,7 +24,7 @@ from scheduler.types import (
 )
 
 
-class JobArrived(msgspec.Struct, frozen=True, kw_only=True):
+class JobArrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A job with its payload is here: from an own client, or from a peer that handed it over."""
 
     handle: int
@@ -39,7 +39,7 @@ class JobArrived(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds until done that the sender expected of us, from its decision."""
 
 
-class OfferReceived(msgspec.Struct, frozen=True, kw_only=True):
+class OfferReceived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A peer asks whether it may send a job; the payload is not here yet."""
 
     offer: int
@@ -49,7 +49,7 @@ class OfferReceived(msgspec.Struct, frozen=True, kw_only=True):
     sender_estimate_s: float | None = None
 
 
-class OfferAnswered(msgspec.Struct, frozen=True, kw_only=True):
+class OfferAnswered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The peer accepted our offer and keeps room for it; the driver goes on to send the payload."""
 
     command: int
@@ -57,7 +57,7 @@ class OfferAnswered(msgspec.Struct, frozen=True, kw_only=True):
     rtt_s: float | None = None
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The executor has our job and has not finished it within the acknowledgement time."""
 
     command: int
@@ -67,14 +67,14 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     link: LinkSample | None = None
 
 
-class Progressed(msgspec.Struct, frozen=True, kw_only=True):
+class Progressed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The executor still works on our job. Renews a steal lease too."""
 
     command: int
     state: PeerState | None
 
 
-class Nacked(msgspec.Struct, frozen=True, kw_only=True):
+class Nacked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The peer refused or gave back our job, unharmed, and says how it stands."""
 
     command: int
@@ -83,7 +83,7 @@ class Nacked(msgspec.Struct, frozen=True, kw_only=True):
     estimate_s: float | None = None
 
 
-class ReplyReceived(msgspec.Struct, frozen=True, kw_only=True):
+class ReplyReceived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The executor's outcome of our job; the driver holds the result's bytes under the command."""
 
     command: int
@@ -96,7 +96,7 @@ class ReplyReceived(msgspec.Struct, frozen=True, kw_only=True):
     link: LinkSample | None = None
 
 
-class SendFailed(msgspec.Struct, frozen=True, kw_only=True):
+class SendFailed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The connection that carried our offer, job, lease or steal died before an outcome."""
 
     command: int
@@ -104,13 +104,13 @@ class SendFailed(msgspec.Struct, frozen=True, kw_only=True):
     """False when the peer could not be reached at all: nothing of the job can have run there."""
 
 
-class ServiceStarted(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceStarted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The worker began an execution."""
 
     command: int
 
 
-class ServiceFinished(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceFinished(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The worker finished an execution; the driver holds the results under the command."""
 
     command: int
@@ -118,7 +118,7 @@ class ServiceFinished(msgspec.Struct, frozen=True, kw_only=True):
     """Time in the worker, per batch."""
 
 
-class ServiceFailed(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceFailed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An execution ended without results."""
 
     command: int
@@ -126,13 +126,13 @@ class ServiceFailed(msgspec.Struct, frozen=True, kw_only=True):
     """MODEL_FAILED when the runtime answered with an error; LOST when the worker died or was killed."""
 
 
-class CancelRequested(msgspec.Struct, frozen=True, kw_only=True):
+class CancelRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The origin of a job wants no answer any more."""
 
     handle: int
 
 
-class StealRequested(msgspec.Struct, frozen=True, kw_only=True):
+class StealRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An idle peer asks for work."""
 
     request: int
@@ -144,7 +144,7 @@ class StealRequested(msgspec.Struct, frozen=True, kw_only=True):
     """Most jobs it wants, >= 1."""
 
 
-class StealAnswered(msgspec.Struct, frozen=True, kw_only=True):
+class StealAnswered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The victim answered our steal. Jobs it granted follow as JobArrived with stolen set."""
 
     command: int
@@ -153,51 +153,51 @@ class StealAnswered(msgspec.Struct, frozen=True, kw_only=True):
     state: PeerState | None
 
 
-class ProbeAnswered(msgspec.Struct, frozen=True, kw_only=True):
+class ProbeAnswered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The peer answered our probe."""
 
     command: int
     state: PeerState
 
 
-class AdvertReceived(msgspec.Struct, frozen=True, kw_only=True):
+class AdvertReceived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A peer's state record came by gossip or with a message that answers nothing."""
 
     state: PeerState
 
 
-class TableReceived(msgspec.Struct, frozen=True, kw_only=True):
+class TableReceived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A peer's capability table was pulled."""
 
     table: CapabilityTable
 
 
-class PeerReachable(msgspec.Struct, frozen=True, kw_only=True):
+class PeerReachable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The data port of a certified peer is known to answer, or not to."""
 
     peer: NodeId
     reachable: bool
 
 
-class PeerSuspected(msgspec.Struct, frozen=True, kw_only=True):
+class PeerSuspected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A probe, or a signed word of others, says the peer may be gone: place nothing there."""
 
     peer: NodeId
 
 
-class PeerRefuted(msgspec.Struct, frozen=True, kw_only=True):
+class PeerRefuted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A suspected peer answered after all."""
 
     peer: NodeId
 
 
-class PeerLost(msgspec.Struct, frozen=True, kw_only=True):
+class PeerLost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The peer is dead, revoked or has left: forget it and place its jobs again."""
 
     peer: NodeId
 
 
-class ModelChanged(msgspec.Struct, frozen=True, kw_only=True):
+class ModelChanged(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The models this node may run, or which of them are loaded, changed."""
 
     table_digest: bytes
@@ -207,7 +207,7 @@ class ModelChanged(msgspec.Struct, frozen=True, kw_only=True):
     """Those with a worker ready."""
 
 
-class LoadSampled(msgspec.Struct, frozen=True, kw_only=True):
+class LoadSampled(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A probe of this machine."""
 
     slow_down: float
@@ -215,11 +215,11 @@ class LoadSampled(msgspec.Struct, frozen=True, kw_only=True):
     power_class: int = 0
 
 
-class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
+class DrainRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Take no more work; finish what is running, give back or hand over the rest."""
 
 
-class TimerFired(msgspec.Struct, frozen=True, kw_only=True):
+class TimerFired(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """next_deadline_s() has come."""
 
 

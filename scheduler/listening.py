@@ -29,6 +29,8 @@ class Listening:
         self._ledger = ledger
         self._advertiser = advertiser
         self._policy = policy
+        self._is_learning = policy.is_learning
+        self._hears_answers = ledger.config.placement.piggyback
 
     def hear_gossip(self, state: PeerState) -> None:
         """Take in a record that travelled over others."""
@@ -36,7 +38,7 @@ class Listening:
 
     def hear(self, state: PeerState | None) -> None:
         """Take in a record that came straight from its node, with an answer or a question."""
-        if state is not None and self._ledger.config.placement.piggyback:
+        if state is not None and self._hears_answers:
             self._merge(state, delay_s=None)
 
     def hear_probe(self, state: PeerState) -> None:
@@ -44,21 +46,21 @@ class Listening:
         self._merge(state, delay_s=None)
 
     def _merge(self, state: PeerState, *, delay_s: float | None) -> None:
-        ledger = self._ledger
-        if state.node_id == ledger.node_id:
+        ledger, node_id = self._ledger, state.node_id
+        if node_id == ledger.node_id:
             self._advertiser.outrun(state)
             return
         now_s = ledger.now_s
         if not ledger.view.merge(state, now_s=now_s):
             return
-        peer = ledger.view.peers[state.node_id]
+        peer = ledger.view.peers[node_id]
         if peer.on_the_way:
             peer.cover_until(now_s - (peer.link.rtt_s / 2 if delay_s is None else delay_s))
         if state.table_digest != peer.table_digest:
             digest = ledger.view.wants_table(peer, now_s=now_s)
             if digest is not None:
                 ledger.actions.append(PullTable(peer=peer.node_id, digest=digest, reason="its state names a new table"))
-        if self._policy.is_learning:
+        if self._is_learning:
             self._policy.hear(peer, now_s=now_s)
 
     def answered(self, peer: Peer) -> None:

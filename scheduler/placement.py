@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable
 
-import msgspec
+from msgspec.structs import replace
 
 from scheduler import explanation
 from scheduler.actions import Offer, Probe, Send
@@ -136,7 +136,7 @@ class Placement(Board):
 
     def jobs_at(self, peer: Peer, model: ModelDigest) -> int:
         """Count the jobs at a peer: records tell of seconds, so it is their work in units of the model's service."""
-        state, service = peer.state, peer.services.get(model) or peer.service(model)
+        state, service = peer.state, peer.service(model)
         assert state is not None, "a peer without a record is not eligible"
         assert service is not None, "a peer without the model is not eligible"
         # The one being served counts whole, and rounding must not make one more.
@@ -151,7 +151,9 @@ class Placement(Board):
 
     def predict_s(self, peer: Peer, job: Job, model: ModelDigest) -> tuple[float, float]:
         """Predict the seconds until a peer's answer is back, and of these the wait in its queue."""
-        state, service = peer.state, peer.services.get(model) or peer.service(model)
+        state, service = peer.state, peer.services.get(model)
+        if service is None:
+            service = peer.service(model)
         assert state is not None, "a peer without a record is not eligible"
         assert service is not None, "a peer without the model is not eligible"
         now_s, link = self.now_s, peer.link
@@ -173,7 +175,9 @@ class Placement(Board):
 
     def _told_s(self, peer: Peer, model: ModelDigest) -> float:
         """Return wait, loading and service at a peer as its last record tells them: what it is held to."""
-        state, service = peer.state, peer.services.get(model) or peer.service(model)
+        state, service = peer.state, peer.services.get(model)
+        if service is None:
+            service = peer.service(model)
         assert state is not None, "a peer without a record is not eligible"
         assert service is not None, "a peer without the model is not eligible"
         service_s = service.value_s * state.slow_down
@@ -392,7 +396,7 @@ class Placement(Board):
 
     def _hoped_s(self, peer: Peer, model: ModelDigest) -> float:
         """Return how much of the wait that a peer told of is expected to be gone by now, in seconds."""
-        state, service = peer.state, peer.services.get(model) or peer.service(model)
+        state, service = peer.state, peer.service(model)
         if state is None or service is None:
             return 0.0
         return max(0.0, peer.wait_s - peer.expected_wait_s(service.value_s * state.slow_down, self.now_s))
@@ -537,7 +541,7 @@ class Placement(Board):
         """Return the job as the next node is to see it."""
         job = record.job
         visited = job.visited + record.avoid + (self.node_id,)
-        return msgspec.structs.replace(job, attempt=record.attempt, hops=job.hops + 1, visited=visited)
+        return replace(job, attempt=record.attempt, hops=job.hops + 1, visited=visited)
 
     def _check(self, record: JobRecord, peer: Peer) -> None:
         job = record.job

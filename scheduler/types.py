@@ -5,6 +5,9 @@ freely. gridnode.translate turns one into the other.
 
 Times are seconds on the local monotonic clock unless a name says otherwise; the core never compares clocks of
 two nodes.
+
+Records here, events and actions are made by the dozen per job, and hold nothing that could lead back to them: they are
+left out of the search for garbage in cycles (gc=False), which makes them smaller and sooner made.
 """
 
 import enum
@@ -50,7 +53,7 @@ class Reason(enum.StrEnum):
     ALREADY_VISITED = "already_visited"
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request for inference, as one node sees it."""
 
     key: bytes
@@ -85,7 +88,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Key of the job whose result this stage works on."""
 
 
-class PeerState(msgspec.Struct, frozen=True, kw_only=True):
+class PeerState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A node's state record: what it says of its load. Newer means larger (epoch, sequence)."""
 
     node_id: NodeId
@@ -111,7 +114,7 @@ class PeerState(msgspec.Struct, frozen=True, kw_only=True):
     """First 8 bytes of the SHA-256 of the node's capability table."""
 
 
-class Capability(msgspec.Struct, frozen=True, kw_only=True):
+class Capability(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one model costs on one node, as measured there."""
 
     model: ModelDigest
@@ -125,7 +128,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     providers: tuple[str, ...] = ()
 
 
-class CapabilityTable(msgspec.Struct, frozen=True, kw_only=True):
+class CapabilityTable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The models a node can run. Entries are sorted by model; PeerState.warm indexes them."""
 
     node_id: NodeId
@@ -133,14 +136,14 @@ class CapabilityTable(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[Capability, ...]
 
 
-class ServiceTimes(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceTimes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where the time of one answered job went on the executor, in seconds."""
 
     waiting_s: float
     service_s: float
 
 
-class LinkSample(msgspec.Struct, frozen=True, kw_only=True):
+class LinkSample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One measured exchange with a peer, for the link estimator."""
 
     rtt_s: float | None

@@ -52,10 +52,12 @@ def is_newer(state: PeerState, than: PeerState) -> bool:
     Records with equal (epoch, sequence) and different contents are a fault of their node; the larger content wins,
     for no reason but that all nodes then agree.
     """
-    if state.epoch != than.epoch:
-        return state.epoch > than.epoch
-    if state.sequence != than.sequence:
-        return state.sequence > than.sequence
+    epoch, old_epoch = state.epoch, than.epoch
+    if epoch != old_epoch:
+        return epoch > old_epoch
+    sequence, old_sequence = state.sequence, than.sequence
+    if sequence != old_sequence:
+        return sequence > old_sequence
     return msgspec.structs.astuple(state) > msgspec.structs.astuple(than)
 
 
@@ -75,6 +77,7 @@ class Peer:
 
     __slots__ = (
         "_config",
+        "_horizon_s",
         "_reversion",
         "blocked_until_s",
         "capabilities",
@@ -106,6 +109,7 @@ class Peer:
     def __init__(self, node_id: NodeId, config: CoreConfig, stranger: Stranger) -> None:
         self._config = config
         self._reversion = config.estimate.reversion_services
+        self._horizon_s = config.estimate.reversion_horizon_s
         self.node_id = node_id
         self.state: PeerState | None = None
         self.heard_s = 0.0
@@ -148,12 +152,14 @@ class Peer:
     def hear(self, state: PeerState, now_s: float, *, is_first: bool) -> None:
         """Take in a newer record; after the first one of a life there is something to average."""
         # A free slot means no wait. With one slot the backlog says the same, and keeps the room promised to others.
-        wait_s = state.backlog_s if state.running_until_s > 0.0 or state.slots == 1 else 0.0
+        wait_s = state.backlog_s
+        if wait_s and state.running_until_s <= 0.0 and state.slots != 1:
+            wait_s = 0.0
         if is_first:
             self.mean_wait_s = wait_s
         else:
             # Weighed by the time that a record stands for: ten answers within a moment are one piece of news.
-            weight = 1.0 - math.exp((self.heard_s - now_s) / self._config.estimate.reversion_horizon_s)
+            weight = 1.0 - math.exp((self.heard_s - now_s) / self._horizon_s)
             self.mean_wait_s += weight * (wait_s - self.mean_wait_s)
         self.state = state
         self.wait_s = wait_s
@@ -343,8 +349,9 @@ class View:
         peer.hear(state, now_s, is_first=old is None or is_anew)
         if is_anew:
             peer.begin_anew()
-        if state.table_digest != peer.table_digest:
-            self._look_up(peer, state.table_digest)
+        digest = state.table_digest
+        if digest != peer.table_digest:
+            self._look_up(peer, digest)
         elif (
             old is None
             or old.warm != state.warm

@@ -5,7 +5,7 @@ import msgspec
 from scheduler.types import ModelDigest, NodeId, Reason
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A result on its way to whoever asked."""
 
     model: ModelDigest
@@ -20,7 +20,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Of the waiting, while the model was loaded; no daemon tells it."""
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
+class Failure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The end of a job without a result."""
 
     reason: Reason

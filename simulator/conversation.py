@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+from msgspec.structs import replace
 
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
@@ -141,7 +141,7 @@ class Conversation:
         handle = self._handles[job.key] = node.mint()
         node.waited_for.setdefault(self._peer, {})[handle] = job.key
         now_s = node.engine.now_s
-        arrived = msgspec.structs.replace(job, arrival_s=now_s, deadline_s=now_s + budget_s)
+        arrived = replace(job, arrival_s=now_s, deadline_s=now_s + budget_s)
         answerer = JobAnswerer(self, job.key, job.attempt)
         node.jobs[handle] = Entry(handle, arrived, body_bytes=body_bytes, answerer=answerer)
         node.post(
