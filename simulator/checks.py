@@ -35,11 +35,11 @@ def check_flows(given: FlowCheck, effort: Effort) -> list[Check]:
     ]
 
 
-def cases(*, fast: bool = False) -> list[Case]:
-    """Return all checks, or the fast subset."""
+def cases(*, fast: bool = False, only: str = "") -> list[Case]:
+    """Return all checks, or the fast subset, or those whose name contains a text."""
     flows = [Case(name=each.name, run=partial(check_flows, each), is_fast=True) for each in FLOW_CHECKS]
     every = [*flows, *checks_kernel.cases(), *checks_node.cases()]
-    return [case for case in every if case.is_fast] if fast else every
+    return [case for case in every if only.lower() in case.name.lower() and (case.is_fast or not fast)]
 
 
 def run(*, fast: bool = False, only: str = "") -> Iterator[tuple[Case, list[Check]]]:
@@ -57,6 +57,5 @@ def run(*, fast: bool = False, only: str = "") -> Iterator[tuple[Case, list[Chec
     tuple of Case and list of Check
         As each is done.
     """
-    for case in cases(fast=fast):
-        if only.lower() in case.name.lower():
-            yield case, case.run(FAST if fast else FULL)
+    for case in cases(fast=fast, only=only):
+        yield case, case.run(FAST if fast else FULL)

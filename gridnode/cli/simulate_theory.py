@@ -62,7 +62,7 @@ def make_checks(*, fast: bool, only: str = "") -> "list[Check]":
     from simulator import checks
 
     found: list[Check] = []
-    total = len(checks.cases(fast=fast)) + 1
+    total = len(checks.cases(fast=fast, only=only)) + 1
     with progress_of("theory") as told:
         for number, (_, some) in enumerate(checks.run(fast=fast, only=only), start=1):
             found += some

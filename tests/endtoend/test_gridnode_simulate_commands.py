@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,26 @@ def test_one_seed_is_one_run_and_a_trace_changes_nothing(tmp_path):
     assert traced.stderr == f"wrote {trace}\n"
     assert len(json.loads(plain)["trace_hash"]) == 64
     assert json.loads(trace.read_text())["otherData"]["seed"] == "x"
+
+
+def test_a_bar_is_shown_to_whoever_watches_and_goes_away(tmp_path):
+    """Standard error is a terminal, standard output a file."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-P", "-m", "gridnode", "simulate", "run", "pilot", *SHORT, "--json"]
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=theirs, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # Linux: the other side is closed
+        while data := os.read(ours, 65_536):
+            seen += data
+    os.close(ours)
+    assert process.wait(LIMIT_S) == 0
+    assert "━".encode() in seen
+    assert b"pilot" in seen
+    assert b"100%" in seen
+    assert seen.rstrip().endswith(b"\x1b[2K"), "the bar is wiped out"
+    assert json.loads((tmp_path / "out").read_text())["scenario"] == "pilot"
 
 
 # ---------------------------------------------------------------- what they refuse

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,61 @@ if __name__ == "__main__":
 def test_a_cluster_of_dask_gives_what_this_process_gives(tmp_path):
     pytest.importorskip("distributed")
     run_script(tmp_path, CLUSTER)
+
+
+def test_a_sweep_on_a_scheduler_and_a_worker_of_dask_gives_what_this_machine_gives(tmp_path):
+    """As docs/simulator.md says: `dask scheduler`, `dask worker`, `--dask ADDRESS`."""
+    pytest.importorskip("distributed")
+    place = tmp_path / "scheduler.json"
+    common = ["--scheduler-file", str(place), "--host", "127.0.0.1"]
+    sweep = ["sweep", "pilot", "--vary", "sources.0.load=0.3,0.6", "--policy", "capd", "--policy", "jsq(d=2)"]
+    sweep += ["--set", "duration_s=5", "--set", "warm_up_s=1", "--replications", "2", "--json"]
+    with (
+        running(tmp_path, "dask", "scheduler", *common, "--port", "0", "--dashboard-address", "127.0.0.1:0"),
+        running(tmp_path, "dask", "worker", *common, "--nthreads", "1", "--nworkers", "1", "--no-dashboard"),
+    ):
+        until(lambda: place.exists() and place.read_text().endswith("}"))
+        address = json.loads(place.read_text())["address"]
+        assert address.startswith("tcp://127.0.0.1:")
+        there = simulate(*sweep, "--dask", address)
+        refused = simulate(*sweep, "--policy", "nope", "--dask", address)
+    here = simulate(*sweep, "--jobs", "1")
+    assert (there.returncode, here.returncode) == (0, 0), there.stderr + here.stderr
+    assert json.loads(there.stdout) == json.loads(here.stdout)
+    assert len(json.loads(there.stdout)["points"]) == 4
+    assert (refused.returncode, refused.stderr[:7]) == (2, "error: ")
+
+
+@contextmanager
+def running(folder, *arguments):
+    """Run a module's command while the block runs."""
+    with (folder / f"{arguments[1]}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", *arguments], stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(CALIBRATION_S)
+
+
+def simulate(*arguments):
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "gridnode", "simulate", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=CALIBRATION_S,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+def until(condition, limit_s=60.0):
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
 
 
 def run_script(folder, text):

@@ -110,13 +110,6 @@ def test_smart_city_five_gpu_nodes_answer_five_times_the_frames_of_one():
     assert share(five, "gpu") == pytest.approx(1.0)
 
 
-def test_batches_serve_more_than_one_by_one_could():
-    result, alone = ran("batches"), ran("batches", "capd(batch=1)")
-    assert result.within > 0.98
-    assert alone.within < 0.9
-    assert result.mean_s < alone.mean_s
-
-
 def test_overload_is_refused_rather_than_answered_late():
     result, limit = ran("overload"), bounds_of(scenario("overload")).goodput_ceiling
     assert result.late == 0
