@@ -27,7 +27,7 @@ HEADER = Header(
     node="me", name="board", software="0", epoch=1, grid_s=0.0, clock_s=0.0, policy="capd", executor="onnxruntime"
 )
 MODEL = Capability(model="d" * 64, mean_s=0.03, p95_s=0.04, memory_bytes=1, load_s=1.0)
-MACHINE = Machine(slots=1, cpu_share=1.0, threads=1, slow_down=1.0, models=(MODEL,), ways={"peer": (0.002, None)})
+MACHINE = Machine(slots=1, cpu_share=1.0, threads=1, slow_down=1.0, models=(MODEL,), rtts_s={"peer": 0.002})
 ANSWER = Answer(model="d" * 64, node="me", hops=0, waiting_s=0.01, service_s=0.03, body=b"b" * 90, payload=b"")
 BURST = 100
 """Jobs between two turns of the event loop."""

@@ -243,11 +243,7 @@ class Parts:
             threads=self.config.runtime.threads,
             slow_down=state.slow_down,
             models=self.house.capabilities(),
-            ways={
-                peer.node_id: (peer.rtt_s, peer.goodput_bytes_s)
-                for peer in self.core.peers()
-                if peer.rtt_s != unmeasured_s
-            },
+            rtts_s={peer.node_id: peer.rtt_s for peer in self.core.peers() if peer.rtt_s != unmeasured_s},
         )
 
     def make_hands(self, jobs: trio.Nursery, *, on_drained: Callable[[], None]) -> tuple[DaemonHands, Inbound]:

@@ -64,8 +64,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     slow_down: float
     models: Sequence[Capability]
     """Those that it offers."""
-    ways: Mapping[str, tuple[float, float | None]]
-    """Round trip in seconds and rate of payloads in bytes per second (None where unknown) to each peer, by PeerID."""
+    rtts_s: Mapping[str, float]
+    """Round trip to each peer, by PeerID."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -243,7 +243,7 @@ class Recorder:
         self._tell_at_s = now_s + DEVICE_S
         machine, buffer = self._machine(), self._buffer
         models = tuple([self._measured(each) for each in machine.models[:MODELS_MAX]])
-        nearest = sorted(machine.ways.items(), key=lambda item: (item[1][0], item[0]))[:WAYS_MAX]
+        nearest = sorted(machine.rtts_s.items(), key=lambda item: (item[1], item[0]))[:WAYS_MAX]
         record = DeviceRecord(
             at_s=now_s - self._zero_s,
             slots=machine.slots,
@@ -251,9 +251,7 @@ class Recorder:
             threads=machine.threads,
             slow_down=machine.slow_down,
             models=models,
-            ways=tuple(
-                [Way(node=buffer.node(node), rtt_s=rtt_s, goodput_bytes_s=rate) for node, (rtt_s, rate) in nearest]
-            ),
+            ways=tuple([Way(node=buffer.node(node), rtt_s=rtt_s) for node, rtt_s in nearest]),
         )
         told = msgspec.msgpack.encode(msgspec.structs.replace(record, at_s=0.0, slow_down=1.0))
         if told == self._told:

@@ -132,8 +132,6 @@ class Way(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Number of the peer."""
     rtt_s: float
     """Round trip of a small message, as learned."""
-    goodput_bytes_s: float | None = None
-    """Rate of payloads to it, as learned; None before the first that was large enough to tell."""
 
 
 class DeviceRecord(_Record, frozen=True, kw_only=True, array_like=True, tag="device"):

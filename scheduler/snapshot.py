@@ -22,8 +22,6 @@ class PeerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Most of them allowed now."""
     rtt_s: float
     """Round trip, learned."""
-    goodput_bytes_s: float | None
-    """Rate of payloads to it, learned; None before the first that was large enough to tell."""
 
 
 def snapshot_peers(view: View) -> tuple[PeerSnapshot, ...]:
@@ -37,7 +35,6 @@ def snapshot_peers(view: View) -> tuple[PeerSnapshot, ...]:
             in_flight=len(peer.shipments),
             window=peer.window.size,
             rtt_s=peer.link.rtt_s,
-            goodput_bytes_s=peer.link.goodput_bytes_s if peer.link.is_measured else None,
         )
         for peer in sorted(view.listed, key=lambda peer: peer.node_id)
     )

@@ -26,7 +26,6 @@ from gridnode.tracerecords import (
     ModelRecord,
     NodeRecord,
     Record,
-    Way,
 )
 
 JOBS_MAX: Final = 2_000_000
@@ -96,8 +95,8 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     models: dict[str, ModelFacts]
     """What it offers, by name."""
-    ways: tuple[Way, ...]
-    """To its peers."""
+    rtts_s: tuple[float, ...]
+    """Round trips to its peers, as it learned them."""
     names: dict[str, str]
     """Names of the nodes that answered, by PeerID."""
     jobs: tuple[Entry, ...]
@@ -283,7 +282,7 @@ def _recording(path: Path, lives: Sequence[_Life], cut_bytes: int) -> Recording:
         scheduler=header.scheduler,
         slots=device.slots if device is not None else 1,
         models=_model_facts(lives),
-        ways=tuple(filter(_is_sound, device.ways)) if device is not None else (),
+        rtts_s=tuple([_sound(way.rtt_s) for way in device.ways]) if device is not None else (),
         names={node: name for life in lives for name, node in life.nodes},
         jobs=tuple(sorted(jobs, key=lambda entry: entry.at_s)),
         lost=sum(life.lost for life in lives),
@@ -330,10 +329,6 @@ def _entries(life: _Life, zero_s: float) -> Iterator[Entry]:
 def _sound(time_s: float) -> float:
     """Return what a peer said of its own time, unless it is nonsense."""
     return time_s if 0.0 <= time_s < math.inf else 0.0
-
-
-def _is_sound(way: Way) -> bool:
-    return 0.0 <= way.rtt_s < math.inf and (way.goodput_bytes_s is None or 0.0 < way.goodput_bytes_s < math.inf)
 
 
 def _model_facts(lives: Sequence[_Life]) -> dict[str, ModelFacts]:

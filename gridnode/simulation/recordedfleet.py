@@ -31,13 +31,11 @@ RUNS_MIN: Final = 10
 """Executions from which on their distribution says more than the measurement before the model was offered."""
 NEAREST: Final = 0.1
 """Least distance of a node from the middle of the network, as a share of that of a middling one."""
+CLEARLY: Final = 0.2
+"""Share of the time on the way from which on it is told apart what the payload took: noise is of a tenth."""
 _NAME_MAX: Final = 40
 """Characters of a node's name that are kept, so that copies of it have room for a tail."""
 _ALIEN: Final = re.compile(r"[^A-Za-z0-9_.-]")
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    return quantile(ordered, share) if ordered else math.nan
 
 
 def names_of(recordings: Sequence[Recording]) -> dict[str, str]:
@@ -193,29 +191,45 @@ def _median(values: Sequence[float]) -> int | None:
 
 
 def _links(recordings: Sequence[Recording], notes: list[str]) -> dict[str, LinkSpec]:
-    """Return what lies between each node that knows and the middle of the network, by PeerID.
+    """Return what lies between each node that knows and the middle of the network, by PeerID; "" is a middling node.
 
-    A round trip is twice the distances of both ends from the middle. So the median round trip of a node, halved, is its
-    own distance and that of a middling peer; of a middling node that is twice its own. Payloads go out at the median
-    of the rates that the node learned.
+    A round trip is twice the distances of both ends from the middle. So the round trip of a node, halved, is its own
+    distance and that of a middling peer; of a middling node that is twice its own.
     """
-    halves_s = {
-        each.node: _quantile(sorted([way.rtt_s for way in each.ways]), 0.5) / 2 for each in recordings if each.ways
-    }
+    seen = {each.node: _way(each) for each in recordings}
+    halves_s = {node: way[0] / 2 for node, way in seen.items() if way is not None}
     if not halves_s:
         notes.append(f"no round trip was measured: nodes are taken to be {2e3 * LinkSpec().latency_s:g} ms apart")
         return {}
-    middling_s = _quantile(sorted(halves_s.values()), 0.5) / 2
-    links = {}
-    for each in recordings:
-        rates = sorted([way.goodput_bytes_s for way in each.ways if way.goodput_bytes_s is not None])
-        distance_s = halves_s.get(each.node, 2 * middling_s) - middling_s
-        links[each.node] = LinkSpec(
-            latency_s=max(distance_s, middling_s * NEAREST),
-            up_mbit_s=_quantile(rates, 0.5) / BYTES_PER_MBIT if rates else None,
+    middling_s = quantile(sorted(halves_s.values()), 0.5) / 2
+    links = {"": LinkSpec(latency_s=middling_s)}
+    for node, way in seen.items():
+        distance_s = halves_s.get(node, 2 * middling_s) - middling_s
+        up_bytes_s = None if way is None else way[1]
+        links[node] = LinkSpec(
+            latency_s=max(distance_s, NEAREST * middling_s),
+            up_mbit_s=None if up_bytes_s is None else up_bytes_s / BYTES_PER_MBIT,
         )
-    links[""] = LinkSpec(latency_s=middling_s)
     return links
+
+
+def _way(recording: Recording) -> tuple[float, float | None] | None:
+    """Return a node's median round trip to its peers and the rate of its uplink in bytes per second, where it shows.
+
+    The jobs that a peer answered tell: what was neither waiting nor service there was the way. Where that took clearly
+    longer than the round trip which the node learned from small messages, the payload did. Where such jobs are too few,
+    the learned round trip is taken.
+    """
+    learned_s = sorted(recording.rtts_s)
+    small_s = quantile(learned_s, 0.5) if learned_s else None
+    away = [job for job in recording.jobs if job.hops == 1 and job.executor and job.executor != recording.node]
+    if len(away) < RUNS_MIN:
+        return None if small_s is None else (small_s, None)
+    rests_s = sorted([max(0.0, job.sojourn_s - job.waiting_s - job.service_s) for job in away])
+    rest_s = quantile(rests_s, 0.5)
+    if small_s is None or rest_s - small_s < CLEARLY * rest_s:
+        return rest_s, None
+    return small_s, quantile(sorted([float(job.input_bytes) for job in away]), 0.5) / (rest_s - small_s) or None
 
 
 def _core(recording: Recording, notes: list[str]) -> CoreConfig:

@@ -21,7 +21,7 @@ HEADER = Header(
     node="me", name="board", software="0", epoch=1, grid_s=0.0, clock_s=0.0, policy="capd", executor="onnxruntime"
 )
 MODEL = Capability(model="m0", mean_s=0.3, p95_s=0.4, memory_bytes=7, load_s=1.5)
-MACHINE = Machine(slots=2, cpu_share=0.5, threads=1, slow_down=1.0, models=(MODEL,), ways={"n1": (0.002, 1e7)})
+MACHINE = Machine(slots=2, cpu_share=0.5, threads=1, slow_down=1.0, models=(MODEL,), rtts_s={"n1": 0.002})
 GRID_S = 2e9
 
 seconds = st.floats(0, 1e5)

@@ -36,7 +36,7 @@ HEADER = Header(
     node="me", name="board0", software="0", epoch=1, grid_s=0.0, clock_s=0.0, policy="capd", executor="onnxruntime"
 )
 MODEL = Capability(model="d1", mean_s=0.3, p95_s=0.4, memory_bytes=7, load_s=1.5)
-MACHINE = Machine(slots=2, cpu_share=0.5, threads=1, slow_down=1.0, models=(MODEL,), ways={"peer": (0.002, None)})
+MACHINE = Machine(slots=2, cpu_share=0.5, threads=1, slow_down=1.0, models=(MODEL,), rtts_s={"peer": 0.002})
 ANSWER = Answer(model="d1", node="peer", hops=1, waiting_s=0.1, service_s=0.2, body=b"", payload=b"xyz")
 OWN = Answer(model="d1", node="me", hops=0, waiting_s=0.0, service_s=0.25, body=b"ab", payload=b"c")
 
@@ -127,7 +127,7 @@ def test_outcomes_of_own_programs_are_recorded_and_nothing_personal(tmp_path):
     assert len(second.stream) == 12
     assert third.budget_s == float("inf")
     assert found.names == {"peer": "box"}
-    assert [(way.rtt_s, way.goodput_bytes_s) for way in found.ways] == [(0.002, None)]
+    assert found.rtts_s == (0.002,)
     data = path.read_bytes()
     assert not any(word in data for word in (b"door", b"uid", b"them", b"xyz"))
     assert path.stat().st_mode & 0o077 == 0

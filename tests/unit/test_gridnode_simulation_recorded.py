@@ -232,12 +232,12 @@ def test_a_node_is_in_a_record(tmp_path):
 # ---------------------------------------------------------------- fleets and plans
 
 
-def account(runs=100, mean_s=0.2, slots=1, rtt_s=None, rate=None):
+def account(runs=100, mean_s=0.2, slots=1, rtt_s=None):
     measured = Measured(
         model=0, mean_s=9.0, p95_s=9.0, memory_bytes=0, load_s=0.0, max_batch=1, runs=runs, total_s=mean_s * runs,
         quantiles_s=tuple(mean_s * (0.9 + number / 160) for number in range(33)),
     )  # fmt: skip
-    ways = () if rtt_s is None else (Way(node=0, rtt_s=rtt_s, goodput_bytes_s=rate),)
+    ways = () if rtt_s is None else (Way(node=0, rtt_s=rtt_s),)
     return DeviceRecord(at_s=0.0, slots=slots, cpu_share=1.0, threads=1, slow_down=1.0, models=(measured,), ways=ways)
 
 
@@ -298,13 +298,25 @@ def test_only_the_end_may_be_taken(street):
 
 def test_links_are_those_that_the_nodes_learned(tmp_path):
     other = NodeRecord(number=0, name="x", node="X")
-    for number, (rtt_s, rate) in enumerate([(0.010, None), (0.010, 1.25e6), (0.050, None)]):
+    for number, rtt_s in enumerate([0.010, 0.010, 0.050]):
         path = tmp_path / f"{number}.trace"
-        write(path, header(f"P{number}", f"n{number}"), TINY, other, account(rtt_s=rtt_s, rate=rate), record(0.0))
+        write(path, header(f"P{number}", f"n{number}"), TINY, other, account(rtt_s=rtt_s), record(0.0))
     found = fleet(*sorted(tmp_path.iterdir())).scenario
     # A middling node is a quarter of its round trip from the middle; the far one 25 ms less that of its middling peers.
     assert [group.link.latency_s for group in found.nodes] == pytest.approx([0.0025, 0.0025, 0.0225])
-    assert [group.link.up_mbit_s for group in found.nodes] == [None, 10.0, None]
+    assert [group.link.up_mbit_s for group in found.nodes] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "latency_s", "up_mbit_s"), [(0.010, 0.0025, 80.0), (0.045, 0.0125, None), (None, 0.0125, None)]
+)
+def test_what_jobs_took_on_the_way_says_more_than_small_messages(tmp_path, rtt_s, latency_s, up_mbit_s):
+    # 50 ms on the way for 400 kB: with 10 ms for small messages the uplink takes 40 ms, 10 MB/s.
+    other = NodeRecord(number=0, name="x", node="X")
+    away = [record(float(n), hops=1, executor=0, model=0, sojourn_s=0.35, input_bytes=400_000) for n in range(10)]
+    path = write(tmp_path / "x", header(), TINY, other, account(rtt_s=rtt_s), *away)
+    link = fleet(path).scenario.nodes[0].link
+    assert (link.latency_s, link.up_mbit_s) == (pytest.approx(latency_s), up_mbit_s and pytest.approx(up_mbit_s))
 
 
 def test_nodes_of_one_name_and_strange_names_are_told_apart(tmp_path):
