@@ -69,14 +69,14 @@ class DiskTraceFile:
         """Open or make the file; what a crash cut off at its end is cut away, so that a reader finds whole records."""
         self.close()
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_trace(before(self.path))
+        check_trace_file(before(self.path))
         self._file = file = _open(self.path)
         size_bytes = os.fstat(file).st_size
         if size_bytes > self._most_bytes:
-            _check_trace(self.path)
+            check_trace_file(self.path)
             self.rotate()
         elif size_bytes:
-            _check_trace(self.path)
+            check_trace_file(self.path)
             self._mend(size_bytes)
         else:
             self._size_bytes = 0
@@ -142,8 +142,8 @@ def _open(path: Path) -> int:
     return file
 
 
-def _check_trace(path: Path) -> None:
-    """Refuse to touch what somebody else wrote."""
+def check_trace_file(path: Path) -> None:
+    """Raise TraceFileError for what somebody else wrote, OSError for what cannot be read; nothing there is good."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)

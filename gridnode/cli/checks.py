@@ -20,6 +20,7 @@ from gridnode.config import Config
 from gridnode.credentials import read_grid_file
 from gridnode.errors import GridError
 from gridnode.statedir import StateDirectory
+from gridnode.tracefile import before, check_trace_file
 
 RUNTIME_CHECK_S: Final = 60.0
 """Time for importing onnxruntime in a process of its own; a Pi with a cold SD card takes about 20 s."""
@@ -119,6 +120,35 @@ def check_ports(config: Config) -> Iterator[Finding]:
             check=f"port {name}", verdict="bad" if trouble else "good", seen=f"{host}:{port} {trouble or 'free'}",
             remedy="stop what uses it ('ss -ltnp' names it), or choose another in gridnode.toml" if trouble else "",
         )  # fmt: skip
+
+
+def check_trace(config: Config, folder: Path) -> Iterator[Finding]:
+    """Check that there is a place and room for a trace, where one is wanted."""
+    if not config.trace.path:
+        return
+    path = folder / config.trace.path
+    wanted = config.trace.max_bytes
+    try:
+        for each in (path, before(path)):
+            check_trace_file(each)
+            wanted -= each.stat().st_size if each.exists() else 0
+    except (OSError, GridError) as error:
+        yield Finding(check="trace", verdict="bad", seen=str(error), remedy="give another trace.path, or move it away")
+        return
+    place = next(each for each in path.parents if each.exists())
+    free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        yield Finding(
+            check="trace", verdict="bad", seen=f"{place} cannot be written to",
+            remedy="give another trace.path; under systemd one in the state directory, or name it in ReadWritePaths=",
+        )  # fmt: skip
+    elif free < wanted:
+        yield Finding(
+            check="trace", verdict="warning", seen=f"{path}: {size(free)} free, {size(wanted)} wanted",
+            remedy="make room, or lower trace.max_bytes",
+        )  # fmt: skip
+    else:
+        yield Finding(check="trace", verdict="good", seen=f"{path}")
 
 
 def check_bootstrap(config: Config, folder: Path) -> Iterator[Finding]:

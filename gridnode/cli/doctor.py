@@ -50,6 +50,7 @@ def examine(options: argparse.Namespace) -> "Iterator[Finding]":
     yield from checks.check_state(folder)
     if not checks.is_running(folder):
         yield from checks.check_ports(config)
+    yield from checks.check_trace(config, folder)
     yield from checks.check_bootstrap(config, folder)
     yield checks.check_runtime()
 

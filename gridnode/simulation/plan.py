@@ -74,6 +74,20 @@ _COMMON: Final = (
 )  # fmt: skip
 
 
+SENT_MAX_BYTES: Final = 1 << 30
+"""What waits for other processes, at most: each run is sent with all of its jobs, about 50 bytes for each."""
+
+
+def _check_size(tasks: Sequence[Task], replications: int) -> None:
+    """Refuse what would fill the memory before the first run begins."""
+    sent_bytes = replications * sum(len(msgspec.msgpack.encode(each)) for each in tasks[::replications])
+    if sent_bytes > SENT_MAX_BYTES:
+        raise SimulationInputError(
+            f"{len(tasks)} runs of this recording are {sent_bytes >> 20} MiB to be sent to processes, at most "
+            f"{SENT_MAX_BYTES >> 20}; take its end with --last SECONDS, fewer --replications, or --jobs 1"
+        )
+
+
 def plan(
     scenario: Scenario,
     what_ifs: Sequence[str],
@@ -113,6 +127,8 @@ def plan(
         for _, each in variants
         for seed in seeds_of(base, replications)
     ]
+    if executor is not None or jobs > 1:
+        _check_size(tasks, replications)
     found = run_all(tasks, executor=executor, jobs=jobs, progress=progress)
     runs = [found[place * replications : (place + 1) * replications] for place in range(len(variants))]
     return Plan(

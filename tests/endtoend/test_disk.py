@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from gridnode.simulation.recorded import read_recording
+
 pytestmark = pytest.mark.slow
 
 HOLD = 'cd "$2" && mount -t tmpfs -o mode=700,size="$1" tmpfs "$0" && cp -a . "$0" && echo up && exec sleep 600'
@@ -129,6 +131,33 @@ def test_a_state_directory_that_cannot_be_written_ends_no_work_and_loses_nothing
         node.start(share=0.3, under=disk.enter).wait_ready()
         assert node.ask()["epoch"] == 2
         wait_until(lambda: node.ask()["root_version"] == 2)
+        assert node.stop() == 0
+
+
+@needs_mounts
+def test_a_trace_that_cannot_be_written_is_an_alarm_and_no_work_is_lost(real_grid, model_input, wait_until, tmp_path):
+    node, folder = real_grid.join("n5"), tmp_path / "disk"
+    folder.mkdir()
+    path = folder / "jobs.trace"
+    with Disk(folder, "256k", folder) as disk:
+        node.start(under=disk.enter, settings=(f"trace.path={path}",)).wait_ready().wait_peers(1)
+        work(node, model_input, rounds=2)
+        wait_until(lambda: b"answered" in disk.run("cat", path))
+        disk.fill()
+        wait_until(lambda: work(node, model_input) and "trace_failed" in node.log_text())
+        assert "No space left on device" in node.log_text()
+        assert node.ask()["health"] == "ok"
+        assert node.stop() == 0
+        assert node.log_text().count("trace_failed") == 1
+        # What half of the last write left was taken back.
+        copy = tmp_path / "copy.trace"
+        copy.write_bytes(disk.run("cat", path))
+        found = read_recording(copy)
+        assert (len(found.jobs) > 0, found.cut_bytes) == (True, 0)
+        disk.remount("ro")
+        node.start(under=disk.enter, settings=(f"trace.path={path}",)).wait_ready()
+        assert work(node, model_input)
+        wait_until(lambda: "Read-only file system" in node.log_text())
         assert node.stop() == 0
 
 

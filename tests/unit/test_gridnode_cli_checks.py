@@ -1,6 +1,7 @@
 """The checks of `gridnode doctor` find what they look for."""
 
 import fcntl
+import os
 import socket
 
 from gridnode.cli import checks
@@ -68,3 +69,21 @@ def test_one_bootstrap_node_that_answers_is_enough(tmp_path):
     [finding] = checks.check_bootstrap(config, tmp_path)
     assert finding.verdict == "warning"
     assert "firewall" in finding.remedy
+
+
+def test_a_trace_needs_a_place_and_room(tmp_path):
+    def found(path, **more):
+        config = load_config(None, environment={}, flags={"trace": {"path": str(path)} | more})
+        return list(checks.check_trace(config, tmp_path))
+
+    assert found("") == []
+    assert [each.verdict for each in found("jobs.trace")] == ["good"]
+    assert [each.verdict for each in found("deep/er/jobs.trace")] == ["good"]
+    (tmp_path / "notes").write_text("dear diary")
+    [alien] = found("notes")
+    assert (alien.verdict, "is no trace" in alien.seen) == ("bad", True)
+    [blocked] = found("notes/jobs.trace")
+    assert blocked.verdict == "bad"
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    if free < 1 << 30:
+        assert [each.verdict for each in found("jobs.trace", max_bytes=1 << 30)] == ["warning"]

@@ -8,6 +8,7 @@ import pytest
 
 from gridnode.cli.main import main
 from gridnode.simulation.load import SimulationInputError, load
+from gridnode.simulation.plan import plan
 from gridnode.simulation.recorded import RecordingError, read_recording
 from gridnode.simulation.recordedload import load_of
 from gridnode.simulation.timeline import on_one_clock
@@ -435,3 +436,10 @@ def test_a_plan_that_cannot_be_made_says_why(street, capsys, arguments, said):
         code = exit_.code
     assert code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_plan_that_would_fill_the_memory_says_what_to_take_less_of(street, monkeypatch):
+    scenario = fleet(*street).scenario
+    monkeypatch.setattr("gridnode.simulation.plan.SENT_MAX_BYTES", 100_000)
+    with pytest.raises(SimulationInputError, match=r"40 runs of this recording are 0 MiB.*--last SECONDS"):
+        plan(scenario, ["box-1"], replications=20, jobs=2)
