@@ -23,6 +23,8 @@ from simulator.results import NodeResult, Result, Series
 from simulator.statistics import Estimate
 
 REPORT: Final = "report.html"
+WORDS_LONG: Final = 26
+"""Characters of a cell that may go on in the next line."""
 NODES_LISTED: Final = 40
 """Rows of a table of nodes; more are summed up by device."""
 
@@ -224,6 +226,8 @@ def _distribution(runs: Sequence[Result]) -> str:
 
 
 def _run(run: Result) -> str:
+    if not run.submitted:
+        return f"<p>No job came in after the warm-up.</p>{_nodes(run)}{_proof(run)}"
     parts = [] if not run.answered else [_stages(run)]
     busy, backlog = busy_rows(run), backlog_rows(run)
     if busy.rows:
@@ -320,8 +324,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) 
     cells = "".join(f"<th{' class=w' if place < left else ''}>{name}</th>" for place, name in enumerate(head))
     body = "".join(
         "<tr>"
-        + "".join(f"<td{' class=w' if place < left else ''}>{cell}</td>" for place, cell in enumerate(row))
+        + "".join(_words(cell) if place < left else f"<td>{cell}</td>" for place, cell in enumerate(row))
         + "</tr>"
         for row in rows
     )
     return f"<div class=scroll><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _words(cell: str) -> str:
+    """Return a cell of words."""
+    return f'<td class="w long">{cell}</td>' if len(cell) > WORDS_LONG else f"<td class=w>{cell}</td>"

@@ -2,9 +2,10 @@
 
 import importlib.util
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from gridnode.simulation.condense import Rows, backlog_rows, busy_rows, flow_rows
 from simulator.report import Comparison
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 HOW_TO_INSTALL: Final = "PNG plots need matplotlib: pip install matplotlib; the HTML report does without"
 DPI: Final = 140
+DECADE: Final = 10.0
+"""Values of a parameter that are this factor apart are drawn on a logarithmic axis."""
+NAME_WIDTH: Final = 24
+"""Characters of a policy's name in a line."""
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6fb0", "#6b7680")
 """Okabe and Ito's, as in the HTML report."""
 
@@ -58,9 +63,9 @@ def write(runs: Sequence[Result], directory: Path, *, comparison: Comparison | N
     return [_save(directory / name, draw) for name, draw, is_wanted in drawn if is_wanted]
 
 
-def write_sweep(found: "Sweep", directory: Path, quantity: str = "mean_s") -> list[Path]:
-    """Draw a quantity over the first parameter, where that is a number; a line per policy and other parameters."""
-    series = sweep_lines(found, quantity)
+def write_sweep(found: "Sweep", directory: Path) -> list[Path]:
+    """Draw means over the first parameter, where that is a number; a line per policy and other parameters."""
+    series = sweep_lines(found, "mean_s")
     if not series or not is_available():
         return []
 
@@ -69,10 +74,16 @@ def write_sweep(found: "Sweep", directory: Path, quantity: str = "mean_s") -> li
             xs, ys, halves = zip(*points, strict=True)
             bars = [half if math.isfinite(half) else 0.0 for half in halves]
             axes.errorbar(xs, ys, yerr=bars, label=name, color=COLOURS[number % len(COLOURS)], capsize=3, marker="o")
-        axes.set_yscale("log")
+        places = sorted({x for _, points in series for x, *_ in points})
+        if places[0] > 0 and places[-1] >= DECADE * places[0]:
+            axes.set_xscale("log")
+        axes.set_xticks(places, [f"{x:g}" for x in places])
+        axes.minorticks_off()
+        _seconds_axis(axes, "y")
         axes.set_xlabel(found.keys[0])
-        axes.set_ylabel(quantity)
-        axes.legend(fontsize=8)
+        axes.set_ylabel("mean sojourn time")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 
     return [_save(directory / "sweep.png", draw)]
 
@@ -160,14 +171,16 @@ def _offload(axes: "Axes", run: Result) -> None:
     axes.set_title(f"where jobs came in, and where they ran{note}", fontsize=9)
 
 
-def _seconds_axis(axes: "Axes") -> None:
-    """Make the x axis one of times, logarithmic."""
+def _seconds_axis(axes: "Axes", name: Literal["x", "y"] = "x") -> None:
+    """Make an axis one of times, logarithmic."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    (axes.set_xscale if name == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(EngFormatter(unit="s"))
+    axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis=name, labelsize=8)
 
 
 def _place(number: int, names: Sequence[str]) -> float:
@@ -188,7 +201,8 @@ def _policies(axes: "Axes", comparison: Comparison) -> None:
         if at_s is not None:
             axes.axvline(at_s, linestyle=style, color="gray", label=name)
     _seconds_axis(axes)
-    axes.set_yticks([-number for number in range(len(rows))], [row.policy for row in rows])
+    names = [textwrap.fill(row.policy, NAME_WIDTH) for row in rows]
+    axes.set_yticks([-number for number in range(len(rows))], names, fontsize=8)
     axes.set_xlabel("mean sojourn time, with 95 % intervals")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

@@ -30,7 +30,7 @@ svg .frame{fill:none;stroke:var(--line);stroke-width:.6}svg .ribbon{fill-opacity
 .key i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:6px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13.5px;width:100%}
 th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--dim);font-weight:600}.w{text-align:left;white-space:normal;overflow-wrap:break-word;min-width:5em}
+th{color:var(--dim);font-weight:600}.w{text-align:left}.long{white-space:normal;overflow-wrap:break-word;min-width:15em}
 td i{color:var(--dim);font-style:normal;font-size:12px;
 display:block;line-height:1.2}
 tbody tr:hover{background:var(--card)}details{margin:14px 0;border-top:1px solid var(--line);padding-top:10px}

@@ -16,8 +16,6 @@ DRAWN: Final = (
     ("within", "Answered within the deadline", "share of the jobs"),
 )
 """Quantity, caption and label of its axis."""
-DECADE: Final = 10.0
-"""Values of a parameter that are this factor apart are drawn on a logarithmic axis."""
 
 SHARES: Final = ("within", "refused")
 
@@ -40,7 +38,7 @@ def render(found: Sweep) -> str:
         f"combinations, {found.replications} replications of each under the same seeds; means with 95 % intervals</p>"
         "</header>"
     ]
-    parts += [_chart(found, *each) for each in DRAWN]
+    parts += [_chart(found, *each) for each in DRAWN] if _is_numeric(found) else [_rows(found)]
     head = [*found.keys, "policy", "load", "mean", "p95", "p99", "in time", "refused", "bound"]
     rows = []
     for point in found.points:
@@ -61,6 +59,20 @@ def render(found: Sweep) -> str:
     return page(f"{found.scenario} – sweep", parts)
 
 
+def _is_numeric(found: Sweep) -> bool:
+    """Return whether the first parameter can be an axis."""
+    return bool(plots.sweep_lines(found, "mean_s"))
+
+
+def _rows(found: Sweep) -> str:
+    """Draw the means of all combinations, a row each, where no parameter can be an axis."""
+    rows = []
+    for point in found.points:
+        value, texts = point.values["mean_s"], [str(point.parameters[key]) for key in found.keys]
+        rows.append((", ".join([*texts, point.policy]), value.low, value.mean, value.high))
+    return figure(charts.intervals(rows, label="with 95 % intervals"), "Mean sojourn time")
+
+
 def _chart(found: Sweep, quantity: str, caption: str, label: str) -> str:
     lines = plots.sweep_lines(found, quantity)
     xs = [x for _, points in lines for x, *_ in points]
@@ -69,7 +81,7 @@ def _chart(found: Sweep, quantity: str, caption: str, label: str) -> str:
         lines,
         x_label=found.keys[0] if found.keys else "",
         y_label=label,
-        log_x=bool(xs) and min(xs) > 0 and max(xs) >= DECADE * min(xs),
+        log_x=bool(xs) and min(xs) > 0 and max(xs) >= plots.DECADE * min(xs),
         log_y=is_time,
         y_high=None if is_time else 1.0,
         is_measured=True,

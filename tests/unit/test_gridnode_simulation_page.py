@@ -104,7 +104,9 @@ def test_names_cannot_break_the_page(pilot):
 def test_a_run_without_jobs_makes_a_page_too(tmp_path):
     empty = load("pilot", SHORT | {"sources.0.start_s": 3.9999, "sources.0.load": 0.001})
     result = run(empty)
-    judged(page.render([result]))
+    text = judged(page.render([result]))
+    assert "No job came in after the warm-up." in text
+    assert "<svg" not in text
 
 
 def test_a_folder_that_cannot_be_made_is_named(pilot, tmp_path):
@@ -239,6 +241,18 @@ def test_pairs_are_on_one_axis():
     rings = [float(each) for each in re.findall(r'"ring" cx="([\d.]+)"', text)]
     assert rings == [right, left]
     assert charts.pairs([], label="", text=str) == ""
+
+
+def test_a_sweep_of_words_is_drawn_in_rows():
+    found = sweep("pilot", {"models.0.service": ["constant", "lognormal"]}, changes=SHORT, replications=2)
+    text = judged(sweeppage.render(found))
+    assert text.count("<svg") == 1
+    assert ">constant, capd<" in text
+
+
+def test_long_words_of_a_table_may_go_on_in_the_next_line():
+    text = page.table(["a", "b"], [["x" * 30, "1"], ["x", "y" * 30]])
+    assert text.count("long") == 1
 
 
 @pytest.mark.parametrize(
