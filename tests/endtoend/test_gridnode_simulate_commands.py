@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -100,6 +101,8 @@ def test_out_writes_what_is_said(name, tmp_path):
     done = in_order(*COMMANDS[name][0], "--out", folder)
     written = {path.name for path in folder.iterdir()}
     assert written >= FILES[name]
+    (row,) = re.findall(rf"^\| `{name}` \|(.*?)\|", (ROOT / "docs" / "reports.md").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`(.*?)`", row)) == FILES[name], "docs/reports.md tells the files"
     assert {path for path in written - FILES[name] if not path.endswith(".png")} == set()
     told = {line.removeprefix("wrote ") for line in done.stderr.splitlines() if line.startswith("wrote ")}
     assert told == {str(path) for path in folder.iterdir()}
