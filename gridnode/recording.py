@@ -10,6 +10,7 @@ goes on, and the recorder looks again every minute. Each new beginning is a new 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -199,7 +200,7 @@ class Recorder:
             grid_s=self._grid_s() - sojourn_s,
             models=tuple([buffer.model(each) for each in job.models]),
             priority=job.priority,
-            budget_s=budget_s if budget_s < float("inf") else None,
+            budget_s=budget_s if budget_s < math.inf else None,
             input_bytes=job.input_bytes,
             output_bytes=output_bytes,
             stream=self._veiled(job) if job.stream else "",
@@ -299,7 +300,7 @@ class Recorder:
             while True:
                 is_last = self._is_closing
                 if is_last and self._buffer.is_on:
-                    self._tell_device()
+                    self._tell_device_again()
                 await self._attend()
                 if is_last:
                     break

@@ -27,9 +27,12 @@ from gridnode.tracerecords import (
     NodeRecord,
     Record,
 )
+from simulator.scenario import PRIORITY_MAX
 
 JOBS_MAX: Final = 2_000_000
 """Jobs read from one node's trace: about a gigabyte of memory."""
+BUDGET_MIN_S: Final = 1e-9
+"""In place of budgets that were lost in the digits of the clock."""
 FILE_MAX_BYTES: Final = 1 << 30
 """Largest file that is read; a daemon writes files of half `trace.max_bytes`."""
 
@@ -131,16 +134,22 @@ class _Life:
             case NodeRecord():
                 _number(record.number, self.nodes).append((record.name, record.node))
             case DeviceRecord():
+                if record.slots < 1:
+                    raise ValueError(f"a node with {record.slots} slots")
                 for each in record.models:
-                    self.models[_known(each.model, self.models)]
+                    _known(each.model, self.models)
+                    if not all(map(math.isfinite, (each.mean_s, each.total_s, each.load_s, *each.quantiles_s))):
+                        raise ValueError("a model with a time that is none")
                 self.device = record
             case LostRecord():
                 self.lost += record.jobs
 
     def _check(self, job: JobRecord) -> None:
         times = (job.at_s, job.grid_s, job.sojourn_s)
-        if not all(map(math.isfinite, times)) or (job.budget_s is not None and not job.budget_s > 0):
+        if not all(map(math.isfinite, times)) or (job.budget_s is not None and not job.budget_s >= 0.0):
             raise ValueError("a job with a time that is none")
+        if min(job.input_bytes, job.output_bytes) < 0 or not 0 <= job.priority <= PRIORITY_MAX:
+            raise ValueError("a job with a size or a priority that is none")
         if not job.models:
             raise ValueError("a job without a model")
         for number in job.models:
@@ -311,7 +320,7 @@ def _entries(life: _Life, zero_s: float) -> Iterator[Entry]:
             at_s=zero_s + life.header.clock_s + job.at_s,
             models=tuple([life.models[number][0] for number in job.models]),
             priority=job.priority,
-            budget_s=math.inf if job.budget_s is None else job.budget_s,
+            budget_s=math.inf if job.budget_s is None else max(job.budget_s, BUDGET_MIN_S),
             input_bytes=job.input_bytes,
             output_bytes=job.output_bytes,
             stream=job.stream,

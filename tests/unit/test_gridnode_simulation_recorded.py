@@ -206,6 +206,8 @@ def test_what_a_newer_version_adds_is_passed_over(tmp_path):
         ([header(), TINY, TINY], r"byte \d+: number 0 where 1 was due"),
         ([header(), TINY, record(math.nan)], r"byte \d+: a job with a time that is none; the file is damaged.*head -c"),
         ([header(), TINY, record(1.0, budget_s=-1.0)], r"byte \d+: a job with a time"),
+        ([header(), TINY, record(1.0, priority=4)], r"byte \d+: a job with a size or a priority that is none"),
+        ([header(), TINY, record(1.0, input_bytes=-1)], r"byte \d+: a job with a size or a priority that is none"),
         ([header(), "text"], r"byte \d+: "),
         ([header(), TINY, header("B")], "are of different nodes; put each"),
     ],
@@ -215,6 +217,10 @@ def test_a_file_that_cannot_be_read_says_where_and_what_to_do(tmp_path, records,
     with pytest.raises(RecordingError, match=said) as caught:
         read_recording(path)
     assert "x.trace" in str(caught.value)
+
+
+def test_a_budget_that_was_lost_in_the_digits_of_the_clock_is_a_budget(tmp_path):
+    assert 0 < read_recording(write(tmp_path / "x", header(), TINY, record(1.0, budget_s=0.0))).jobs[0].budget_s < 1e-6
 
 
 def test_a_folder_is_no_trace(tmp_path):
