@@ -348,6 +348,8 @@ class Recorder:
             await trio.to_thread.run_sync(self._put, piece, abandon_on_cancel=True)
             self._buffer.written()
             self._jobs += piece.jobs
+            if piece.is_first:
+                log.info("trace_rotated", limit_bytes=self._limit_bytes)
 
     def _put(self, piece: Piece) -> None:
         """Write, in a thread."""

@@ -22,6 +22,8 @@ def test_each_job_is_recorded_once_where_it_came_in_however_it_went(run_grid, tm
         for name in ("slow", "mid", "fast"):
             statistics = sandbox.nodes[name].running.parts.recorder.statistics()
             assert (statistics.lost, statistics.is_failing) == (0, False)
+        metrics = sandbox.nodes["slow"].running.insight.metrics()
+        assert {"gridnode_trace_failing 0", "gridnode_trace_jobs_lost_total 0"} <= set(metrics.splitlines())
 
     async def submit(sandbox, name, count):
         async with sandbox.program(name) as grid, trio.open_nursery() as nursery:

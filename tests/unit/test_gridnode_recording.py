@@ -178,7 +178,7 @@ def test_the_clock_that_is_set_late_dates_the_whole_life(tmp_path):
     assert times_s == pytest.approx([1e9 + 100.0 + number for number in range(10)])
 
 
-def test_both_files_together_keep_the_bound(tmp_path):
+def test_both_files_together_keep_the_bound(tmp_path, caplog):
     path, limit_bytes = tmp_path / "jobs.trace", 1 << 15
     made = recorder(disk(path, limit_bytes), limit_bytes=limit_bytes)
     sizes = []
@@ -190,7 +190,9 @@ def test_both_files_together_keep_the_bound(tmp_path):
             await trio.sleep(FLUSH_S + 0.1)
             sizes.append([each.stat().st_size for each in (path, before(path)) if each.exists()])
 
-    live(made, act)
+    with caplog.at_level("INFO"):
+        live(made, act)
+    assert "trace_rotated" in caplog.text
     assert len(sizes[-1]) == 2
     assert all(0 < size <= limit_bytes for pair in sizes for size in pair)
     # Each file can be read without the other.
