@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -131,12 +132,17 @@ def _run_there(tasks: Sequence[Task], executor: Executor, progress: Callable[[fl
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[Executor]:
-    """Open a pool; what has not begun when the block ends early never does."""
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    """Open a pool; what has not begun when the block ends early never does, and Ctrl-C ends what has."""
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_end_at_ctrl_c)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_at_ctrl_c() -> None:
+    """Have Ctrl-C, which a terminal sends to all processes of a command, end this one at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def cores() -> int:

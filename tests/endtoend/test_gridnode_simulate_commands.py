@@ -5,9 +5,10 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -124,24 +125,53 @@ def test_one_seed_is_one_run_and_a_trace_changes_nothing(tmp_path):
     assert json.loads(trace.read_text())["otherData"]["seed"] == "x"
 
 
-def test_a_bar_is_shown_to_whoever_watches_and_goes_away(tmp_path):
-    """Standard error is a terminal, standard output a file."""
+@contextmanager
+def watched(out, *arguments):
+    """Run a command whose standard error is a terminal; gives the process and a function that reads on to a text."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-P", "-m", "gridnode", "simulate", "run", "pilot", *SHORT, "--json"]
-    with (tmp_path / "out").open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=theirs, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-P", "-m", "gridnode", "simulate", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with out.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=theirs, env=environment, start_new_session=True)
     os.close(theirs)
-    seen = b""
-    with suppress(OSError):  # Linux: the other side is closed
-        while data := os.read(ours, 65_536):
-            seen += data
-    os.close(ours)
-    assert process.wait(LIMIT_S) == 0
+
+    def read(pattern=None):
+        seen = b""
+        with suppress(OSError):  # Linux: the other side is closed
+            while (pattern is None or not re.search(pattern, seen)) and (data := os.read(ours, 65_536)):
+                seen += data
+        return seen
+
+    try:
+        yield process, read
+    finally:
+        os.close(ours)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(LIMIT_S)
+
+
+def test_a_bar_is_shown_to_whoever_watches_and_goes_away(tmp_path):
+    with watched(tmp_path / "out", "run", "pilot", *SHORT, "--json") as (process, read):
+        seen = read()
+        assert process.wait(LIMIT_S) == 0
     assert "━".encode() in seen
     assert b"pilot" in seen
     assert b"100%" in seen
     assert seen.rstrip().endswith(b"\x1b[2K"), "the bar is wiped out"
     assert json.loads((tmp_path / "out").read_text())["scenario"] == "pilot"
+
+
+def test_ctrl_c_ends_runs_in_other_processes_at_once(tmp_path):
+    """A terminal sends it to all processes of a command; runs of a minute would go on otherwise."""
+    grid = ["--vary", "duration_s=2,4000,4001", "--set", "warm_up_s=1", "--replications", "1", "--jobs", "2"]
+    with watched(tmp_path / "out", "sweep", "pilot", *grid) as (process, read):
+        read(rb"33%")
+        os.killpg(process.pid, signal.SIGINT)
+        seen = read()
+        assert process.wait(5.0) == 130
+    assert b"interrupted" in seen
+    assert b"Traceback" not in seen
 
 
 # ---------------------------------------------------------------- what they refuse
