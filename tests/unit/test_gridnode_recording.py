@@ -113,6 +113,7 @@ def test_outcomes_of_own_programs_are_recorded_and_nothing_personal(tmp_path):
         made.ended(job(2, models=("d2", "d1"), stream="door", client="uid 7"), "deadline", now_s=102.25)
         made.answered(job(3, entry="other"), OWN, now_s=104.0)
         made.ended(job(4, hops=1), "expired", now_s=105.0)
+        made.answered(job(4, hops=1), OWN, now_s=105.0)  # home again
         made.ended(job(5, deadline_s=float("inf"), tenant="them"), "cancelled", now_s=106.0)
 
     live(recorder(disk(path)), act)
@@ -308,6 +309,37 @@ def test_a_full_disk_is_one_alarm_and_the_trace_goes_on_when_there_is_room(tmp_p
     assert len(found.jobs) == made.statistics().jobs
     assert found.lost == made.statistics().lost > 0
     assert len(found.jobs) + found.lost == 60
+
+
+def test_a_start_in_a_file_that_is_nearly_full_begins_another(tmp_path):
+    path, limit_bytes = tmp_path / "jobs.trace", 1 << 15
+
+    async def many(made):
+        for number in range(1000):
+            made.ended(job(number), "deadline", now_s=1e4)
+
+    for _ in range(2):
+        live(recorder(disk(path, limit_bytes), limit_bytes=limit_bytes), many)
+    full = path.read_bytes()
+    path.write_bytes(full + full[-100:] * ((limit_bytes - len(full)) // 100))
+    live(recorder(disk(path, limit_bytes), limit_bytes=limit_bytes), ten)
+    assert before(path).stat().st_size > limit_bytes - 200
+    assert path.stat().st_size < 5000
+
+
+def test_a_disk_that_fails_is_looked_at_once_a_minute():
+    looks = []
+
+    class Gone(MemoryTraceFile):
+        def open(self):
+            looks.append("look")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def act(made):
+        await trio.sleep(10 * RETRY_S)
+
+    live(recorder(Gone()), act)
+    assert 8 <= len(looks) <= 11
 
 
 def test_half_a_write_is_taken_back(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from gridnode.tracerecords import (
     NodeRecord,
     Way,
 )
-from simulator.runner import run
+from simulator.runner import Run, run
 
 encode = msgspec.msgpack.encode
 
@@ -125,6 +125,23 @@ def test_a_scenario_replays_all_that_was_recorded(traces):
     result = run(loaded)
     assert (result.submitted, result.answered) == (5, 5)
     assert [node.submitted for node in result.nodes] == [2, 3]
+
+
+def test_a_replayed_job_is_the_recorded_one(traces):
+    frame = record(0.0, priority=3, output_bytes=777, input_bytes=333, stream="aa", newest_wins=True, budget_s=1.5)
+    write(traces / "a.trace", header(), TINY, frame, record(9.0, output_bytes=0))
+    text = SCENARIO.replace('["a.trace", "b.trace"]', '"a.trace"').replace('"tiny"\n', '"tiny"\noutput_bytes = 55\n')
+    under_way = Run(load(scenario(traces, text)))
+    jobs = []
+    for at_s in (0.01, 9.01):
+        under_way.advance(at_s)
+        (client,) = under_way.world.open
+        jobs.append(client.job)
+    first, second = jobs
+    assert (first.entry, first.models, first.priority, first.input_bytes) == ("board0", ("tiny",), 3, 333)
+    assert (first.output_bytes, first.stream, first.frame, first.newest_wins) == (777, "aa", 1, True)
+    assert first.deadline_s - first.arrival_s == pytest.approx(1.5)
+    assert (second.output_bytes, second.stream, second.frame) == (55, "", 0)
 
 
 def test_the_scenario_may_say_where_recorded_nodes_are(traces):
