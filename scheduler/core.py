@@ -69,7 +69,7 @@ from scheduler.records import Decision, Statistics
 from scheduler.residency import Load
 from scheduler.snapshot import PeerSnapshot, snapshot_peers
 from scheduler.stealing import Stealing
-from scheduler.timers import Alarm
+from scheduler.timers import NEVER, Alarm
 from scheduler.types import NodeId, PeerState, Reason
 from scheduler.view import Liveness
 from scheduler.workbench import Workbench
@@ -349,7 +349,7 @@ class Core:
             why = Reason.LOST if was_lost else Reason.EXPIRED
             self._placement.end(record, why=why, estimate_s=None, reason="its deadline has passed")
             return
-        due_s = record.job.deadline_s if config.placement.expire else float("inf")
+        due_s = record.job.deadline_s if config.placement.expire else NEVER
         if record.origin is not None:
             if now_s >= record.report_at_s:
                 self._report(record)

@@ -1,7 +1,5 @@
 """What comes in: jobs of own clients, jobs and offers of peers, cancellations, and the wish to stop."""
 
-from math import inf
-
 import msgspec
 
 from scheduler.actions import Accept, Drained, NackOffer
@@ -12,6 +10,7 @@ from scheduler.jobs import JobRecord, Reservation, Stage
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
 from scheduler.placement import Placement
+from scheduler.timers import NEVER
 from scheduler.types import Job, NodeId, Reason
 from scheduler.workbench import Workbench
 
@@ -73,7 +72,7 @@ class Intake:
         ledger, job, handle, origin = self._ledger, event.job, event.handle, event.origin
         if handle in ledger.jobs:
             raise ValueError(f"handle {handle} is in use; the driver mints a new one per arrival")
-        if job.deadline_s == inf:
+        if job.deadline_s == NEVER:
             deadline_s = ledger.now_s + ledger.config.placement.default_deadline_s
             job = msgspec.structs.replace(job, deadline_s=deadline_s)
         record = JobRecord(
@@ -172,7 +171,7 @@ class Intake:
     def _set_watch(self, record: JobRecord) -> None:
         """Have a job looked after at its deadline, and a peer's before that to tell its origin of it."""
         ledger = self._ledger
-        due_s = record.job.deadline_s if self._expires else inf
+        due_s = record.job.deadline_s if self._expires else NEVER
         if record.origin is not None:
             record.report_at_s = ledger.now_s + self._acknowledge_s
             due_s = min(due_s, record.report_at_s)

@@ -1,9 +1,8 @@
 """What the core keeps of jobs and commands. Plain objects with slots, since they change all the time; no decisions."""
 
-from math import inf
 from typing import TYPE_CHECKING, Final
 
-from scheduler.timers import Timed
+from scheduler.timers import NEVER, Timed
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class JobRecord(Timed):
         self.shipments: list[Shipment] = []
         """Open commands at peers: one, or two after a silence."""
         self.acknowledged = False
-        self.due_s = inf
+        self.due_s = NEVER
         """When it is looked after next: a report to its origin, or its deadline."""
         self.report_at_s = 0.0
         """When the origin, a peer, is to hear of it next."""
@@ -147,7 +146,7 @@ class Shipment(Timed):
         self.covered = False
         """Whether the peer's state counts it already."""
         self.is_silent = False
-        self.due_s = inf
+        self.due_s = NEVER
         """When the next word about it is overdue."""
 
 
@@ -161,7 +160,7 @@ class Reservation(Timed):
         self.peer_id = peer_id
         self.input_bytes = input_bytes
         self.service_s = service_s
-        self.due_s = inf
+        self.due_s = NEVER
 
 
 class Inquiry(Timed):
@@ -175,7 +174,7 @@ class Inquiry(Timed):
         self.reason = reason
         self.open: set[int] = set()
         """Questions without an answer."""
-        self.due_s = inf
+        self.due_s = NEVER
 
 
 class Run:

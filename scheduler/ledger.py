@@ -6,7 +6,6 @@ decides nothing.
 
 import random
 from collections import Counter, deque
-from math import inf
 from typing import Final
 
 from scheduler.actions import Action, Cancel, Nack, Reject, Reply
@@ -15,7 +14,7 @@ from scheduler.estimate import TokenBucket, Uplink
 from scheduler.jobs import Inquiry, JobRecord, Reservation, Run, Shipment, Stage
 from scheduler.queue import LocalQueue, Streams
 from scheduler.records import Decision
-from scheduler.timers import Timers
+from scheduler.timers import NEVER, Timers
 from scheduler.types import ModelDigest, NodeId, PeerState, Reason
 from scheduler.view import View
 
@@ -133,7 +132,7 @@ class Ledger:
         if record.stage <= Stage.PARKED:
             self.withdraw(record)
         record.stage = Stage.DONE
-        record.due_s = inf
+        record.due_s = NEVER
         if record.shipments:
             for shipment in record.shipments:
                 self._drop(shipment)
@@ -185,7 +184,7 @@ class Ledger:
 
     def _drop(self, shipment: Shipment) -> None:
         del self.shipments[shipment.command]
-        shipment.due_s = inf
+        shipment.due_s = NEVER
         shipment.peer.drop_shipment(shipment)
 
     # Room kept for accepted offers.
@@ -202,7 +201,7 @@ class Ledger:
         reservation = self.reservations.pop(offer, None)
         if reservation is None:
             return None
-        reservation.due_s = inf
+        reservation.due_s = NEVER
         self.reserved_bytes -= reservation.input_bytes
         self.reserved_s = self.reserved_s - reservation.service_s if self.reservations else 0.0
         return reservation

@@ -5,9 +5,12 @@ its time; nothing is searched for and removed.
 """
 
 from heapq import heapify, heappop, heappush
-from math import inf
+from typing import Final
 
-_COMPACT_AT = 1024
+NEVER: Final = float("inf")
+"""When something is due that need not be looked after."""
+
+_COMPACT_AT: Final = 1024
 """Entries at which those that no longer count are dropped: far deadlines of jobs long done must not pile up."""
 
 
@@ -27,7 +30,7 @@ class Alarm(Timed):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.due_s = inf
+        self.due_s = NEVER
 
 
 class Timers:
@@ -45,7 +48,7 @@ class Timers:
         if due_s == target.due_s:
             return
         target.due_s = due_s
-        if due_s == inf:
+        if due_s == NEVER:
             return
         self._sequence += 1
         heap = self._heap
@@ -71,6 +74,6 @@ class Timers:
         while heap and heap[0][0] <= now_s:
             due_s, _, target = heappop(heap)
             if target.due_s == due_s:
-                target.due_s = inf
+                target.due_s = NEVER
                 return target
         return None

@@ -14,7 +14,7 @@ from scheduler.jobs import JobRecord, Run, Stage
 from scheduler.ledger import Ledger
 from scheduler.queue import Waiting
 from scheduler.residency import Residency
-from scheduler.timers import Alarm
+from scheduler.timers import NEVER, Alarm
 from scheduler.types import Job, ModelDigest, Reason
 
 _OVERDUE_SHARE = 0.1
@@ -73,7 +73,7 @@ class Workbench:
         if not runs:
             return 0.0, 0.0
         now_s = self._ledger.now_s
-        least_s, sum_s = float("inf"), 0.0
+        least_s, sum_s = NEVER, 0.0
         for run in runs.values():
             rest_s = run.started_s + run.expected_s - now_s
             overdue_s = _OVERDUE_SHARE * run.expected_s

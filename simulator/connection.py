@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from simulator.messages import SEGMENT_BYTES
 from simulator.network import Network
-from simulator.ways import Direction
+from simulator.ways import Call, Direction
 
 HANDSHAKE_BYTES: Final = ((60, 60), (221, 1828), (1722, 139))
 """Bytes there and back in the round trips of TCP (SYN), of TLS 1.3 (ClientHello; the server's certificates), and of the
@@ -62,21 +62,21 @@ class Connection:
         """Whether sizes matter to the server's side, or to the asker's."""
         return self._out.is_limited or self._back.is_limited
 
-    def ask(self, size_bytes: int, call: Callable[..., object], *args: Any) -> None:  # noqa: ANN401
+    def ask(self, size_bytes: int, call: Call, *args: Any) -> None:  # noqa: ANN401
         """Send a message from asker to server."""
         if not self.asker_broken:
             self._out.send(size_bytes, self._at_server, call, args)
 
-    def answer(self, size_bytes: int, call: Callable[..., object], *args: Any) -> None:  # noqa: ANN401
+    def answer(self, size_bytes: int, call: Call, *args: Any) -> None:  # noqa: ANN401
         """Send a message from server to asker."""
         if not self.server_broken:
             self._back.send(size_bytes, self._at_asker, call, args)
 
-    def _at_server(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def _at_server(self, call: Call, args: tuple[Any, ...]) -> None:
         if not self.server_broken:
             call(*args)
 
-    def _at_asker(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def _at_asker(self, call: Call, args: tuple[Any, ...]) -> None:
         if not self.asker_broken:
             call(*args)
 

@@ -6,7 +6,7 @@ has had its outcome, nobody waits for the answers any more and the jobs are canc
 
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -15,6 +15,7 @@ from scheduler.types import Job, PeerState, Reason
 from simulator import messages
 from simulator.answers import Answer, Failure
 from simulator.entries import Answerer, Entry, Hearer
+from simulator.ways import Call
 
 if TYPE_CHECKING:
     from simulator.node import SimNode
@@ -43,13 +44,13 @@ class JobAnswerer(Answerer):
         talk = self._talk
         covered = talk.covered()
         size = messages.job_accepted(self._key, self._attempt, covered, state) if talk.is_limited else 0
-        talk.say(size, talk.hearer.hear_accepted, self._key, covered, state)
+        talk.say(size, talk.hearer.hear_accepted, (self._key, covered, state))
 
     def progress(self, state: PeerState) -> None:
         """Send a progress report."""
         talk = self._talk
         size = messages.job_progress(self._key, self._attempt, state) if talk.is_limited else 0
-        talk.say(size, talk.hearer.hear_progress, self._key, state)
+        talk.say(size, talk.hearer.hear_progress, (self._key, state))
 
     def answer(self, answer: Answer, state: PeerState) -> None:
         """Send the result."""
@@ -58,7 +59,7 @@ class JobAnswerer(Answerer):
         if talk.is_limited:
             parts = (answer.model, answer.node, answer.hops, talk.result_bytes, answer.output_bytes)
             size = messages.job_result(self._key, self._attempt, state, answer=parts)
-        talk.end(self._key, size, talk.hearer.hear_result, self._key, answer, state)
+        talk.end(self._key, size, talk.hearer.hear_result, (self._key, answer, state))
 
     def fail(self, failure: Failure, state: PeerState, estimate_s: float | None) -> None:
         """Send the failure; one with an estimate is a refusal, which the sender may use."""
@@ -70,7 +71,7 @@ class JobAnswerer(Answerer):
         if talk.is_limited:
             text = failure.message[:1024]
             size = messages.job_failed(self._key, self._attempt, failure.reason.value, text, state)
-        talk.end(self._key, size, talk.hearer.hear_failed, self._key, failure, state)
+        talk.end(self._key, size, talk.hearer.hear_failed, (self._key, failure, state))
 
     def give_back(self, reason: Reason, state: PeerState, estimate_s: float | None) -> None:
         """Send a refusal."""
@@ -79,7 +80,7 @@ class JobAnswerer(Answerer):
         size = 0
         if talk.is_limited:
             size = messages.job_refused(self._key, self._attempt, reason.value, told_s, state)
-        talk.end(self._key, size, talk.hearer.hear_refused, self._key, reason, told_s, state)
+        talk.end(self._key, size, talk.hearer.hear_refused, (self._key, reason, told_s, state))
 
 
 class Conversation:
@@ -109,8 +110,7 @@ class Conversation:
         self._send = send
         self._is_live = is_live
         self._handles: dict[bytes, int] = {}
-        # Any: a message is a size, a call and its arguments, whatever they are.
-        self._outbox: list[tuple[Any, ...]] = []
+        self._outbox: list[tuple[int, Call, tuple[object, ...]]] = []
         self.hearer = hearer
         self.is_limited = node.endpoint.to(peer).is_limited
         """Whether sizes matter."""
@@ -159,20 +159,20 @@ class Conversation:
         """Send what had to wait, and from now on everything at once."""
         self._is_live = True
         outbox, self._outbox = self._outbox, []
-        for message in outbox:
-            self._send(*message)
+        for size_bytes, call, args in outbox:
+            self._send(size_bytes, call, *args)
 
-    def say(self, *message: Any) -> None:  # noqa: ANN401
-        """Send a report: size, call at the other side, its arguments."""
+    def say(self, size_bytes: int, call: Call, args: tuple[object, ...]) -> None:
+        """Send a report: its size, a call at the other side, and its arguments."""
         if self._is_live:
-            self._send(*message)
+            self._send(size_bytes, call, *args)
         else:
-            self._outbox.append(message)
+            self._outbox.append((size_bytes, call, args))
 
-    def end(self, key: bytes, *message: Any) -> None:  # noqa: ANN401
+    def end(self, key: bytes, size_bytes: int, call: Call, args: tuple[object, ...]) -> None:
         """Send a job's outcome."""
         del self._node.waited_for[self._peer][self._handles.pop(key)]
-        self.say(*message)
+        self.say(size_bytes, call, args)
 
     def cancel(self, key: bytes) -> None:
         """Tell the core that nobody wants an answer for a key; one that has ended is left."""

@@ -13,6 +13,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from simulator.draws import lognormal
+
 
 class ServiceTime(Protocol):
     """A distribution of times."""
@@ -90,8 +92,7 @@ class Lognormal(msgspec.Struct, frozen=True):
 
     def draw_s(self, rng: random.Random) -> float:
         """Draw a time in seconds."""
-        variance = math.log1p(self.cv**2)
-        return rng.lognormvariate(math.log(self.mean_s) - variance / 2, math.sqrt(variance))
+        return lognormal(rng, self.mean_s, self.cv)
 
 
 _NORMAL_P99: Final = 2.3263478740408408

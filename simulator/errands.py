@@ -121,13 +121,13 @@ class SendErrand:
         body_bytes = self._entry.body_bytes
         state = node.own_state()
         server = node.peers[self._peer].inbound
-        if isinstance(action, Offer):
-            size = messages.job_offer(job, state, body_bytes) if connection.is_limited else 0
-            connection.ask(size, server.on_offer, connection, self, job, budget_s, body_bytes, estimate_s, state)
-        else:
+        if isinstance(action, Send):
             self._sent = True
             size = messages.job_send(job, state, body_bytes) if connection.is_limited else 0
             connection.ask(size, server.on_job, connection, self, job, budget_s, body_bytes, estimate_s)
+        else:
+            size = messages.job_offer(job, state, body_bytes) if connection.is_limited else 0
+            connection.ask(size, server.on_offer, connection, self, job, budget_s, body_bytes, estimate_s, state)
 
     def on_unreachable(self) -> None:
         """Tell the core that nothing of the job can be there."""

@@ -305,7 +305,7 @@ class Machine:
         del self._running[command]
         if len(run.entries) == 1:
             first = run.outcomes[run.entries[0].handle]
-            if isinstance(first, Failure):
+            if not isinstance(first, Answer):
                 self._node.post(ServiceFailed(command=command, reason=first.reason), first)
                 return
         self._node.post(ServiceFinished(command=command, service_s=run.service_s), run.outcomes)

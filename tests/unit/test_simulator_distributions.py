@@ -91,3 +91,13 @@ def test_quantiles_are_hit():
 def test_values_without_a_meaning_are_refused(make):
     with pytest.raises(ValueError, match=r"must|needed|take"):
         make()
+
+
+@pytest.mark.parametrize("cv", [0.05, 0.2, 3.0])
+def test_lognormal_draws_are_those_of_the_standard_library_to_the_last_bit(cv):
+    ours, theirs = random.Random("7"), random.Random("7")
+    variance = math.log1p(cv**2)
+    for _ in range(1000):
+        drawn = theirs.lognormvariate(math.log(0.263) - variance / 2, math.sqrt(variance))
+        assert Lognormal(0.263, cv).draw_s(ours) == drawn
+    assert ours.random() == theirs.random()
