@@ -299,6 +299,22 @@ def is_known(name: str) -> bool:
     return name.partition("(")[0].strip() in _MAKERS
 
 
+def check(name: str) -> None:
+    """Check a name that is known, with its arguments, without a world.
+
+    Raises
+    ------
+    OraclePolicyError
+        For one that does not end, or an argument that is unknown or out of range.
+    """
+    match = _NAME.fullmatch(name.strip())
+    if match is None:
+        raise OraclePolicyError(f"{name!r} is no policy; write NAME or NAME(key=value, ...)")
+    given = _arguments(match[1], match[2] or "")
+    _sample(match[1], given.get("d", "2"))
+    _period_s(given.get("period", "2"))
+
+
 def tune(base: CoreConfig, *, nodes: int) -> CoreConfig:
     """Return the configuration under which such a policy sees every node and alone decides.
 

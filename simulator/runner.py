@@ -13,7 +13,6 @@ import msgspec
 
 from scheduler.actions import Action
 from scheduler.config import CoreConfig
-from scheduler.policy import Policy
 from scheduler.types import SchedulerError
 from scheduler.variants import configure
 from simulator import oracle
@@ -100,7 +99,7 @@ class Run:
             until_s=scenario.duration_s,
             failover=True,
             observer=_joined(watchers),
-            policy=lambda world: shared_policy(scenario, world),
+            policy=lambda world: oracle.make(scenario.policy, world),
         )
         neighbours = wire(self.world, scenario)
         self._sampler = Sampler(self.world, scenario)
@@ -179,20 +178,15 @@ def core_config(scenario: Scenario) -> CoreConfig:
     Raises
     ------
     ScenarioError
-        When there is no such policy.
+        When there is no such policy, or it has no such argument.
     """
     name = scenario.policy
-    if oracle.is_known(name):
-        return oracle.tune(scenario.core, nodes=len(scenario.node_names))
     try:
+        if oracle.is_known(name):
+            oracle.check(name)
+            return oracle.tune(scenario.core, nodes=len(scenario.node_names))
         return configure(scenario.core, name)
-    except (ValueError, SchedulerError) as error:
-        raise ScenarioError(f"{error}; of the simulator alone: {', '.join(oracle.names())}", ("policy",)) from None
-
-
-def shared_policy(scenario: Scenario, world: World) -> Policy | None:
-    """Return the policy with the simulator's knowledge that all cores share; None where it is another kind."""
-    try:
-        return oracle.make(scenario.policy, world)
     except oracle.OraclePolicyError as error:
         raise ScenarioError(str(error), ("policy",)) from None
+    except (ValueError, SchedulerError) as error:
+        raise ScenarioError(f"{error}; of the simulator alone: {', '.join(oracle.names())}", ("policy",)) from None

@@ -209,6 +209,8 @@ def test_a_broken_file_is_told_by_line_key_value_and_range(tmp_path, text, said)
         (["run", "pilot", "--out", "file/x"], "file/x cannot be written to: Not a directory; give another"),
         (["run", "pilot", "--trace-out", "none/x.json"], "none/x.json cannot be written: No such file"),
         (["compare", "pilot", "--policy", "capd", "--policy", "nope"], "no policy is named 'nope'"),
+        (["compare", "pilot", "--policy", "perfect_jsq(x=1)"], "perfect_jsq has no argument 'x'; it takes: d"),
+        (["run", "pilot", "--policy", "oracle(d=2"], "'oracle(d=2' is no policy; write NAME or NAME(key=value, ...)"),
         (["compare", "pilot", "--replications", "-1"], "'-1' is no whole number from 1 to 10000"),
         (["compare", "pilot", "--out", "file"], "file cannot be written to: File exists; give another folder"),
         (["sweep", "pilot", "--vary", "sources.0.load"], "--vary 'sources.0.load' is no key=value,value"),
