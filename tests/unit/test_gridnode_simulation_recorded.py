@@ -25,6 +25,7 @@ from gridnode.tracerecords import (
     NodeRecord,
     Way,
 )
+from scheduler.config import CoreConfig
 from simulator.runner import Run, run
 
 encode = msgspec.msgpack.encode
@@ -347,6 +348,19 @@ def test_nodes_of_one_name_and_strange_names_are_told_apart(tmp_path):
     first = write(tmp_path / "1", header("PEER0001", "3rd floor"), TINY, account(), record(0.0))
     second = write(tmp_path / "2", header("PEER0002", "3rd floor"), TINY, account(), record(1.0))
     assert fleet(first, second).scenario.node_names == ("n3rd_floor.PEER0001", "n3rd_floor.PEER0002")
+
+
+def test_the_recorded_settings_hold_where_they_are_understood(tmp_path):
+    settings = {"placement": {"slack": 0.5}}
+    path = write(tmp_path / "x", header(scheduler=settings, policy="jsq(d=2)"), TINY, account(rtt_s=None), record(0.0))
+    scenario = fleet(path).scenario
+    assert (scenario.core.placement.slack, scenario.core.explain, scenario.policy) == (0.5, False, "jsq(d=2)")
+    write(path, header(scheduler={"nonsense": 1}, policy="of tomorrow"), TINY, account(), record(0.0))
+    found = fleet(path)
+    assert (found.scenario.core, found.scenario.policy) == (CoreConfig(explain=False), "capd")
+    told = "\n".join(found.notes)
+    assert "its scheduler settings are not of this version" in told
+    assert "capd is taken" in told
 
 
 def test_what_no_node_runs_is_left_out_and_told(tmp_path):
