@@ -11,7 +11,7 @@ from functools import partial
 
 from simulator import checks_kernel, checks_node
 from simulator.checks_node import trace_hash as trace_hash
-from simulator.flows import FLOW_CHECKS, FlowCheck
+from simulator.flowchecks import FLOW_CHECKS, FlowCheck
 from simulator.judging import FAST, FULL, Case, Check, Effort, judge_exact
 
 FLOW_WITHIN_S = 1e-6

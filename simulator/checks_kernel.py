@@ -13,8 +13,9 @@ from simulator import theory
 from simulator.engine import stream
 from simulator.fluid_waiting import board_sojourn
 from simulator.judging import Case, Check, Effort, Level, judge
-from simulator.stations import Queues, Rule, Tally, run_station
+from simulator.stations import Queues, Rule, run_station
 from simulator.statistics import variance
+from simulator.tally import Tally
 from simulator.workload import Arrivals, GammaRenewal, Mmpp, Poisson
 
 QUEUES: Final = 1000

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from simulator.flows import FlowModel
+from simulator.flowmodels import FlowModel
 
 
 class Heat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,30 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from simulator.engine import Engine, stream
+from simulator.tally import Tally
 
 _LOOKS: Final = 10_000
 """At the number of jobs present: seen apart from the jobs' own times, so that Little's law is a check."""
 
 Draw = Callable[[], float]
 """Draws a service time, or a gap between arrivals, in seconds."""
-
-
-class Tally(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run of a station came to; times in seconds."""
-
-    jobs: int
-    """Counted: those that arrived after the warm-up."""
-    waiting_s: float
-    """Mean time before service."""
-    sojourn_s: float
-    sojourn_s_p99: float
-    jobs_present: float
-    """Mean number in the system, looked at at equal steps after the warm-up."""
-    rate_hz: float
-    """Arrivals per second in that time."""
 
 
 class Station:

@@ -9,7 +9,7 @@ from simulator.config import NetworkConfig
 from simulator.connection import DAEMON_POOL, HANDSHAKE_BYTES
 from simulator.devices import LINKS
 from simulator.distributions import Uniform
-from simulator.flows import MODELS
+from simulator.flowmodels import MODELS
 from simulator.gossip import build_mesh
 from simulator.links import Access, Link, access_of, joined
 from simulator.scenario import LinkSpec, NodeGroup, Scenario, ScenarioError

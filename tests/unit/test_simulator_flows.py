@@ -7,7 +7,9 @@ from math import inf
 import pytest
 
 from simulator.engine import Engine
-from simulator.flows import CM02, FLOW_CHECKS, IDEAL, FlowCase, Flows, Resource, WireCase, fair_rates, transfer_times_s
+from simulator.flowchecks import FLOW_CHECKS, FlowCase, WireCase, transfer_times_s
+from simulator.flowmodels import CM02, IDEAL
+from simulator.flows import Flows, Resource, fair_rates
 
 
 @pytest.mark.parametrize("check", FLOW_CHECKS, ids=lambda check: check.name)

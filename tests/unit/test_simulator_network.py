@@ -8,7 +8,7 @@ from simulator.config import NetworkConfig
 from simulator.devices import LINKS
 from simulator.distributions import Constant
 from simulator.engine import Engine
-from simulator.flows import CM02, IDEAL, LV08
+from simulator.flowmodels import CM02, IDEAL, LV08
 from simulator.links import (
     TCP_SEGMENT_BYTES,
     TIMEOUT_MIN_S,
