@@ -3,7 +3,8 @@
     kernel   M/M/8 at load 0.8: tasks per CPU-second of simulator.stations on simulator.engine and of SimPy's Resource,
              interleaved, and their ratio; goal: >= 5
     pilot    20 nodes (16 boards of 263 ms, 4 servers of 11.3 ms), load 0.7, capd: simulated requests per CPU-second,
-             with the daemon's core class, the start counted; goal: >= 50,000
+             with the daemon's core class, the start counted; goal: >= 50,000. After `make accelerated` the compiled
+             copy of the same sources takes turns with the plain one
     fleets   the same mix at N = 10 to 1,000 nodes: CPU time per request once all know all; goal: grows no faster than
              log N
     large    1,000 nodes, 60 simulated seconds, load 0.7: CPU time and memory of a process of its own; goals: <= 120 s
@@ -24,6 +25,7 @@ import os
 import platform
 import random
 import resource
+import runpy
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,7 @@ from simulator.theory import mmc_waiting_s
 from simulator.workload import Poisson
 from simulator.world import World
 
+ROOT = Path(__file__).resolve().parent.parent
 SERVERS, LOAD = 8, 0.8
 TASKS = 100_000
 SLOW_S, FAST_S = 0.263, 0.0113
@@ -151,14 +154,22 @@ def run_fleet(nodes: int, seconds: float, seed: str) -> dict:
     }
 
 
-def alone(nodes: int, seconds: float, seed: str) -> dict:
-    """Simulate a fleet in a process of its own, so that its memory is its own."""
+def alone(nodes: int, seconds: float, seed: str, *, copy: Path = ROOT) -> dict:
+    """Simulate a fleet in a process of its own, so that its memory is its own, with the packages of this copy."""
     program = f"import json, simulator_speed as s; print(json.dumps(s.run_fleet({nodes}, {seconds}, {seed!r})))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(copy), str(ROOT / "benches")])}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-P", "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(done.stdout)
+
+
+def compiled_copy() -> Path | None:
+    """Return where the compiled copy of the present sources is; None when there is none."""
+    accelerate = runpy.run_path(str(ROOT / "packaging" / "accelerate.py"))
+    made_of = accelerate["TARGET"] / "fingerprint"
+    is_there = made_of.exists() and made_of.read_text() == accelerate["fingerprint"](ROOT)
+    return accelerate["TARGET"] if is_there else None
 
 
 def bench_kernel(rounds: int) -> dict:
@@ -189,10 +200,22 @@ def bench_kernel(rounds: int) -> dict:
 
 
 def bench_pilot(rounds: int) -> dict:
-    runs = [run_fleet(20, 100.0, f"bench/{number}") for number in range(rounds)]
-    rate = statistics.median(run["requests_per_cpu_s"] for run in runs)
-    print(f"pilot fleet: {rate:,.0f} requests/CPU-s (goal 50,000), mean {runs[0]['mean_ms']:.1f} ms")
-    return {"requests_per_cpu_s": rate, "runs": runs}
+    copies = {"plain": ROOT}
+    compiled = compiled_copy()
+    if compiled is not None:
+        copies["compiled"] = compiled
+    runs: dict[str, list[dict]] = {name: [] for name in copies}
+    for number in range(rounds):
+        for name, copy in copies.items():
+            runs[name].append(alone(20, 100.0, f"bench/{number}", copy=copy))
+    rates = {name: statistics.median(run["requests_per_cpu_s"] for run in each) for name, each in runs.items()}
+    told = ", ".join(f"{rate:,.0f} {name}" for name, rate in rates.items())
+    print(f"pilot fleet: {told} requests/CPU-s (goal 50,000), mean {runs['plain'][0]['mean_ms']:.1f} ms")
+    if compiled is None:
+        print("  ('make accelerated' adds the compiled copy)")
+    elif any(a["mean_ms"] != b["mean_ms"] for a, b in zip(runs["plain"], runs["compiled"], strict=True)):
+        raise SystemExit("error: the compiled copy does something else than the plain one")
+    return {"requests_per_cpu_s": rates, "runs": runs}
 
 
 def bench_fleets(rounds: int) -> dict:
