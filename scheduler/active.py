@@ -54,8 +54,8 @@ class ActiveSet:
     """
 
     __slots__ = (
+        "_clocks",
         "_config",
-        "_drawn_from",
         "_members",
         "_pools",
         "_refresh_s",
@@ -72,7 +72,8 @@ class ActiveSet:
         self._members: dict[str, Peer] = {}
         self._pools: dict[ModelDigest, Pool] = {}
         self._seen_version = -1
-        self._drawn_from = config.peers.active
+        self._clocks: dict[str, float] = {}
+        """When the clocks ring that the members are the first of; none while there is room for all."""
         self._refresh_s = config.peers.pool_refresh_s
         self.next_exchange_s = now_s + config.peers.replace_every_s
 
@@ -97,6 +98,7 @@ class ActiveSet:
         if newcomer:
             del self._members[leaving]
             self._members[newcomer[0].node_id] = newcomer[0]
+            self._clocks[newcomer[0].node_id] = self._clocks.pop(leaving, math.inf)
             self._pools.clear()
 
     def pool(self, model: ModelDigest, now_s: float) -> Pool:
@@ -180,18 +182,45 @@ class ActiveSet:
         peers = self._view.peers
         for node_id in [each for each, peer in self._members.items() if peers.get(each) is not peer]:
             del self._members[node_id]
+            self._clocks.pop(node_id, None)
         limit = self._config.peers.active
-        if len(self._view.listed) > limit and self._view.rated >= 2 * self._drawn_from:
-            # The first peers heard of are not the fastest. Drawn anew each time their number has doubled, the set
-            # follows a growing grid with few exchanges of warm connections.
-            self._drawn_from = self._view.rated
-            self._members.clear()
         if len(self._view.listed) <= limit:
             for peer in self._view.listed:
                 self._members.setdefault(peer.node_id, peer)
-        elif len(self._members) < limit:
+            return
+        self._sift(self._view.take_rated())
+        if len(self._members) < limit:
+            # Who comes in for one that left has no clock earlier than those it was too late for before.
+            rings_s = max(self._clocks.values(), default=math.inf)
             for peer in self._draw_newcomers(limit - len(self._members)):
                 self._members[peer.node_id] = peer
+                self._clocks[peer.node_id] = rings_s
+
+    def _sift(self, rated: list[Peer]) -> None:
+        """Let those in whose clocks ring before those of members: so the set is a draw from all met so far.
+
+        The first peers heard of are not the fastest, and all nodes hear of the same ones first. A grid that doubles
+        costs each node as many exchanges as the set has members times ln 2, at most.
+        """
+        members, clocks = self._members, self._clocks
+        for node_id in members:
+            # It came in while there was room for all; its clock is set as soon as it is rated.
+            clocks.setdefault(node_id, math.inf)
+        for peer in rated:
+            if self._view.peers.get(peer.node_id) is not peer or not peer.speed or not peer.is_reachable:
+                continue
+            rings_s = self._rng.expovariate(peer.speed)
+            if peer.node_id in members:
+                clocks[peer.node_id] = min(rings_s, clocks[peer.node_id])
+            elif len(members) < self._config.peers.active:
+                members[peer.node_id] = peer
+                clocks[peer.node_id] = rings_s
+            else:
+                last = max(clocks, key=clocks.__getitem__)
+                if rings_s < clocks[last]:
+                    del members[last], clocks[last]
+                    members[peer.node_id] = peer
+                    clocks[peer.node_id] = rings_s
 
     def _draw_newcomers(self, count: int) -> list[Peer]:
         """Draw from all non-members by speed, without replacement.

@@ -3,7 +3,15 @@
 Every answer carries a fresh record; gossip is for those who get no answers. All gossiped records of a node, periodic
 or on change, share one token bucket of `heard_hz / N` per second, N being the nodes known, so that a node hears the
 same number of records per second in a grid of any size.
+
+A node that starts knows nobody, and many may start with it, after a power failure all of them. So its first record
+waits for a moment drawn from a short time, and where more than `start_hz` others per second were heard of until then
+the node draws again, from twice the time. The moment of its second record is drawn too: all that started together
+would be heard together once per period otherwise.
 """
+
+import math
+from typing import Final
 
 from scheduler.actions import Advertise
 from scheduler.estimate import TokenBucket
@@ -11,6 +19,11 @@ from scheduler.ledger import Ledger
 from scheduler.timers import Alarm
 from scheduler.types import PeerState
 from scheduler.workbench import Workbench
+
+_FIRST_SHARE: Final = 0.125
+"""Share of a period from which a node that has models draws when it tells its first record: it wants to be known."""
+_BURST_S: Final = 1.0
+"""Seconds of first records that may come at once."""
 
 
 class Advertiser:
@@ -34,13 +47,20 @@ class Advertiser:
         self.epoch = epoch
         self._sequence = 0
         self._bucket = TokenBucket(self._config.burst, ledger.now_s)
-        self.token_at_s = ledger.now_s
+        self.token_at_s = math.inf
         """When the next record may be sent."""
         self._told_backlog_s = 0.0
         self._told_idle = True
-        self.alarm = Alarm("advertise")
+        self._has_told = False
+        self._is_hurried = False
+        self._price = 1.0
+        """Tokens that the next record costs: drawn around 1, so that nodes that started together do not stay so."""
         # The first period is drawn whole: nodes switched on together must not stay in step.
-        ledger.timers.set(self.alarm, ledger.now_s + ledger.rng.uniform(0.0, self._config.period_s))
+        self._spread_s = self._config.period_s
+        """Time from which the moment of the first record was drawn."""
+        self._started_s = ledger.now_s
+        self.alarm = Alarm("advertise")
+        self._draw_first()
 
     def state(self) -> PeerState:
         """Make a record of now."""
@@ -71,9 +91,35 @@ class Advertiser:
             self._sequence = state.sequence
 
     def fire(self) -> None:
-        """Send the periodic record, or wait for a token."""
-        if not self._gossip("period"):
-            self._ledger.timers.set(self.alarm, self.token_at_s)
+        """Send the periodic record, or wait for a token; the first one may have to wait for others."""
+        ledger = self._ledger
+        if not self._has_told:
+            if self._is_too_soon():
+                self._spread_s *= 2.0
+                self._draw_first()
+            else:
+                self._begin()
+        elif not self._gossip("period"):
+            ledger.timers.set(self.alarm, self.token_at_s)
+
+    def _is_too_soon(self) -> bool:
+        """Return whether too many others were heard of in the time since the start."""
+        ledger = self._ledger
+        return ledger.view.met > self._config.start_hz * (ledger.now_s - self._started_s + _BURST_S)
+
+    def _draw_first(self) -> None:
+        ledger = self._ledger
+        ledger.timers.set(self.alarm, ledger.now_s + ledger.rng.uniform(0.0, self._spread_s))
+
+    def _begin(self) -> None:
+        """Tell the first record; the moment of the second is drawn from all the time it has, and the burst is spent."""
+        ledger = self._ledger
+        self._has_told = True
+        self._bucket.accrue(0.0, ledger.now_s)
+        self._bucket.tokens = 0.0
+        self._draw_price(1.0)
+        self._send("started")
+        self._set_token_time()
 
     def tell_change(self) -> None:
         """Send a record when the load has changed much since the last one; called when there is a token."""
@@ -89,20 +135,38 @@ class Advertiser:
             self._gossip("backlog changed")
 
     def tell_now(self, reason: str) -> None:
-        """Send a record whatever the budget says: drains and new models are rare and others wait for them."""
-        self._send(reason)
+        """Send a record whatever the budget says: drains and new models are rare and others wait for them.
+
+        A node that has not told anything yet does so soon.
+        """
+        if self._has_told or self._ledger.is_draining:
+            self._send(reason)
+        elif not self._is_hurried:
+            self._is_hurried = True
+            self._spread_s *= _FIRST_SHARE
+            self._draw_first()
 
     def _gossip(self, reason: str) -> bool:
         ledger = self._ledger
-        rate_hz = self._config.heard_hz / (len(ledger.view.listed) + 1)
-        self._bucket.accrue(rate_hz, ledger.now_s)
-        is_sent = self._bucket.take()
+        self._bucket.accrue(self._rate_hz(), ledger.now_s)
+        is_sent = self._bucket.take(self._price)
         if is_sent:
+            self._draw_price(self._config.jitter)
             self._send(reason)
-        lack = 1.0 - self._bucket.tokens
-        # A little late rather than early: rounding must not wake us before the token is there.
-        self.token_at_s = ledger.now_s + max(0.0, lack / rate_hz) * (1.0 + 1e-9)
+        self._set_token_time()
         return is_sent
+
+    def _draw_price(self, jitter: float) -> None:
+        self._price = min(self._ledger.rng.uniform(1.0 - jitter, 1.0 + jitter), self._bucket.burst)
+
+    def _rate_hz(self) -> float:
+        """Return the records per second that this node may send."""
+        return self._config.heard_hz / (len(self._ledger.view.listed) + 1)
+
+    def _set_token_time(self) -> None:
+        lack = self._price - self._bucket.tokens
+        # A little late rather than early: rounding must not wake us before the token is there.
+        self.token_at_s = self._ledger.now_s + max(0.0, lack / self._rate_hz()) * (1.0 + 1e-9)
 
     def _send(self, reason: str) -> None:
         ledger, config = self._ledger, self._config

@@ -222,10 +222,10 @@ class TokenBucket:
         self.tokens = min(self.burst, self.tokens + rate_hz * (now_s - self._at_s))
         self._at_s = now_s
 
-    def take(self) -> bool:
-        """Take one token if there is one."""
+    def take(self, tokens: float = 1.0) -> bool:
+        """Take so many tokens if there are as many."""
         # Accrual rounds: a token that is there but for the last bit is there, or its owner would wake again at once.
-        if self.tokens < 1.0 - 1e-9:
+        if self.tokens < tokens - 1e-9:
             return False
-        self.tokens = max(0.0, self.tokens - 1.0)
+        self.tokens = max(0.0, self.tokens - tokens)
         return True

@@ -168,6 +168,13 @@ class Intake:
             return None
         return self._factor * sender_estimate_s + self._allowance_s
 
+    def _refuse_above_s(self, sender_estimate_s: float | None) -> float | None:
+        """Return the own estimate, in seconds, from which an offer is refused: its sender has to begin again then."""
+        if sender_estimate_s is None or self._ledger.config.placement.receiver == "keeps":
+            return None
+        offer = self._ledger.config.offer
+        return offer.refuse_factor * sender_estimate_s + offer.refuse_allowance_s
+
     def _set_watch(self, record: JobRecord) -> None:
         """Have a job looked after at its deadline, and a peer's before that to tell its origin of it."""
         ledger = self._ledger
@@ -223,7 +230,7 @@ class Intake:
         finish_s = max(best[1], self._transfer_s(event.peer, job) + self._workbench.service_s(best[0]))
         if finish_s > self._placement.budget_s(job, event.peer) and ledger.config.placement.shedding:
             return Reason.DEADLINE, finish_s
-        limit_s = self._reconsider_above_s(event.sender_estimate_s)
+        limit_s = self._refuse_above_s(event.sender_estimate_s)
         if not self._workbench.look(job)[1] or (limit_s is not None and finish_s > limit_s):
             return Reason.QUEUE_FULL, finish_s
         return None, None

@@ -79,6 +79,7 @@ class Peer:
         "_config",
         "_horizon_s",
         "_reversion",
+        "_weight_max",
         "blocked_until_s",
         "capabilities",
         "heard_s",
@@ -110,6 +111,7 @@ class Peer:
         self._config = config
         self._reversion = config.estimate.reversion_services
         self._horizon_s = config.estimate.reversion_horizon_s
+        self._weight_max = 1.0 / config.estimate.reversion_records
         self.node_id = node_id
         self.state: PeerState | None = None
         self.heard_s = 0.0
@@ -160,6 +162,8 @@ class Peer:
         else:
             # Weighed by the time that a record stands for: ten answers within a moment are one piece of news.
             weight = 1.0 - math.exp((self.heard_s - now_s) / self._horizon_s)
+            if weight > self._weight_max:
+                weight = self._weight_max
             self.mean_wait_s += weight * (wait_s - self.mean_wait_s)
         self.state = state
         self.wait_s = wait_s
@@ -306,8 +310,10 @@ class View:
         """The same peers, for drawing one at random."""
         self.version = 0
         """Grows when a peer comes, goes, or may or may not be drawn any more."""
-        self.rated = 0
-        """Peers whose speed is known."""
+        self.met = 0
+        """Peers that a first record came from, forgotten ones too."""
+        self._rated: list[Peer] = []
+        """Peers whose speed was learned since they were last taken."""
         self._tables: dict[bytes, Capabilities] = {}
         self._pulling: dict[bytes, float] = {}
         self._warm: dict[tuple[bytes, int], frozenset[ModelDigest]] = {}
@@ -346,6 +352,7 @@ class View:
         if old is not None and not is_newer(state, old):
             return False
         is_anew = old is not None and state.epoch > old.epoch
+        self.met += old is None
         peer.hear(state, now_s, is_first=old is None or is_anew)
         if is_anew:
             peer.begin_anew()
@@ -388,9 +395,13 @@ class View:
         if len(self._tables) > self._config.peers.tables:
             del self._tables[next(iter(self._tables))]
         self._pulling.pop(table.digest, None)
-        peer = self.peers.get(table.node_id)
-        if peer is not None and peer.state is not None and peer.state.table_digest == table.digest:
-            self._look_up(peer, table.digest)
+        # Nodes with an equal table were not asked meanwhile; in a large grid their next record is minutes away.
+        for peer in self.listed:
+            state = peer.state
+            if state is None or state.table_digest != table.digest:
+                continue
+            if peer.table_digest != table.digest or not peer.capabilities or peer.node_id == table.node_id:
+                self._look_up(peer, table.digest)
 
     def forget(self, node_id: NodeId) -> Peer | None:
         """Drop a peer and return it; None when it was unknown."""
@@ -401,13 +412,17 @@ class View:
         if last is not peer:
             self.listed[peer.place] = last
             last.place = peer.place
-        self.rated -= peer.speed > 0
         if peer.state is not None:
             self._gone[node_id] = peer.state
             if len(self._gone) > self._config.peers.peers:
                 del self._gone[next(iter(self._gone))]
         self.version += 1
         return peer
+
+    def take_rated(self) -> list[Peer]:
+        """Return the peers whose speed was learned since the last call, some of them gone meanwhile."""
+        rated, self._rated = self._rated, []
+        return rated
 
     def set_liveness(self, node_id: NodeId, liveness: Liveness) -> None:
         """Note a word on a peer's liveness; on an unknown one there is nothing to note."""
@@ -448,7 +463,7 @@ class View:
     def _look_up(self, peer: Peer, digest: bytes) -> None:
         """Give a peer the table of its digest, or none: bits of `warm` mean nothing with an old table."""
         capabilities = self._tables.get(digest)
-        self.rated -= peer.speed > 0
+        was_rated = peer.speed > 0
         if capabilities is None:
             peer.capabilities = {}
             peer.speed = 0.0
@@ -461,7 +476,10 @@ class View:
         best_s = min((entry.mean_s for _, entry in capabilities.values()), default=0.0)
         slots = peer.state.slots if peer.state is not None else 1
         peer.speed = slots / best_s if best_s > 0 else 0.0
-        self.rated += peer.speed > 0
+        if peer.speed > 0 and not was_rated:
+            self._rated.append(peer)
+            if len(self._rated) > 2 * self._config.peers.peers:
+                self._rated = [each for each in self.listed if each.speed > 0]
         for model in list(peer.services):
             if model in capabilities:
                 peer.services[model].advertise(capabilities[model][1].mean_s)

@@ -548,7 +548,7 @@ def shown(actions):
 
 
 SCENARIOS = [
-    Scenario(seed="15", shows=("Offer", "Acknowledge", "granted", "Cancel", "superseded", "lost")),
+    Scenario(seed="10", shows=("Offer", "Acknowledge", "granted", "Cancel", "superseded", "lost")),
     Scenario(seed="2", load=2.0, shows=("deadline", "queue_full", "expired", "NackOffer", "Progress")),
     Scenario(seed="3", policy="random", shows=("second hop", "second attempt", "unknown_model", "EvictModel")),
     Scenario(seed="4", policy="local_only", load=0.4, shows=("granted", "LoadModel", "batch")),

@@ -25,9 +25,12 @@ class Bench:
             Capability(model=model, mean_s=mean_s, p95_s=mean_s, memory_bytes=1, load_s=1.0, max_batch=max_batch)
             for model in models
         )
+        self.has_begun = False
         self.feed(0.0, ev.ModelChanged(table_digest=b"a", capabilities=capabilities, loaded=frozenset(models)))
 
     def feed(self, now_s, event):
+        if not self.has_begun and now_s > 0.0:
+            self.timers(min(now_s, 0.25))  # the first record is told by then
         return self.core.handle(event, now_s=now_s)
 
     def state(self, name, **fields):
@@ -67,9 +70,10 @@ class Bench:
 
     def timers(self, until_s):
         """Let all timers up to a time fire; return (time, action) pairs."""
+        self.has_begun = until_s >= 0.25
         found = []
         while (due_s := self.core.next_deadline_s()) is not None and due_s <= until_s:
-            found += [(due_s, action) for action in self.feed(due_s, ev.TimerFired())]
+            found += [(due_s, action) for action in self.core.handle(ev.TimerFired(), now_s=due_s)]
         return found
 
     def reply(self, now_s, command, *, name="b", service_s=0.02, waiting_s=0.0, **fields):
