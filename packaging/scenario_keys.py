@@ -17,34 +17,34 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import msgspec
 
 from scheduler.config import CoreConfig
-from simulator import scenario as records
+from simulator import faultspecs, scenario, sources
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "scenario_keys.md"
 BEGIN: Final = "<!-- keys: written by packaging/scenario_keys.py -->\n"
 END: Final = "<!-- end of keys -->\n"
 SECTIONS: Final = (
-    ("The top of the file", "", records.Scenario),
-    ("`[[models]]`", "models[].", records.ModelSpec),
-    ("`[[nodes]]`", "nodes[].", records.NodeGroup),
-    ("A link: `[network.link]` for all, `[nodes.link]` for a group", "network.link.", records.LinkSpec),
-    ("`[network]`", "network.", records.NetworkSpec),
-    ("`[[sources]]`: all kinds", "sources[].", records._Source),
-    ("`[[sources]]`: `poisson`, `mmpp`, `square`, `gamma`", "sources[].", records.RatedSource),
-    ("`kind = \"mmpp\"`, `kind = \"square\"`", "sources[].", records.BurstySource),
-    ("`kind = \"gamma\"`", "sources[].", records.GammaSource),
-    ("`kind = \"camera\"`", "sources[].", records.CameraSource),
-    ("`kind = \"replay\"`", "sources[].", records.ReplaySource),
-    ("`[sources.hot_spot]`", "sources[].hot_spot.", records.HotSpot),
-    ("`[sources.then]`", "sources[].then.", records.Stage),
-    ("`[[faults]]`: all kinds but `partition`", "faults[].", records._Fault),
-    ("`kind = \"crash\"`", "faults[].", records.CrashFault),
-    ("`kind = \"pause\"`", "faults[].", records.PauseFault),
-    ("`kind = \"slow\"`", "faults[].", records.SlowFault),
-    ("`kind = \"drift\"`", "faults[].", records.DriftFault),
-    ("`kind = \"liar\"`", "faults[].", records.LiarFault),
-    ("`kind = \"churn\"`", "faults[].", records.ChurnFault),
-    ("`kind = \"partition\"`", "faults[].", records.PartitionFault),
-    ("`[measure]`", "measure.", records.MeasureSpec),
+    ("The top of the file", "", scenario.Scenario),
+    ("`[[models]]`", "models[].", scenario.ModelSpec),
+    ("`[[nodes]]`", "nodes[].", scenario.NodeGroup),
+    ("A link: `[network.link]` for all, `[nodes.link]` for a group", "network.link.", scenario.LinkSpec),
+    ("`[network]`", "network.", scenario.NetworkSpec),
+    ("`[[sources]]`: all kinds", "sources[].", sources.AnySource),
+    ("`[[sources]]`: `poisson`, `mmpp`, `square`, `gamma`", "sources[].", sources.RatedSource),
+    ("`kind = \"mmpp\"`, `kind = \"square\"`", "sources[].", sources.BurstySource),
+    ("`kind = \"gamma\"`", "sources[].", sources.GammaSource),
+    ("`kind = \"camera\"`", "sources[].", sources.CameraSource),
+    ("`kind = \"replay\"`", "sources[].", sources.ReplaySource),
+    ("`[sources.hot_spot]`", "sources[].hot_spot.", sources.HotSpot),
+    ("`[sources.then]`", "sources[].then.", sources.Stage),
+    ("`[[faults]]`: all kinds but `partition`", "faults[].", faultspecs.NodeFault),
+    ("`kind = \"crash\"`", "faults[].", faultspecs.CrashFault),
+    ("`kind = \"pause\"`", "faults[].", faultspecs.PauseFault),
+    ("`kind = \"slow\"`", "faults[].", faultspecs.SlowFault),
+    ("`kind = \"drift\"`", "faults[].", faultspecs.DriftFault),
+    ("`kind = \"liar\"`", "faults[].", faultspecs.LiarFault),
+    ("`kind = \"churn\"`", "faults[].", faultspecs.ChurnFault),
+    ("`kind = \"partition\"`", "faults[].", faultspecs.PartitionFault),
+    ("`[measure]`", "measure.", scenario.MeasureSpec),
 )  # fmt: skip
 """Heading, path of the keys, record; a record's keys that its parent has too are not repeated."""
 

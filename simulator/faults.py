@@ -24,10 +24,7 @@ from math import inf
 from typing import Protocol
 
 from simulator.engine import Engine, stream
-from simulator.lies import Lie
-from simulator.network import Network
-from simulator.node import SimNode
-from simulator.scenario import (
+from simulator.faultspecs import (
     ChurnFault,
     CrashFault,
     DriftFault,
@@ -35,9 +32,12 @@ from simulator.scenario import (
     LiarFault,
     PartitionFault,
     PauseFault,
-    Scenario,
     SlowFault,
 )
+from simulator.lies import Lie
+from simulator.network import Network
+from simulator.node import SimNode
+from simulator.scenario import Scenario
 from transport.liveness_events import LivenessConfig
 
 

@@ -12,7 +12,8 @@ from math import inf
 from simulator.engine import stream
 from simulator.fleet import input_bytes
 from simulator.recorded import known_models, places
-from simulator.scenario import (
+from simulator.scenario import Scenario
+from simulator.sources import (
     CameraSource,
     GammaSource,
     MmppSource,
@@ -20,7 +21,6 @@ from simulator.scenario import (
     RatedSource,
     RecordedJob,
     ReplaySource,
-    Scenario,
     Source,
     SquareSource,
     Stage,

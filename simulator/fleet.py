@@ -14,17 +14,10 @@ from scheduler.types import Capability
 from simulator import recorded
 from simulator.devices import DEVICES, MODELS, Device
 from simulator.distributions import Constant, Empirical, Erlang, Exponential, Gamma, Lognormal, ServiceTime
-from simulator.scenario import (
-    CameraSource,
-    ModelSpec,
-    NodeGroup,
-    RatedSource,
-    ReplaySource,
-    Scenario,
-    ScenarioError,
-    Source,
-)
+from simulator.scenario import ModelSpec, NodeGroup, Scenario
+from simulator.sources import CameraSource, RatedSource, ReplaySource, Source
 from simulator.specs import ModelProfile, NodeSpec
+from simulator.values import ScenarioError
 from simulator.workload import zipf
 
 INPUT_BYTES: Final = 150_528

@@ -5,7 +5,8 @@ Owns these two choices, which the rules of scenarios, the feeding and the bounds
 
 from collections import Counter
 
-from simulator.scenario import RecordedJob, ReplaySource, Scenario
+from simulator.scenario import Scenario
+from simulator.sources import RecordedJob, ReplaySource
 
 
 def places(scenario: Scenario, source: ReplaySource) -> dict[str, str]:

@@ -23,7 +23,8 @@ from simulator.bounds import (
     zero_queue_s,
 )
 from simulator.results import Result
-from simulator.scenario import CameraSource, NodeGroup, ReplaySource, Scenario, Source, SquareSource
+from simulator.scenario import NodeGroup, Scenario
+from simulator.sources import CameraSource, ReplaySource, Source, SquareSource
 from simulator.splitting import static_split_of_models_s
 from simulator.statistics import Estimate, estimate, paired, ratio
 from simulator.workload import rates_hz, zipf

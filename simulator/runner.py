@@ -22,8 +22,9 @@ from simulator.fleet import node_specs, offered, source_rates_hz
 from simulator.node import Observer
 from simulator.results import Result
 from simulator.sampling import Sampler
-from simulator.scenario import Scenario, ScenarioError
+from simulator.scenario import Scenario
 from simulator.summing import sum_up
+from simulator.values import ScenarioError
 from simulator.wiring import network_config, wire
 from simulator.world import World
 

@@ -4,20 +4,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 
+from simulator.faultspecs import PartitionFault
 from simulator.fleet import mean_s
 from simulator.recorded import unknown_models, unplaced
 from simulator.runner import core_config
-from simulator.scenario import (
-    NODES_MAX,
-    BurstySource,
-    CameraSource,
-    PartitionFault,
-    RatedSource,
-    ReplaySource,
-    Scenario,
-    ScenarioError,
-    Source,
-)
+from simulator.scenario import NODES_MAX, Scenario
+from simulator.sources import BurstySource, CameraSource, RatedSource, ReplaySource, Source
+from simulator.values import ScenarioError
 from simulator.wiring import access
 
 

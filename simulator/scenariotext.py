@@ -14,9 +14,10 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 import msgspec
 
-from simulator.scenario import Scenario, ScenarioError
+from simulator.scenario import Scenario
 from simulator.scenariorules import check
 from simulator.tomllines import Path, line_of
+from simulator.values import ScenarioError
 
 _TEXT_MAX: Final = 1_000_000
 """Characters of a scenario; the largest shipped has 3,000."""

@@ -12,7 +12,8 @@ from simulator.distributions import Uniform
 from simulator.flowmodels import MODELS
 from simulator.gossip import build_mesh
 from simulator.links import Access, Link, access_of, joined
-from simulator.scenario import LinkSpec, NodeGroup, Scenario, ScenarioError
+from simulator.scenario import LinkSpec, NodeGroup, Scenario
+from simulator.values import ScenarioError
 from simulator.world import World
 
 _BYTES_PER_MBIT = 1e6 / 8

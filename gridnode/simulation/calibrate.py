@@ -26,7 +26,8 @@ from gridnode.simulation.calibration import Calibration, Costs, LoadReport, Seen
 from simulator.engine import stream
 from simulator.results import Result
 from simulator.runner import run
-from simulator.scenario import LinkSpec, ModelSpec, NetworkSpec, NodeGroup, ReplaySource, Scenario
+from simulator.scenario import LinkSpec, ModelSpec, NetworkSpec, NodeGroup, Scenario
+from simulator.sources import ReplaySource
 from simulator.statistics import quantile
 from simulator.workload import Poisson
 

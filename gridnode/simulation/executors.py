@@ -21,7 +21,8 @@ from gridnode.errors import GridError
 from gridnode.simulation.load import SimulationInputError
 from simulator.results import Result
 from simulator.runner import core_config, run
-from simulator.scenario import Scenario, ScenarioError
+from simulator.scenario import Scenario
+from simulator.values import ScenarioError
 
 JOBS_MAX: Final = 256
 """Processes on one machine."""

@@ -18,10 +18,12 @@ import msgspec
 from gridnode.errors import ConfigError
 from gridnode.simulation.recorded import Entry, is_recording, read_recording
 from gridnode.simulation.timeline import labels, on_one_clock
-from simulator.scenario import RecordedJob, ReplaySource, Scenario, ScenarioError
+from simulator.scenario import Scenario
 from simulator.scenariorules import check
 from simulator.scenariotext import altered, parse
+from simulator.sources import RecordedJob, ReplaySource
 from simulator.tomllines import line_of
+from simulator.values import ScenarioError
 
 SUFFIX: Final = ".toml"
 ARRIVALS_MAX: Final = 5_000_000

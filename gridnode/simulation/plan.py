@@ -16,7 +16,8 @@ from gridnode.simulation.load import SimulationInputError
 from gridnode.simulation.recordedload import Observed, RecordedLoad
 from gridnode.simulation.whatif import changed, frozen, read_what_if
 from simulator.report import Bounds, bounds_of, differences, estimates
-from simulator.scenario import ReplaySource, Scenario
+from simulator.scenario import Scenario
+from simulator.sources import ReplaySource
 from simulator.statistics import Estimate
 
 

@@ -27,7 +27,7 @@ from gridnode.tracerecords import (
     NodeRecord,
     Record,
 )
-from simulator.scenario import PRIORITY_MAX
+from simulator.sources import PRIORITY_MAX
 
 JOBS_MAX: Final = 2_000_000
 """Jobs read from one node's trace: about a gigabyte of memory."""

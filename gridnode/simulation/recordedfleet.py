@@ -18,13 +18,7 @@ from scheduler.config import CoreConfig
 from scheduler.types import SchedulerError
 from scheduler.variants import configure
 from simulator.report import BYTES_PER_MBIT
-from simulator.scenario import (
-    LinkSpec,
-    ModelSpec,
-    NetworkSpec,
-    NodeGroup,
-    Scenario,
-)
+from simulator.scenario import LinkSpec, ModelSpec, NetworkSpec, NodeGroup, Scenario
 from simulator.statistics import quantile
 
 RUNS_MIN: Final = 10

@@ -15,9 +15,11 @@ from gridnode.simulation.load import SimulationInputError, recorded_job
 from gridnode.simulation.recorded import Recording
 from gridnode.simulation.recordedfleet import fleet_of, names_of, safe
 from gridnode.simulation.timeline import Merged, labels, on_one_clock
-from simulator.scenario import RecordedJob, ReplaySource, Scenario, ScenarioError
+from simulator.scenario import Scenario
 from simulator.scenariorules import check
+from simulator.sources import RecordedJob, ReplaySource
 from simulator.statistics import quantile
+from simulator.values import ScenarioError
 
 SETTLE_S: Final = 10.0
 """Time before the first recorded job, in which the simulated nodes get to know one another as the real ones did."""

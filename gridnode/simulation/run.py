@@ -13,8 +13,9 @@ from gridnode.simulation.tables import make_folder, write_csv, write_json
 from simulator.node import Observer
 from simulator.results import Result, Series
 from simulator.runner import Run, run
-from simulator.scenario import Scenario, ScenarioError
+from simulator.scenario import Scenario
 from simulator.trace import Tracer
+from simulator.values import ScenarioError
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

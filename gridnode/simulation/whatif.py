@@ -16,17 +16,10 @@ import msgspec
 from gridnode.simulation.load import SimulationInputError
 from simulator.fleet import source_rates_hz
 from simulator.recorded import unplaced
-from simulator.scenario import (
-    CameraSource,
-    NodeGroup,
-    RatedSource,
-    RecordedJob,
-    ReplaySource,
-    Scenario,
-    ScenarioError,
-    Source,
-)
+from simulator.scenario import NodeGroup, Scenario
 from simulator.scenariorules import check
+from simulator.sources import CameraSource, RatedSource, RecordedJob, ReplaySource, Source
+from simulator.values import ScenarioError
 
 CAMERAS: Final = "cameras"
 """Stands for all sources."""

@@ -10,10 +10,10 @@ from simulator.config import NetworkConfig
 from simulator.distributions import Constant
 from simulator.engine import Engine, LocalClock
 from simulator.faults import Faults
+from simulator.faultspecs import ChurnFault, CrashFault, DriftFault, LiarFault, PartitionFault, PauseFault, SlowFault
 from simulator.gossip import build_mesh
 from simulator.lies import Lie
 from simulator.links import Link
-from simulator.scenario import ChurnFault, CrashFault, DriftFault, LiarFault, PartitionFault, PauseFault, SlowFault
 from simulator.specs import JobSpec, NodeSpec, profile
 from simulator.workload import Poisson
 from simulator.world import World

@@ -8,7 +8,8 @@ import pytest
 from gridnode.simulation.load import load
 from simulator.report import QUANTITIES, bounds_of, compare, differences, estimates, quantity
 from simulator.results import Little, Result, Stages
-from simulator.scenario import ModelSpec, NodeGroup, PoissonSource, ReplaySource, Scenario, Stage
+from simulator.scenario import ModelSpec, NodeGroup, Scenario
+from simulator.sources import PoissonSource, ReplaySource, Stage
 
 
 def result(**changes):

@@ -3,9 +3,9 @@
 import pytest
 
 from simulator.runner import Run, run
-from simulator.scenario import ScenarioError
 from simulator.scenariotext import parse
 from simulator.summing import cdf
+from simulator.values import ScenarioError
 
 TEXT = """name = "x"
 duration_s = 30

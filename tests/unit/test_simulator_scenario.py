@@ -3,8 +3,9 @@
 import pytest
 
 from simulator.fleet import input_bytes, mean_s
-from simulator.scenario import CameraSource, PoissonSource, ScenarioError
 from simulator.scenariotext import parse
+from simulator.sources import CameraSource, PoissonSource
+from simulator.values import ScenarioError
 from simulator.wiring import access
 
 TEXT = """name = "x"
