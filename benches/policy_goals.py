@@ -2,12 +2,14 @@
 
 Every comparison is paired: policies see the same arrivals and service times under the same seed. Prints one line per
 goal and writes everything as JSON. The whole takes about half an hour on two cores, a fifth of it with the compiled
-core (`make accelerated`, then PYTHONPATH=.venv/accelerated).
+core (`make accelerated`, then `PYTHONPATH=.venv/accelerated .venv/bin/python -P benches/policy_goals.py`).
 
 Usage: .venv/bin/python benches/policy_goals.py [--replications N] [--only WORD ...] [--json FILE]
 """
 
 import argparse
+import gc
+import itertools
 import json
 import math
 import os
@@ -19,7 +21,8 @@ from functools import cache
 
 from gridnode.simulation.load import load
 from simulator import bounds
-from simulator.runner import run
+from simulator.gossip import build_mesh
+from simulator.runner import Run, run
 from simulator.statistics import estimate, paired, ratio
 
 PI, FAST = "sources.0.load", "network.link.latency_s"
@@ -74,6 +77,13 @@ class Bench:
         """Begin the replications of a scenario."""
         changes = tuple(sorted(options.get("changes", {}).items()))
         return self._runs(name, changes, policy, replications or self.replications)
+
+    def grow(self, count, seconds, policy="capd", *, replications=1, audience=0, changes=()):
+        """Return the results of the pilot fleet at another size."""
+        changes = tuple(dict(changes).items())
+        seeds = range(min(replications, self.replications))
+        tasks = [(count, seconds, policy, changes, audience, seed) for seed in seeds]
+        return [future.result() for future in [self._pool.submit(simulate_grown, task) for task in tasks]]
 
     def get(self, *args, **options):
         """Return the results of the replications."""
@@ -184,10 +194,11 @@ def bursts(bench):
 def grown(count, seconds):
     """Return the changes for the pilot fleet at another size, under load once its nodes have met.
 
-    A node hears 8 records a second however many there are. Under full load from the first moment on, slow nodes would
-    fill their queues with what they do not know whom to give, and take minutes to empty them.
+    A node hears 8 records a second however many there are, and 32 first ones while a grid starts. Under full load from
+    the first moment on, slow nodes would fill their queues with what they do not know whom to give, and take minutes to
+    empty them.
     """
-    met_s = max(10.0, 0.15 * count)
+    met_s = max(10.0, 0.1 * count)
     return {
         "nodes.pi.count": count * 4 // 5,
         "nodes.fast.count": count // 5,
@@ -195,6 +206,42 @@ def grown(count, seconds):
         "warm_up_s": met_s + 5.0,
         "duration_s": met_s + 5.0 + seconds,
         "measure.series_points": 0,
+    }
+
+
+KNOWING = {"network.connect_round_trips": 0, "core.estimate.rtt_prior_s": 0.007}
+"""The oracle of large fleets has its connections open and knows the round trip. It spreads jobs over so many pairs of
+nodes that a short run would show the making of connections, 10 ms each, and be kind to us."""
+
+
+def simulate_grown(task):
+    """Run one task: (nodes, seconds, policy, changes, audience, seed); also counts what one node hears when.
+
+    An audience of K has each record heard by K nodes alone: the bounded neighbourhood, in place of a longer period.
+    """
+    count, seconds, policy, changes, audience, seed = task
+    gc.disable()  # as in simulator_speed: a run makes no garbage in cycles
+    scenario = load("pilot", {**grown(count, seconds), **dict(changes)})
+    began = time.process_time()
+    under_way = Run(scenario, seed=f"goal/{seed}", policy=policy)
+    nodes = under_way.world.nodes
+    if audience:
+        for name, others in build_mesh(nodes, degree=audience, seed=f"goal/{seed}").items():
+            nodes[name].gossip.limit(others)
+    heard = [0]
+    while not under_way.is_over:
+        under_way.advance(under_way.world.engine.now_s + 1.0)
+        heard.append(sum(node.heard for node in nodes.values()) / count)
+    gc.enable()
+    summary = under_way.world.metrics.summary()
+    last = int(scenario.duration_s)
+    first = last - min(last - int(scenario.warm_up_s), 30)
+    return {
+        "mean": summary.mean_s,
+        "p99": summary.p99_s,
+        "heard_hz": (heard[last] - heard[first]) / (last - first),
+        "start_hz": max(b - a for a, b in itertools.pairwise(heard)),
+        "cpu_s": time.process_time() - began,
     }
 
 
@@ -247,17 +294,35 @@ def smart_city(bench):
 
 def scaling(bench):
     shares = {}
-    for count, seconds, replications in ((10, 100, 10), (100, 50, 5), (1000, 15, 2), (2000, 10, 1)):
-        changes, knowing = grown(count, seconds), grown(count, min(seconds, max(3.0, 2000 / count)))
-        wanted = min(replications, bench.replications)
-        ours = bench.get("pilot", changes=changes, replications=wanted)
-        theirs = bench.get("pilot", "oracle", changes=knowing, replications=wanted)
+    for count, seconds, knowing, replications in SIZES:
+        ours = bench.grow(count, seconds, replications=replications)
+        theirs = bench.grow(count, knowing, "oracle", replications=replications, changes=KNOWING)
         shares[count] = mean(ours, "mean") / mean(theirs, "mean")
-        heard_hz = max(column(ours, "heard_hz"))
-        got = f"{shares[count]:.2f} ({ms(ours)} / {ms(theirs)}), heard {heard_hz:.1f}/s"
+        heard_hz, start_hz = max(column(ours, "heard_hz")), max(column(ours, "start_hz"))
+        got = f"{shares[count]:.2f} ({mean(ours, 'mean') * 1e3:.1f} / {mean(theirs, 'mean') * 1e3:.1f} ms)"
+        got += f", p99 {mean(ours, 'p99') * 1e3:.0f} ms, heard {heard_hz:.1f}/s, at most {start_hz:.0f} in a second"
+        got += f"; {ours[0]['cpu_s']:.0f} + {theirs[0]['cpu_s']:.0f} CPU-s"
         bench.tell(f"{count} nodes: mean / oracle, records heard", "<= 8/s", got, heard_hz <= 8.5)
-    growth = shares[2000] / shares[10]
-    bench.tell("growth of mean / oracle from 10 to 2,000 nodes", "<= 1.3", f"{growth:.2f}", growth <= 1.3)
+    first, last = SIZES[0][0], SIZES[-1][0]
+    growth = shares[last] / shares[first]
+    bench.tell(f"growth of mean / oracle from {first} to {last} nodes", "<= 1.3", f"{growth:.2f}", growth <= 1.3)
+
+
+SIZES = ((10, 100, 100, 10), (100, 30, 20, 3), (500, 10, 5, 1), (1000, 6, 3, 1), (2000, 5, 2, 1))
+"""Nodes, seconds counted of ours and of the oracle, most replications."""
+
+
+def neighbourhood(bench):
+    """A record heard by some alone, more often, against one heard by all: 8 per second and node either way."""
+    for count, seconds, replications in ((200, 20, 2), (1000, 6, 1)):
+        for audience in (16, 32, 64, 0):
+            for active in (8, 32):
+                changes = {"core.peers.active": active}
+                runs = bench.grow(count, seconds, replications=replications, audience=audience, changes=changes)
+                got = f"{mean(runs, 'mean') * 1e3:.1f} ms, p99 {mean(runs, 'p99') * 1e3:.0f} ms"
+                got += f", heard {mean(runs, 'heard_hz'):.1f}/s"
+                of = f"{audience or 'all'} hear a record, {active} active"
+                bench.tell(f"{count} nodes, {of}", "(for comparison)", got, True)
 
 
 GOALS = (
@@ -272,6 +337,7 @@ GOALS = (
     one_more_slow_node,
     smart_city,
     scaling,
+    neighbourhood,
 )
 
 

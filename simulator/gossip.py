@@ -140,6 +140,10 @@ class Gossip:
         self._neighbours = sorted({*self._neighbours, peer})
         self.home = tuple(sorted({*self.home, peer}))
 
+    def limit(self, audience: Iterable[str]) -> None:
+        """Be heard by these nodes only from now on. An experiment, where no mesh forwards: no daemon does so."""
+        self._peers = {name: self._peers[name] for name in audience}
+
     def publish(self, news: News) -> None:
         """Gossip a record, or a word about a node, to all nodes."""
         self._sequence += 1

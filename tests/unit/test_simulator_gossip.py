@@ -133,3 +133,57 @@ def test_a_later_life_is_not_taken_for_the_earlier():
     world.run(7.0)
     assert node.core.statistics().adverts_sent > 0
     assert world.nodes["n001"].gossip.heard - before >= (told(world) - sent) * 0.5
+
+
+def direct(link=None, *, audience=None):
+    """Make a fleet in which each node is heard by all, or by so many, without a mesh."""
+    specs = [NodeSpec(name=name, models={"m": profile("m", Constant(0.1), mean_s=0.1)}) for name in NAMES]
+    world = World(specs, seed="7", config=CoreConfig(explain=False), link=link or Link(delay_s=0.002))
+    if audience is not None:
+        for name, others in build_mesh(NAMES, degree=audience, seed="7").items():
+            world.nodes[name].gossip.limit(others)
+    world.start()
+    return world
+
+
+def test_equal_ways_are_one_event_and_make_no_difference():
+    found = []
+    for link in (Link(delay_s=0.002), Link(delay_s=0.002, gossip_loss=1e-12)):
+        world = direct(link)
+        events = world.run(20.0)
+        found.append((events, [node.core.peers() for node in world.nodes.values()]))
+    assert found[0][1] == found[1][1]
+    assert found[0][0] < found[1][0] / 3
+
+
+def test_a_record_on_equal_ways_waits_for_a_partition_to_heal():
+    world = direct()
+    world.run(10.0)
+    one, rest = world.nodes[NAMES[0]], NAMES[1:]
+    world.network.partition([NAMES[0]], rest)
+    before = one.heard
+    world.run(20.0)
+    assert one.heard == before
+    world.network.heal()
+    world.run(20.1)
+    assert one.heard > before
+
+
+def test_a_dead_node_is_heard_no_more_on_equal_ways():
+    world = direct()
+    world.run(5.0)
+    victim = world.nodes[NAMES[0]]
+    victim.kill()
+    world.run(5.1)
+    told = victim.gossip.heard
+    victim.gossip.publish(victim.core.state_record(5.1))
+    others = [node.heard for node in world.nodes.values()]
+    world.run(5.11)
+    assert [node.heard for node in world.nodes.values()] == others
+    assert victim.gossip.heard == told
+
+
+def test_an_audience_alone_hears():
+    world = direct(audience=4)
+    world.run(20.0)
+    assert all(3 <= node.core.statistics().peers_alive <= 5 for node in world.nodes.values())
