@@ -12,8 +12,9 @@ from bisect import bisect_right
 from itertools import accumulate
 
 from scheduler.config import CoreConfig
+from scheduler.peer import Peer
 from scheduler.types import ModelDigest
-from scheduler.view import Peer, View
+from scheduler.view import View
 
 _FRESHNESS_FLOOR = 0.1
 """Share of its weight that a peer keeps however old its record is: age is no verdict."""

@@ -63,6 +63,7 @@ from scheduler.jobs import Inquiry, JobRecord, Reservation, Shipment
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
 from scheduler.outcomes import Outcomes
+from scheduler.peer import Liveness
 from scheduler.placement import Placement
 from scheduler.policy import Policy
 from scheduler.records import Decision, Statistics
@@ -71,7 +72,6 @@ from scheduler.snapshot import PeerSnapshot, snapshot_peers
 from scheduler.stealing import Stealing
 from scheduler.timers import NEVER, Alarm
 from scheduler.types import NodeId, PeerState, Reason
-from scheduler.view import Liveness
 from scheduler.workbench import Workbench
 
 

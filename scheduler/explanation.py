@@ -1,10 +1,10 @@
 """Placements put into words and records, for logs and for `explain`."""
 
 from scheduler.jobs import JobRecord
+from scheduler.peer import Peer
 from scheduler.policy import Choice
 from scheduler.records import Candidate, Decision
 from scheduler.types import ModelDigest, NodeId, Reason
-from scheduler.view import Peer
 
 _SHORT = 8
 """Last characters of a node's id that go into a reason: the first ones are the same in all of them."""

@@ -6,7 +6,7 @@ from scheduler.timers import NEVER, Timed
 from scheduler.types import Job, ModelDigest, NodeId, Reason
 
 if TYPE_CHECKING:
-    from scheduler.view import Peer
+    from scheduler.peer import Peer
 
 
 class Stage:

@@ -4,9 +4,9 @@ from scheduler.actions import PullTable
 from scheduler.advertise import Advertiser
 from scheduler.jobs import Shipment
 from scheduler.ledger import Ledger
+from scheduler.peer import Peer
 from scheduler.policy import Policy
 from scheduler.types import LinkSample, PeerState
-from scheduler.view import Peer
 
 _GOSSIP_DELAY_S = 0.25
 """Time a gossiped record may have travelled: jobs sent since then are not in it for sure."""

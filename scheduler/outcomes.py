@@ -16,10 +16,10 @@ from scheduler.hedging import Hedging
 from scheduler.jobs import Carriage, JobRecord, Shipment
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
+from scheduler.peer import Peer
 from scheduler.placement import Placement
 from scheduler.policy import Policy
 from scheduler.types import NodeId, Reason, ServiceTimes
-from scheduler.view import Peer
 
 _FINAL = frozenset({Reason.EXPIRED, Reason.SUPERSEDED, Reason.POISON, Reason.MODEL_FAILED})
 """Failures that another node would only repeat."""

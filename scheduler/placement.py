@@ -19,9 +19,9 @@ from scheduler.advertise import Advertiser
 from scheduler.config import CoreConfig
 from scheduler.jobs import Carriage, Inquiry, JobRecord, Shipment, Stage
 from scheduler.ledger import Ledger
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice, Policy, asker
 from scheduler.types import Job, ModelDigest, NodeId, Reason
-from scheduler.view import Peer
 from scheduler.workbench import Workbench
 
 

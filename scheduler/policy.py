@@ -21,8 +21,8 @@ from importlib import import_module
 from typing import Protocol
 
 from scheduler.config import CoreConfig
+from scheduler.peer import Peer
 from scheduler.types import Job, ModelDigest, NodeId, SchedulerError
-from scheduler.view import Peer
 
 
 class Choice:

@@ -15,11 +15,11 @@ from scheduler.events import StealAnswered, StealRequested
 from scheduler.jobs import Carriage, JobRecord
 from scheduler.ledger import Ledger
 from scheduler.listening import Listening
+from scheduler.peer import Peer
 from scheduler.placement import Placement
 from scheduler.queue import Waiting
 from scheduler.timers import Alarm
 from scheduler.types import Job, ModelDigest
-from scheduler.view import Peer
 from scheduler.workbench import Workbench
 
 _LOOK_PER_GRANT = 4

@@ -20,9 +20,9 @@ from typing import Final, Protocol
 import msgspec
 
 from scheduler.config import CoreConfig
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice, Policy
 from scheduler.types import Job, ModelDigest, NodeId
-from scheduler.view import Peer
 from simulator.engine import Engine
 from simulator.node import SimNode
 

@@ -12,9 +12,9 @@ never heard of scores 0 and is tried. This node takes part with its own queue, w
 
 import math
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice
 from scheduler.types import Job, ModelDigest, NodeId
-from scheduler.view import Peer
 
 _ALPHA = 0.1
 """Weight of a new answer in the averages."""

@@ -15,9 +15,9 @@ Why draws: the best of all peers on news that is older than a service time sends
 draws over unequal servers are unstable far below capacity (arXiv:2004.00538).
 """
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice
 from scheduler.types import Job, ModelDigest
-from scheduler.view import Peer
 
 
 class CapacityDraw:

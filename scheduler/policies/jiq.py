@@ -5,9 +5,9 @@ a token that several hold may be spent several times; a token is dropped when it
 is busy.
 """
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice
 from scheduler.types import Job, ModelDigest, NodeId
-from scheduler.view import Peer
 
 
 class IdleTokens:

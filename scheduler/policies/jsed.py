@@ -5,9 +5,9 @@ arXiv:1509.05533). With d draws by speed and own jobs on their way counted (`inf
 peers on old records everybody sends to the same node until the next one.
 """
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice, Indifferent
 from scheduler.types import Job, ModelDigest
-from scheduler.view import Peer
 
 
 def soonest(job: Job, model: ModelDigest, board: Board, peers: list[Peer]) -> Choice | None:

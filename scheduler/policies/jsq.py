@@ -4,9 +4,9 @@ With equal nodes and fresh records the number of jobs at a node has the tail lam
 model. On unequal nodes even draws are unstable far below capacity (arXiv:2004.00538).
 """
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice, Indifferent
 from scheduler.types import Job, ModelDigest
-from scheduler.view import Peer
 
 
 def shortest(job: Job, model: ModelDigest, board: Board, peers: list[Peer], *, may_stay: bool) -> Choice | None:

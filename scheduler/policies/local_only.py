@@ -1,8 +1,8 @@
 """local_only: every job runs where it arrives. What a fleet does without a grid; the first baseline."""
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice
 from scheduler.types import Job, ModelDigest
-from scheduler.view import Peer
 
 
 class LocalOnly:

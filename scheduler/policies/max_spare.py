@@ -7,9 +7,9 @@ highest advertised spare, within the hop limit. Stable, but it herds: all nodes 
 next record.
 """
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice
 from scheduler.types import Job, ModelDigest
-from scheduler.view import Peer
 
 _HORIZON_S = 1.0
 """Time whose capacity counts as spare."""

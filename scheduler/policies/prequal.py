@@ -11,9 +11,9 @@ times as fast as another.
 
 from collections import deque
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice
 from scheduler.types import Job, ModelDigest, NodeId
-from scheduler.view import Peer
 
 _USES = 3
 """Jobs that one probe may place: it counts what it placed itself, but not what others did."""

@@ -4,10 +4,10 @@ What fresh knowledge is worth, and what it costs: a round trip before each job, 
 Sparrow, per job). A job that would not even gain at an idle peer asks nobody.
 """
 
+from scheduler.peer import Peer
 from scheduler.policies.jsed import soonest
 from scheduler.policy import Board, Choice, Indifferent
 from scheduler.types import Job, ModelDigest
-from scheduler.view import Peer
 
 
 class AskedDraw(Indifferent):

@@ -4,9 +4,9 @@ With 16 nodes of 3.8 jobs/s and 4 of 88.5 jobs/s it is stable only below 0.183 o
 get the same share as the fast ones.
 """
 
+from scheduler.peer import Peer
 from scheduler.policy import Board, Choice
 from scheduler.types import Job, ModelDigest
-from scheduler.view import Peer
 
 
 class UniformRandom:

@@ -5,8 +5,9 @@ import pytest
 
 from scheduler.config import CoreConfig, EstimateConfig, PeersConfig
 from scheduler.jobs import Carriage, JobRecord, Shipment
+from scheduler.peer import Liveness
 from scheduler.types import Capability, CapabilityTable, Job, PeerState
-from scheduler.view import Liveness, View
+from scheduler.view import View
 
 DIGEST = b"12345678"
 
