@@ -18,6 +18,7 @@ POLICIES = {
     "all": "capd",
     "no correction for jobs on their way": "capd(inflight=no)",
     "no states on replies": "capd(piggyback=no)",
+    "no records on change": "capd(on_change=no)",
     "no reversion of old records": "capd(reversion=0)",
     "no weight of waits": "capd(wait_weight=0)",
     "no hysteresis": "capd(hysteresis=0)",

@@ -123,6 +123,8 @@ class Advertiser:
 
     def tell_change(self) -> None:
         """Send a record when the load has changed much since the last one; called when there is a token."""
+        if not self._config.on_change:
+            return
         is_idle = self._workbench.is_idle
         if is_idle != self._told_idle:
             self._gossip("idle" if is_idle else "busy")

@@ -376,6 +376,8 @@ class AdvertConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     told theirs after a minute. At 6 ms of processor time for each it is a fifth of one core."""
     burst: float = 2.0
     """Records that may follow at once after a quiet time."""
+    on_change: bool = True
+    """Whether a record is sent when the load has changed much, too, and not only once per period."""
     change_s: float = 0.25
     """Change of backlog worth a record at once: more than this, in seconds, ..."""
     change_share: float = 0.5

@@ -68,6 +68,7 @@ COMMON: Final[dict[str, Argument]] = {
     "hysteresis": Argument("least gain of a move, as a share; 0 is none", "placement.hysteresis", high=1.0),
     "inflight": _switch("own jobs on their way count at the peer", "placement.inflight_correction"),
     "offer": _switch("large payloads wait for the peer's word", "offer.enabled"),
+    "on_change": _switch("records are sent when the load has changed much, too", "advert.on_change"),
     "piggyback": _switch("states on replies are used", "placement.piggyback"),
     "reconsider": _switch(
         "receivers pass on what they would finish much later than the sender thought",
@@ -105,6 +106,7 @@ _OWN: Final[Mapping[str, dict[str, Argument]]] = {
 """Further arguments by policy."""
 
 _PLAIN: Final[dict[str, object]] = {
+    "advert.on_change": False,
     "estimate.reversion_services": 0.0,
     "estimate.trust": False,
     "hedge.share": 0.0,
@@ -124,7 +126,7 @@ _PLAIN: Final[dict[str, object]] = {
 _STOCK: Final[Mapping[str, Mapping[str, object]]] = {
     "c3": _PLAIN | {"placement.piggyback": True},
     "capd": {},
-    "jiq": _PLAIN,
+    "jiq": _PLAIN | {"advert.on_change": True},
     "jsed": _PLAIN | {"placement.sample": 2},
     "jsed_all": _PLAIN,
     "jsq": _PLAIN | {"placement.sample": 2},

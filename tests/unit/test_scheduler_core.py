@@ -848,6 +848,15 @@ def test_records_share_a_budget_with_the_whole_grid():
     assert sent >= 8
 
 
+@pytest.mark.parametrize("on_change", [True, False])
+def test_a_change_of_the_load_is_told_at_once_unless_that_is_switched_off(on_change):
+    bench = Bench(advert={"on_change": on_change})
+    bench.timers(20.0)
+    assert bool(of(bench.job(20.1), act.Advertise)) is on_change
+    assert [action for _, action in bench.timers(40.0) if isinstance(action, act.Advertise)], "and once per period"
+
+
+
 def test_periods_are_jittered():
     bench = Bench()
     times = [time_s for time_s, action in bench.timers(100.0) if isinstance(action, act.Advertise)]
