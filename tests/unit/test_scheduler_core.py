@@ -856,7 +856,6 @@ def test_a_change_of_the_load_is_told_at_once_unless_that_is_switched_off(on_cha
     assert [action for _, action in bench.timers(40.0) if isinstance(action, act.Advertise)], "and once per period"
 
 
-
 def test_periods_are_jittered():
     bench = Bench()
     times = [time_s for time_s, action in bench.timers(100.0) if isinstance(action, act.Advertise)]
