@@ -59,12 +59,12 @@ class MaxSpare:
         best: Peer | None = None
         best_spare = own
         for peer in board.eligible(model) if board.may_move else []:
-            state, service = peer.state, peer.service(model)
-            if state is None or service is None:
+            state, entry = peer.state, peer.capabilities.get(model)
+            if state is None or entry is None:
                 continue
-            spare = spare_jobs(
-                service_s=service.value_s * state.slow_down, backlog_s=state.backlog_s, slots=state.slots
-            )
+            # As it advertises itself: what this node has learned of it would be news that the rule has not got.
+            service_s = entry[1].mean_s * state.slow_down
+            spare = spare_jobs(service_s=service_s, backlog_s=state.backlog_s, slots=state.slots)
             if spare > best_spare:
                 best, best_spare = peer, spare
         if best is None:

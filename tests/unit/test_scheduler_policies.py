@@ -10,7 +10,7 @@ from scheduler.policies.local_only import LocalOnly
 from scheduler.policies.max_spare import MaxSpare, spare_jobs
 from scheduler.policies.uniform_random import UniformRandom
 from scheduler.policy import make_policy, names, register
-from scheduler.types import Job, PeerState, SchedulerError
+from scheduler.types import Capability, Job, PeerState, SchedulerError
 
 JOB = Job(key=b"k", entry="a", input_bytes=1, arrival_s=0.0, deadline_s=9.0, models=("m",))
 
@@ -41,7 +41,8 @@ class FakePeer:
         )
         self.finish_s = service_s + backlog_s if finish_s is None else finish_s
         self.wait_s = backlog_s
-        self.capabilities = {"m": None}
+        entry = Capability(model="m", mean_s=service_s, p95_s=service_s, memory_bytes=0, load_s=0.0)
+        self.capabilities = {"m": (0, entry)}
         self.shipments = {}
         self._service = FakeService(service_s)
 
@@ -158,6 +159,13 @@ def test_max_spare_forwards_to_the_highest_spare():
     peers = [FakePeer("b", service_s=0.01, backlog_s=0.9), FakePeer("c", service_s=0.05)]
     board = FakeBoard(peers, own_s=0.5, own_backlog_s=0.8)
     assert MaxSpare().choose(JOB, "m", board).peer.node_id == "c"
+
+
+def test_max_spare_believes_what_a_node_advertises_and_not_what_was_learned_of_it():
+    told, learned = FakePeer("b", service_s=0.01, backlog_s=0.5), FakePeer("c", service_s=0.02, backlog_s=0.5)
+    told._service, learned._service = FakeService(0.05), FakeService(0.001)
+    board = FakeBoard([learned, told], own_s=0.5, own_backlog_s=0.8)
+    assert MaxSpare().choose(JOB, "m", board).peer.node_id == "b"
 
 
 def test_max_spare_keeps_a_job_when_all_are_fuller():
