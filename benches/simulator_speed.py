@@ -11,10 +11,11 @@
              and memory of a process of its own, also with the compiled copy where there is one; goals: <= 120 s and
              <= 1.5 GB
 
-CPU time is counted, not wall time. Every figure is the median over the rounds,
-which take turns. `--json FILE` keeps all of it with machine and commit; `--out FILE.csv` the points for a plot.
+CPU time is counted, not wall time. Every figure is the median over the rounds, which take turns. `--json FILE` keeps
+all of it with machine and commit; `--out FILE.csv` the points of the fleets, `--plot FILE.svg` draws them.
 
-Usage: .venv/bin/python benches/simulator_speed.py [kernel|pilot|fleets|large ...] [--rounds N] [--json F] [--out CSV]
+Usage: .venv/bin/python benches/simulator_speed.py [kernel|pilot|fleets|large ...] [--rounds N] [--json F]
+                                                   [--out CSV] [--plot SVG]
 """
 
 import argparse
@@ -234,23 +235,60 @@ def bench_pilot(rounds: int) -> dict:
 
 
 def bench_fleets(rounds: int) -> dict:
-    points = []
-    for nodes in SIZES:
-        fast = max(1, nodes // 5)
-        seconds = START_S + max(2.0, REQUESTS / (0.7 * ((nodes - fast) / SLOW_S + fast / FAST_S)))
-        costs = [alone(nodes, seconds, f"bench/{number}") for number in range(max(1, rounds // 2))]
-        cost = statistics.median(each["us_per_request"] for each in costs)
-        points.append({"nodes": nodes, "us_per_request": cost, "runs": costs})
+    copies = {"plain": ROOT, "compiled": compiled_copy()}
+    bound = math.log(SIZES[-1]) / math.log(SIZES[0])
+    found: dict[str, dict] = {}
+    for name, copy in copies.items():
+        if copy is None:
+            continue
+        points = [point(nodes, rounds, name, copy) for nodes in SIZES]
+        first, last = points[0]["us_per_request"], points[-1]["us_per_request"]
+        slope = (last - first) / math.log(SIZES[-1] / SIZES[0])
         print(
-            f"  N = {nodes}: {cost:.0f} us per request, {costs[0]['events_per_request']:.1f} events, "
-            f"start {costs[0]['start_cpu_s']:.1f} CPU-s, {costs[0]['peak_mb']:.0f} MB",
+            f"{name}: cost per request from N = 10 to 1,000: {last / first:.2f}x, log N grows {bound:.1f}x; "
+            f"{slope:.1f} us per e-fold",
             flush=True,
         )
-    slope = (points[-1]["us_per_request"] - points[0]["us_per_request"]) / math.log(SIZES[-1] / SIZES[0])
-    ratio = points[-1]["us_per_request"] / points[0]["us_per_request"]
-    bound = math.log(SIZES[-1]) / math.log(SIZES[0])
-    print(f"cost per request from N = 10 to 1,000: {ratio:.2f}x, log N grows {bound:.1f}x; {slope:.1f} us per e-fold")
-    return {"points": points, "ratio": ratio, "log_ratio": bound}
+        found[name] = {"points": points, "ratio": last / first, "log_ratio": bound}
+    return found
+
+
+def point(nodes: int, rounds: int, name: str, copy: Path) -> dict:
+    """Measure what a request costs in a fleet of this size."""
+    fast = max(1, nodes // 5)
+    seconds = START_S + max(2.0, REQUESTS / (0.7 * ((nodes - fast) / SLOW_S + fast / FAST_S)))
+    costs = [alone(nodes, seconds, f"bench/{number}", copy=copy) for number in range(max(1, rounds // 2))]
+    cost = statistics.median(each["us_per_request"] for each in costs)
+    print(
+        f"  {name}, N = {nodes}: {cost:.0f} us per request, {costs[0]['events_per_request']:.1f} events, "
+        f"start {costs[0]['start_cpu_s']:.1f} CPU-s, {costs[0]['peak_mb']:.0f} MB",
+        flush=True,
+    )
+    return {"nodes": nodes, "us_per_request": cost, "runs": costs}
+
+
+def plot(fleets: dict, path: Path) -> None:
+    """Draw the cost of a request over the size of the fleet, beside what grows with log N from the smallest on."""
+    # Here, so that it is in no process whose memory is measured.
+    import matplotlib
+    from matplotlib import pyplot
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "gridnode"
+    figure, axes = pyplot.subplots(figsize=(7.0, 4.0), layout="constrained")
+    for (name, each), colour in zip(fleets.items(), ("#1f6feb", "#d9730d"), strict=False):
+        costs = [found["us_per_request"] for found in each["points"]]
+        axes.plot(SIZES, costs, "o-", color=colour, label=name)
+        grown = [costs[0] * math.log(nodes) / math.log(SIZES[0]) for nodes in SIZES]
+        axes.plot(SIZES, grown, ":", color=colour, label=f"{name}: log N")
+    axes.set(xscale="log", xlabel="nodes", ylabel="processor time per request, µs", ylim=(0, None))
+    axes.set_xticks(SIZES, [f"{nodes:,}" for nodes in SIZES], minor=False)
+    axes.minorticks_off()
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def bench_large() -> dict:
@@ -280,6 +318,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, help="CSV of the cost per request by size of the fleet")
+    parser.add_argument("--plot", type=Path, help="SVG or PNG of the same")
     options = parser.parse_args()
     parts = options.parts or ["kernel", "pilot", "fleets", "large"]
     found: dict = {"commit": commit(), "python": platform.python_version(), "machine": platform.machine()}
@@ -296,8 +335,11 @@ def main() -> None:
     if options.out and "fleets" in found:
         with options.out.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(("nodes", "us_per_request"))
-            writer.writerows((point["nodes"], point["us_per_request"]) for point in found["fleets"]["points"])
+            writer.writerow(("copy", "nodes", "us_per_request"))
+            for name, each in found["fleets"].items():
+                writer.writerows((name, found["nodes"], found["us_per_request"]) for found in each["points"])
+    if options.plot and "fleets" in found:
+        plot(found["fleets"], options.plot)
 
 
 if __name__ == "__main__":
