@@ -51,6 +51,7 @@ def simulate(task):
         "answered": result.answered,
         "submitted": result.submitted,
         "late": result.late,
+        "ended": sum(result.refused.get(reason, 0) for reason in ("expired", "lost")),
         "lost": result.lost,
         "unfinished": result.unfinished,
         "violations": result.violations,
@@ -174,10 +175,12 @@ def overload(bench):
     runs = bench.get("pilot", changes={**SHED, **at(1.3)})
     ceiling = bounds.goodput_ceiling(pilot_classes(1.3), deadline_s=0.5)
     share = estimate([each["within"] / ceiling for each in runs])
-    late = estimate([each["late"] / each["answered"] for each in runs])
+    missed = estimate([(each["late"] + each["ended"]) / (each["answered"] + each["ended"]) for each in runs])
     got = f"{share.mean:.1%} +- {share.half:.1%} (ceiling {ceiling:.1%} of what comes)"
     bench.tell("load 1.3, 500 ms: goodput / ceiling", ">= 92 %", got, share.mean >= 0.92)
-    bench.tell("load 1.3, 500 ms: accepted that miss", "< 1 %", f"{late.mean:.2%}", late.mean < 0.01)
+    bench.tell(
+        "load 1.3, 500 ms: accepted that miss", "< 1 %", f"{missed.mean:.2%} +- {missed.half:.2%}", missed.mean < 0.01
+    )
 
 
 def bursts(bench):
