@@ -155,5 +155,5 @@ def test_the_simulator_is_near_real_daemons(tmp_path):
         # A busy machine makes daemons late, never early: far below the simulator would mean that it is wrong.
         assert each["difference"]["mean_s"] < 0.25
         if each["stall_s"] < 0.05:
-            assert abs(each["difference"]["mean_s"]) < 0.25
+            assert each["difference"]["mean_s"] > -0.4
     assert {path.name for path in tmp_path.iterdir()} == {"calibration.csv", "calibration.json", "report.html"}
