@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from gridnode.cli.fitting import Column, fitted
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
+from gridnode.cli.simulate_options import add_pool, add_scenario, changes_asked, pool_of, prepare_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,11 +43,9 @@ def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def run_compare(options: argparse.Namespace) -> int:
     """Run `gridnode simulate compare`."""
     from gridnode.simulation.compare import compare
-    from gridnode.simulation.load import changes_of, load
+    from gridnode.simulation.load import load
 
-    changes = changes_of(options.settings)
-    if options.seed is not None:
-        changes["seed"] = options.seed
+    changes = changes_asked(options)
     scenario = load(options.scenario, changes)
     prepare_folder(options)
     with pool_of(options) as (executor, jobs), progress_of(scenario.name) as told:

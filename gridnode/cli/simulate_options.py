@@ -32,6 +32,16 @@ def add_scenario(parser: argparse.ArgumentParser, *, is_needed: bool = True, mor
     )
 
 
+def changes_asked(options: argparse.Namespace) -> "dict[str, object]":
+    """Return what `--set` and `--seed` change of the scenario; raises SimulationInputError."""
+    from gridnode.simulation.load import changes_of
+
+    changes = changes_of(options.settings)
+    if options.seed is not None:
+        changes["seed"] = options.seed
+    return changes
+
+
 def add_pool(parser: argparse.ArgumentParser, *, replications: int) -> None:
     """Add how often and where scenarios run."""
     parser.add_argument(

@@ -9,7 +9,7 @@ from gridnode.cli.fitting import Column, fitted
 from gridnode.cli.options import UsageError
 from gridnode.cli.output import console, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
+from gridnode.cli.simulate_options import add_pool, add_scenario, changes_asked, pool_of, prepare_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,14 +107,12 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace) -> "tuple[Scenario, RecordedLoad | None]":
     """Return the fleet as it is with what comes in, and what daemons recorded of it."""
-    from gridnode.simulation.load import arrivals_of, changes_of, is_trace_file, load, with_changes
+    from gridnode.simulation.load import arrivals_of, is_trace_file, load, with_changes
     from gridnode.simulation.plan import with_times
     from gridnode.simulation.recorded import read_recording
     from gridnode.simulation.recordedload import load_of
 
-    changes = changes_of(options.settings)
-    if options.seed is not None:
-        changes["seed"] = options.seed
+    changes = changes_asked(options)
     if options.scenario is None and not options.trace:
         raise UsageError("nothing to plan with; give a scenario, or what daemons recorded with --trace FILE")
     if not options.what_if and not options.trace:

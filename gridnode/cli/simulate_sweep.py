@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gridnode.cli.fitting import Column, fitted
 from gridnode.cli.output import console, note, print_json
 from gridnode.cli.progress import progress_of
-from gridnode.cli.simulate_options import add_pool, add_scenario, pool_of, prepare_folder
+from gridnode.cli.simulate_options import add_pool, add_scenario, changes_asked, pool_of, prepare_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,12 +40,9 @@ def add_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def run_sweep(options: argparse.Namespace) -> int:
     """Run `gridnode simulate sweep`."""
-    from gridnode.simulation.load import changes_of
     from gridnode.simulation.sweep import read_vary, sweep
 
-    changes = changes_of(options.settings)
-    if options.seed is not None:
-        changes["seed"] = options.seed
+    changes = changes_asked(options)
     prepare_folder(options)
     with pool_of(options) as (executor, jobs), progress_of("sweep") as told:
         found = sweep(

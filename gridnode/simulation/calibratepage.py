@@ -8,9 +8,9 @@ from typing import Final
 from gridnode.simulation import charts
 from gridnode.simulation.calibration import GOAL, STALL_MAX_S, Calibration, LoadReport
 from gridnode.simulation.numbers import seconds_text
-from gridnode.simulation.page import REPORT, figure, page, table
+from gridnode.simulation.page import figure, page, table
 from gridnode.simulation.show import percent
-from gridnode.simulation.tables import make_folder, unwritable
+from gridnode.simulation.tables import write_html
 
 DRAWN: Final = (("mean_s", "mean"), ("p95_s", "p95"))
 LISTED: Final = (("mean_s", "mean"), ("p50_s", "p50"), ("p95_s", "p95"))
@@ -18,13 +18,7 @@ LISTED: Final = (("mean_s", "mean"), ("p50_s", "p50"), ("p95_s", "p95"))
 
 def write(found: Calibration, directory: Path) -> list[Path]:
     """Write report.html; raises SimulationInputError."""
-    make_folder(directory)
-    path = directory / REPORT
-    try:
-        path.write_text(render(found), encoding="utf-8")
-    except OSError as error:
-        raise unwritable(directory, error) from None
-    return [path]
+    return [write_html(directory, render(found))]
 
 
 def render(found: Calibration) -> str:

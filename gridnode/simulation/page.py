@@ -17,12 +17,11 @@ from gridnode.simulation.offload import offload_graph
 from gridnode.simulation.show import percent
 from gridnode.simulation.style import STYLE
 from gridnode.simulation.svg import COLOURS
-from gridnode.simulation.tables import make_folder, unwritable
+from gridnode.simulation.tables import unwritable, write_html
 from simulator.report import Bounds, Comparison, PolicyRow
 from simulator.results import NodeResult, Result, Series
 from simulator.statistics import Estimate
 
-REPORT: Final = "report.html"
 WORDS_LONG: Final = 26
 """Characters of a cell that may go on in the next line."""
 NODES_LISTED: Final = 40
@@ -60,12 +59,10 @@ def write(
         When it cannot be written to.
     """
     runs = [results] if isinstance(results, Result) else list(results)
-    make_folder(directory)
-    path = directory / REPORT
     if bounds is None and comparison is not None:
         bounds = comparison.bounds
+    path = write_html(directory, render(runs, comparison=comparison, bounds=bounds))
     try:
-        path.write_text(render(runs, comparison=comparison, bounds=bounds), encoding="utf-8")
         return [path, *plots.write(runs, directory, comparison=comparison)]
     except OSError as error:
         raise unwritable(directory, error) from None

@@ -7,11 +7,11 @@ from typing import Final
 
 from gridnode.simulation import charts
 from gridnode.simulation.numbers import seconds_text
-from gridnode.simulation.page import REPORT, figure, page, table, with_half
+from gridnode.simulation.page import figure, page, table, with_half
 from gridnode.simulation.plan import Plan, Variant
 from gridnode.simulation.recordedload import Observed
 from gridnode.simulation.show import percent
-from gridnode.simulation.tables import make_folder, unwritable
+from gridnode.simulation.tables import write_html
 
 NOW: Final = "as it is"
 RECORDED: Final = "recorded"
@@ -21,13 +21,7 @@ Row = tuple[str, float, float, float]
 
 def write(found: Plan, directory: Path) -> list[Path]:
     """Write report.html; raises SimulationInputError."""
-    make_folder(directory)
-    path = directory / REPORT
-    try:
-        path.write_text(render(found), encoding="utf-8")
-    except OSError as error:
-        raise unwritable(directory, error) from None
-    return [path]
+    return [write_html(directory, render(found))]
 
 
 def render(found: Plan) -> str:

@@ -6,9 +6,9 @@ from typing import Final
 
 from gridnode.simulation import charts, plots
 from gridnode.simulation.numbers import seconds_text
-from gridnode.simulation.page import REPORT, figure, page, table, with_half
+from gridnode.simulation.page import figure, page, table, with_half
 from gridnode.simulation.sweep import Sweep
-from gridnode.simulation.tables import make_folder, unwritable
+from gridnode.simulation.tables import unwritable, write_html
 
 DRAWN: Final = (
     ("mean_s", "Mean sojourn time", "seconds"),
@@ -22,10 +22,8 @@ SHARES: Final = ("within", "refused")
 
 def write(found: Sweep, directory: Path) -> list[Path]:
     """Write report.html, and a PNG plot where matplotlib is installed; raises SimulationInputError."""
-    make_folder(directory)
-    path = directory / REPORT
+    path = write_html(directory, render(found))
     try:
-        path.write_text(render(found), encoding="utf-8")
         return [path, *plots.write_sweep(found, directory)]
     except OSError as error:
         raise unwritable(directory, error) from None

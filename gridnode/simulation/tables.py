@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gridnode.simulation.plan import Plan
     from gridnode.simulation.sweep import Sweep
     from simulator.report import Comparison
+
+REPORT: Final = "report.html"
 
 
 def make_folder(directory: Path) -> None:
@@ -42,6 +44,17 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
             writer.writerows(rows)
     except OSError as error:
         raise unwritable(path, error) from None
+    return path
+
+
+def write_html(directory: Path, text: str) -> Path:
+    """Write report.html into a folder, made where it is missing; raises SimulationInputError where it cannot be."""
+    make_folder(directory)
+    path = directory / REPORT
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise unwritable(directory, error) from None
     return path
 
 

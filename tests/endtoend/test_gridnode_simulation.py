@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def test_a_cluster_of_dask_gives_what_this_process_gives(tmp_path):
     run_script(tmp_path, CLUSTER)
 
 
-def test_a_sweep_on_a_scheduler_and_a_worker_of_dask_gives_what_this_machine_gives(tmp_path):
+def test_a_sweep_on_a_scheduler_and_a_worker_of_dask_gives_what_this_machine_gives(tmp_path, wait_until):
     """As docs/simulator.md says: `dask scheduler`, `dask worker`, `--dask ADDRESS`."""
     pytest.importorskip("distributed")
     place = tmp_path / "scheduler.json"
@@ -74,7 +73,7 @@ def test_a_sweep_on_a_scheduler_and_a_worker_of_dask_gives_what_this_machine_giv
         running(tmp_path, "dask", "scheduler", *common, "--port", "0", "--dashboard-address", "127.0.0.1:0"),
         running(tmp_path, "dask", "worker", *common, "--nthreads", "1", "--nworkers", "1", "--no-dashboard"),
     ):
-        until(lambda: place.exists() and place.read_text().endswith("}"))
+        wait_until(lambda: place.read_text().endswith("}"), 60.0)
         address = json.loads(place.read_text())["address"]
         assert address.startswith("tcp://127.0.0.1:")
         there = simulate(*sweep, "--dask", address)
@@ -109,13 +108,6 @@ def simulate(*arguments):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
     )
-
-
-def until(condition, limit_s=60.0):
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
 
 
 def run_script(folder, text):
