@@ -9,7 +9,7 @@ from typing import Final
 
 from gridnode.errors import UnknownModelError
 from gridnode.logs import EventLog
-from gridnode.program import Resolved
+from gridnode.submissions import Resolved
 from models.manifest import Manifest, ModelError, Shard
 from models.trust import TrustClient
 

@@ -19,7 +19,8 @@ from gridnode.errors import StateDirectoryError
 from gridnode.jobtable import JobTable
 from gridnode.logs import EventLog
 from gridnode.nurseries import collapsing
-from gridnode.program import Answerer, Connection, ModelDirectory, NodeNames
+from gridnode.program import Answerer, Connection, NodeNames
+from gridnode.submissions import ModelDirectory
 
 log = EventLog("frontdoor")
 

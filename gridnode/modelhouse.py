@@ -15,9 +15,9 @@ from gridnode.catalogue import Catalogue, read_catalogue
 from gridnode.driver import Driver
 from gridnode.logs import EventLog
 from gridnode.measurements import Measurements
-from gridnode.program import Resolved
 from gridnode.signedstate import SignedState
 from gridnode.statedir import StateDirectory
+from gridnode.submissions import Resolved
 from gridnode.translate import table_digest
 from models.executor import Executor, ExecutorStatistics, ModelRefusedError, WorkerLostError
 from models.manifest import Manifest, ModelError, Shard

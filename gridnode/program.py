@@ -4,10 +4,9 @@ A connection that ends cancels its open jobs; the client sends them again under 
 program says badly costs its job, or its connection, and nothing else.
 """
 
-import math
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import trio
@@ -30,15 +29,12 @@ from gridnode.control import (
     decode_client,
     encode_frame,
 )
-from gridnode.errors import GridError, ProtocolError, UnknownModelError
+from gridnode.errors import GridError, ProtocolError
 from gridnode.jobtable import Answer as JobAnswer
 from gridnode.jobtable import Failure, JobEntry
 from gridnode.localsocket import FrameReader, FrameWriter, OutboxFullError
 from gridnode.logs import EventLog
-from models.bodies import decode_request
-from models.manifest import Manifest
-from models.requestcheck import check_request
-from models.tensors import BadInputError
+from gridnode.submissions import SubmissionError, explain, make_job
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
 
@@ -46,46 +42,6 @@ if TYPE_CHECKING:
     from gridnode.frontdoor import FrontDoor
 
 log = EventLog("frontdoor")
-
-MESSAGE_MAX_CHARS: Final = 2048
-"""Longest message of an error: names that a program chose may be in it, and a header has a bound."""
-
-FRAME_MAX: Final = 2**53
-"""Largest frame number; transport.wire takes no larger one."""
-
-_REMEDIES: Final[dict[str, str]] = {
-    Reason.DEADLINE: "no node known can finish it in time: allow more time, lower the rate, or add nodes",
-    Reason.EXPIRED: "its deadline passed before a node could finish it: allow more time or lower the rate",
-    Reason.QUEUE_FULL: "all queues are full: lower the rate, or try again later",
-    Reason.UNKNOWN_MODEL: "no node reachable offers this model: see 'gridnode model list' and 'gridnode peers'",
-    Reason.DRAINING: "this daemon is shutting down: connect to another one",
-    Reason.NO_ROOM: "memory for payloads in flight is spent: try again later",
-    Reason.SUPERSEDED: "a newer frame of the stream took its place",
-    Reason.CANCELLED: "it was cancelled",
-    Reason.POISON: "two executors were lost while they ran it, so it is not tried again",
-    Reason.MODEL_FAILED: "the runtime failed on this input",
-    Reason.LOST: "the node that ran it was lost, and the time or the retries ran out",
-}
-
-
-class Resolved(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model's name stands for now."""
-
-    manifest: Manifest
-    digests: tuple[str, ...]
-    """Acceptable models, best first."""
-
-
-class ModelDirectory(Protocol):
-    """Knows the published models by name."""
-
-    def resolve(self, name: str, *, rungs: bool, pictures: bool) -> Resolved:
-        """Return what a name stands for; raises UnknownModelError."""
-        ...
-
-    def name_of(self, digest: str) -> str:
-        """Return the name of a model, or the head of its digest."""
-        ...
 
 
 class NodeNames(Protocol):
@@ -181,52 +137,29 @@ class Connection:
             raise ProtocolError("a key that is already open")
         door = self._door
         try:
-            body = decode_request(message.body)
-            resolved = door.models.resolve(message.model, rungs=message.rungs, pictures=body.kind != "tensors")
-            check_request(resolved.manifest, body, len(payload))
-            if message.frame > FRAME_MAX:
-                raise BadInputError(f"frame number is {message.frame}, at most {FRAME_MAX} can be sent to peers")
-        except UnknownModelError as error:
-            self._refuse(message.key, Reason.UNKNOWN_MODEL.value, str(error))
-            return
-        except BadInputError as error:
-            self._refuse(message.key, "bad_input", str(error))
-            return
-        budget_s = door.default_deadline_s if message.budget_s is None else message.budget_s
-        if not budget_s > 0 or math.isnan(budget_s):
-            self._refuse(message.key, Reason.EXPIRED.value, f"deadline is already past: {budget_s:.3g} s were left")
+            job = make_job(
+                message,
+                len(payload),
+                node=door.node,
+                client=self._client.hex()[:16],
+                models=door.models,
+                default_deadline_s=door.default_deadline_s,
+                now_s=trio.current_time(),
+            )
+        except SubmissionError as error:
+            self._refuse(message.key, error.reason, str(error))
             return
         if len(self._handles) >= door.config.jobs:
             self._refuse(message.key, Reason.QUEUE_FULL.value, f"{len(self._handles)} jobs of this client are open")
             return
-        self._admit(message, payload, resolved, budget_s)
-
-    def _admit(self, message: Submit, payload: memoryview, resolved: Resolved, budget_s: float) -> None:
-        door = self._door
-        now_s = trio.current_time()
-        handle = self._handles[message.key] = door.jobs.mint()
-        client = self._client.hex()[:16]
-        job = Job(
-            key=message.key,
-            entry=door.node,
-            client=client,
-            tenant=message.tenant,
-            priority=message.priority,
-            stream=f"{client}/{message.stream}" if message.stream else "",
-            frame=message.frame,
-            newest_wins=message.newest_wins,
-            input_bytes=len(payload),
-            arrival_s=now_s,
-            deadline_s=now_s + budget_s,
-            models=resolved.digests,
-        )
+        handle = self._handles[job.key] = door.jobs.mint()
         responder = ClientResponder(self, job)
         door.jobs.add(JobEntry(handle=handle, job=job, body=message.body, payload=(payload,), responder=responder))
         door.driver.post(JobArrived(handle=handle, job=job, origin=None))
 
     def _refuse(self, key: bytes, reason: str, message: str) -> None:
         entries = self._door.config.entries
-        self.say(JobError(key=key, reason=reason, message=message[:MESSAGE_MAX_CHARS], entries=entries))
+        self.say(JobError(key=key, reason=reason, message=message, entries=entries))
 
     def end(self, job: Job, answer: JobAnswer) -> None:
         """Send a job's result."""
@@ -251,7 +184,7 @@ class Connection:
     def fail(self, job: Job, reason: str, message: str, estimate_s: float | None) -> None:
         """Send a job's named error."""
         self._handles.pop(job.key, None)
-        text = _explain(reason, message)
+        text = explain(reason, message)
         if estimate_s is not None:
             text += f" (best estimate {estimate_s:.3g} s)"
         entries = self._door.config.entries
@@ -281,14 +214,6 @@ class Connection:
         except OutboxFullError as error:
             log.warning("client_cut_off", error=error)
             self._nursery.cancel_scope.cancel()
-
-
-def _explain(reason: str, message: str) -> str:
-    """Return what a person can do about a reason, and what the runtime said where that tells more."""
-    remedy = _REMEDIES.get(reason, "")
-    if reason == Reason.MODEL_FAILED and message:
-        remedy = f"{remedy}: {message}"
-    return (remedy or message or reason)[:MESSAGE_MAX_CHARS]
 
 
 def _instead_of(message: ServerMessage, error: ProtocolError) -> ServerMessage:
