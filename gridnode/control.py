@@ -30,6 +30,8 @@ ALIGNMENT_BYTES: Final = 64
 """Tensors in a payload start at multiples of this; see models.tensors."""
 DTYPE_BYTES: Final = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1, "int32": 4, "int64": 8, "bool": 1}
 CLIENT_ID_BYTES: Final = 16
+SEGMENT_MAX_BYTES: Final = 32 * 1024 * 1024
+"""Largest shared memory of one connection; see models.segments."""
 
 Buffer = bytes | bytearray | memoryview
 Key = Annotated[bytes, Meta(min_length=24, max_length=24)]
@@ -97,8 +99,19 @@ class ClientHello(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
     """Random id of this client object; the head of all its keys."""
 
 
+class Share(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="share"):
+    """Hands over memory for payloads; its descriptor (SCM_RIGHTS) comes with the first byte of this frame.
+
+    At most one per connection, after the hello. The memory is a memfd, sealed against shrinking, growing and further
+    seals (and, best, against new writable mappings); models.segments says what is checked. A payload in it stays
+    untouched until the outcome of its key has come on this connection.
+    """
+
+    segment_bytes: Annotated[int, Meta(ge=1, le=SEGMENT_MAX_BYTES)]
+
+
 class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="submit"):
-    """One request; its input is the payload."""
+    """One request; its input is the payload, or lies in the shared memory."""
 
     key: Key
     model: Annotated[str, Meta(max_length=128)]
@@ -113,6 +126,10 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
     newest_wins: bool = False
     tenant: Annotated[str, Meta(max_length=128)] = ""
     body: Annotated[bytes, Meta(max_length=BODY_MAX_BYTES)]
+    place: Annotated[int, Meta(ge=0)] | None = None
+    """Where the payload begins in the shared memory, a multiple of ALIGNMENT_BYTES; the frame has none then."""
+    place_bytes: Annotated[int, Meta(ge=0)] = 0
+    """Length of the payload there."""
 
 
 class CancelJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="cancel"):
@@ -191,7 +208,7 @@ class Goodbye(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="goo
     entries: tuple[str, ...] = ()
 
 
-ClientMessage = ClientHello | Submit | CancelJob | Query
+ClientMessage = ClientHello | Share | Submit | CancelJob | Query
 ServerMessage = ServerHello | JobDone | JobError | Answer | Goodbye
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from models.manifest import Manifest, ModelError
+from models.segments import Segment
 from models.tensors import Buffer, InferenceError
 
 
@@ -33,15 +34,25 @@ class RunDeadlineError(InferenceError):
     """The deadline passed before the result was there; the run was terminated."""
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where a payload lies in memory that its program shares."""
+
+    segment: Segment
+    offset: int
+    """In bytes from the segment's start."""
+
+
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request for a loaded model."""
 
     body: bytes
     """An encoded models.bodies.RequestBody."""
     payload: Buffer
-    """Copied once, when the run starts; must not change before that."""
+    """Copied once, when the run starts, or read in place where the worker can; must not change before the end."""
     deadline_s: float
     """When the run is terminated."""
+    place: Place | None = None
+    """Where the payload lies, if its program shares its memory."""
 
 
 class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
