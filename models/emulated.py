@@ -27,6 +27,7 @@ from models.executor import (
 )
 from models.manifest import Manifest
 from models.requestcheck import check_request
+from models.segments import Segment
 from models.tensors import BadInputError, InferenceError
 
 _RESULT: Final = encode_result(ResultBody(emulated=True))
@@ -160,6 +161,9 @@ class EmulatedExecutor:
             return cost.mean_s
         shape = 1 / cost.cv**2
         return self._rng.gammavariate(shape, cost.mean_s / shape)
+
+    def forget_segment(self, segment: Segment) -> None:
+        """Do nothing: payloads are not read here."""
 
     def loaded(self) -> frozenset[str]:
         """Return the digests of the models that are ready."""

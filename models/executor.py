@@ -185,6 +185,10 @@ class Executor(Protocol):
         """
         ...
 
+    def forget_segment(self, segment: Segment) -> None:
+        """Have workers let go of a program's memory: its program has left. Runs in hand keep it to their end."""
+        ...
+
     def loaded(self) -> frozenset[str]:
         """Return the digests of the models that are ready."""
         ...

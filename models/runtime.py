@@ -35,6 +35,7 @@ from models.executor import (
 )
 from models.manifest import Manifest
 from models.processmemory import process_memory
+from models.segments import Segment
 from models.tensors import InferenceError
 from models.workerprocess import NotBegunError, WorkerProcess
 from models.workerstart import WorkerSettings
@@ -213,6 +214,9 @@ class Runtime:
             # A run that only waited in line of a lost worker is taken to the next one: it is not to blame.
             with contextlib.suppress(NotBegunError):
                 return await worker.run(requests, on_started)
+
+    def forget_segment(self, segment: Segment) -> None:
+        """Have workers let go of a program's memory; see models.executor.Executor.forget_segment."""
 
     def loaded(self) -> frozenset[str]:
         """Return the digests of the models that are ready."""
