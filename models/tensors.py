@@ -11,7 +11,7 @@ tells a tensor's bytes, so offsets never travel and cannot lie.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -99,6 +99,45 @@ def layout(headers: Sequence[TensorHeader]) -> tuple[tuple[int, ...], int]:
     return tuple(offsets), end
 
 
+class Piece(NamedTuple):
+    """Where one tensor lies in a payload."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+    """In bytes from the payload's start."""
+
+    def view(self, payload: Buffer) -> Array:
+        """Look at the tensor; booleans are copied, so that every byte is 0 or 1.
+
+        Raises
+        ------
+        BadInputError
+            Nothing to read, and yet more than numpy can count: a size of 0 beside enormous ones.
+        """
+        try:
+            if self.dtype.kind != "b":
+                return np.ndarray(self.shape, self.dtype, payload, self.start)
+            bits: Array = np.ndarray(self.shape, np.uint8, payload, self.start) != 0
+            return bits
+        except ValueError as error:
+            raise BadInputError(f"tensor {self.name!r} has the impossible shape {self.shape}; fix it") from error
+
+
+def pieces(headers: Sequence[TensorHeader], payload_bytes: int) -> tuple[Piece, ...]:
+    """Return where the tensors of a payload of that length lie; raises BadInputError as views does."""
+    offsets, total = layout(headers)
+    if payload_bytes != total:
+        raise BadInputError(f"payload has {payload_bytes} bytes, its tensor headers add up to {total}; send both alike")
+    seen: set[str] = set()
+    for header in headers:
+        if header.name in seen:
+            raise BadInputError(f"tensor {header.name!r} is given twice; give each name once")
+        seen.add(header.name)
+    return tuple(Piece(h.name, h.shape, numpy_dtype(h.dtype), start) for h, start in zip(headers, offsets, strict=True))
+
+
 def views(headers: Sequence[TensorHeader], payload: Buffer) -> dict[str, Array]:
     """Look at a payload's tensors without copying them.
 
@@ -120,22 +159,8 @@ def views(headers: Sequence[TensorHeader], payload: Buffer) -> dict[str, Array]:
     BadInputError
         Unknown dtype, a name given twice, or the sizes do not add up.
     """
-    offsets, total = layout(headers)
     view = memoryview(payload).cast("B")
-    if view.nbytes != total:
-        raise BadInputError(f"payload has {view.nbytes} bytes, its tensor headers add up to {total}; send both alike")
-    tensors: dict[str, Array] = {}
-    for header, start in zip(headers, offsets, strict=True):
-        if header.name in tensors:
-            raise BadInputError(f"tensor {header.name!r} is given twice; give each name once")
-        flat = np.frombuffer(view[start : start + size_bytes(header)], dtype=np.uint8)
-        typed = flat != 0 if header.dtype == "bool" else flat.view(numpy_dtype(header.dtype))
-        try:
-            tensors[header.name] = typed.reshape(header.shape)
-        except ValueError as error:
-            # Nothing to read, and yet more than numpy can count: a size of 0 beside enormous ones.
-            raise BadInputError(f"tensor {header.name!r} has the impossible shape {header.shape}; fix it") from error
-    return tensors
+    return {piece.name: piece.view(view) for piece in pieces(headers, view.nbytes)}
 
 
 def describe(tensors: Mapping[str, Array]) -> tuple[TensorHeader, ...]:
