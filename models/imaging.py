@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from models.detection import Geometry, fit
-from models.manifest import ImagePreprocessing, ModelError
+from models.manifest import ImagePreprocessing
+from models.tensors import BadInputError
 
 ENCODED_MAX_BYTES = 32 << 20
 """Largest encoded picture. Cameras write below 20 MB; larger ones only cost memory."""
@@ -62,7 +63,7 @@ _FAULTS = (
 )
 
 
-class ImageError(ModelError):
+class ImageError(BadInputError):
     """A picture that is no JPEG or PNG, is damaged, or exceeds a bound."""
 
 

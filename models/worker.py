@@ -172,14 +172,13 @@ def library_folders() -> list[str]:
 def _load(start: Start, isolated: confine.Confinement, requests: socket.socket, memory: SharedMemory) -> Worker | None:
     """Import the runtime, give up what is left to give up, load the model and tell the daemon how that went."""
     from models import session as runtime
-    from models.imaging import ImageError
     from models.tensors import BadInputError
 
     order = protocol.decode_order(requests.recv(protocol.PACKET_MAX_BYTES))
     assert isinstance(order, protocol.LoadOrder)
-    # Whatever libraries load on first use they must load now.
-    runtime.prepare()
     manifest = parse_manifest(bytes(memory.input(0)[: order.manifest_bytes]))
+    # Whatever libraries load on first use they must load now.
+    runtime.prepare(manifest)
     graph = _read(start.graph)
     sealed = confine.seal(
         memory_bytes=None if start.accelerated else order.memory_bytes,
@@ -192,7 +191,7 @@ def _load(start: Start, isolated: confine.Confinement, requests: socket.socket, 
     except runtime.RUNTIME_FAULTS as error:
         requests.send(protocol.encode(protocol.LoadFailed(reason=protocol.shorten(str(error) or repr(error)))))
         return None
-    gc.collect()
+    runtime.give_back()
     gc.freeze()
     reached = isolated.reached + sealed.reached
     missing = isolated.missing + sealed.missing
@@ -202,7 +201,7 @@ def _load(start: Start, isolated: confine.Confinement, requests: socket.socket, 
         memory,
         requests,
         options=runtime.RunOptions,
-        input_faults=(BadInputError, ImageError),
+        input_faults=(BadInputError,),
         model_faults=(ModelError, *runtime.RUNTIME_FAULTS),
     )
 
