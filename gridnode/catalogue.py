@@ -7,10 +7,13 @@ nothing of what this node has of them; that is gridnode.modelhouse's.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from gridnode.errors import UnknownModelError
 from gridnode.logs import EventLog
-from gridnode.submissions import Resolved
+from models.bodies import decode_request
 from models.manifest import Manifest, ModelError, Shard
+from models.requestcheck import check_request
 from models.trust import TrustClient
 
 log = EventLog("models")
@@ -19,10 +22,22 @@ ACCEPTABLE_MAX: Final = 8
 """Models that may answer one job, itself and its rungs: as many as a job header holds."""
 ALL: Final = "*"
 """In a node's list of models: all of the deployment."""
+ACCEPTED_MAX: Final = 128
+"""Verdicts kept, of up to 48 KiB of words each: a node's programs have a handful."""
+
+
+class Resolved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's name stands for now."""
+
+    manifest: Manifest
+    digests: tuple[str, ...]
+    """Acceptable models, best first."""
 
 
 class Catalogue:
     """What is published at one moment. Never changed: a new one takes its place, so threads may read it.
+
+    accept() alone, which remembers verdicts, is the event loop's.
 
     Parameters
     ----------
@@ -40,6 +55,7 @@ class Catalogue:
         self._digests = digests
         self._manifests = manifests
         self._deployed = deployed
+        self._accepted: dict[tuple[str, bool, bytes, int], tuple[str, ...]] = {}
 
     def manifest(self, digest: str) -> Manifest | None:
         """Return the manifest of a published model."""
@@ -65,6 +81,43 @@ class Catalogue:
             for name, digest in self._digests.items()
             if name in names or (ALL in names and name in self._deployed)
         }
+
+    def accept(self, name: str, *, rungs: bool, body: bytes, payload_bytes: int) -> tuple[str, ...]:
+        """Return the models that may answer a request, best first.
+
+        A camera sends the same words with each frame, so the verdict on them is kept; tensors and raw frames have the
+        same length each time, encoded pictures have not and are judged anew.
+
+        Parameters
+        ----------
+        name : str
+            Name, or name@digest.
+        rungs : bool
+            Whether smaller variants may answer too.
+        body : bytes
+            An encoded models.bodies.RequestBody.
+        payload_bytes : int
+            Length of its payload, >= 0.
+
+        Raises
+        ------
+        UnknownModelError
+            No such model is published.
+        BadInputError
+            The request does not fit the model. The sender's fault, as above.
+        """
+        words = (name, rungs, body, payload_bytes)
+        found = self._accepted.get(words)
+        if found is None:
+            request = decode_request(body)
+            resolved = self.resolve(name, rungs=rungs, pictures=request.kind != "tensors")
+            check_request(resolved.manifest, request, payload_bytes)
+            found = resolved.digests
+            if request.kind != "image":
+                if len(self._accepted) >= ACCEPTED_MAX:
+                    self._accepted.clear()
+                self._accepted[words] = found
+        return found
 
     def resolve(self, name: str, *, rungs: bool, pictures: bool) -> Resolved:
         """Return what a name, or name@digest, stands for; raises UnknownModelError.

@@ -10,6 +10,7 @@ sides are a Hello.
 """
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
@@ -211,6 +212,7 @@ class Goodbye(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="goo
 ClientMessage = ClientHello | Share | Submit | CancelJob | Query
 ServerMessage = ServerHello | JobDone | JobError | Answer | Goodbye
 
+_PREFIX: Final = struct.Struct(">II")
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _CLIENT: Final[msgspec.msgpack.Decoder[ClientMessage]] = msgspec.msgpack.Decoder(ClientMessage)
 _SERVER: Final[msgspec.msgpack.Decoder[ServerMessage]] = msgspec.msgpack.Decoder(ServerMessage)
@@ -227,12 +229,18 @@ def encode_frame(message: ClientMessage | ServerMessage, payload_bytes: int = 0)
         raise ProtocolError(f"{type(message).__name__} takes {len(header)} bytes, at most {bound} may be sent")
     if payload_bytes > PAYLOAD_MAX_BYTES:
         raise ProtocolError(f"payload has {payload_bytes} bytes, at most {PAYLOAD_MAX_BYTES} may be sent; shrink it")
-    return len(header).to_bytes(4, "big") + payload_bytes.to_bytes(4, "big") + header
+    return _PREFIX.pack(len(header), payload_bytes) + header
 
 
-def decode_prefix(prefix: Buffer, *, header_max_bytes: int = HEADER_MAX_BYTES) -> tuple[int, int]:
-    """Return header and payload length in bytes; raises ProtocolError where either exceeds its bound."""
-    header, payload = int.from_bytes(prefix[:4], "big"), int.from_bytes(prefix[4:8], "big")
+def decode_prefix(data: Buffer, start: int = 0, *, header_max_bytes: int = HEADER_MAX_BYTES) -> tuple[int, int]:
+    """Return header and payload length in bytes, of the frame that begins at ``start``.
+
+    Raises
+    ------
+    ProtocolError
+        Either exceeds its bound.
+    """
+    header, payload = _PREFIX.unpack_from(data, start)
     if not 0 < header <= header_max_bytes or payload > PAYLOAD_MAX_BYTES:
         raise ProtocolError(
             f"frame claims a header of {header} bytes and a payload of {payload}, "

@@ -52,7 +52,8 @@ class Driver:
         self, core: Core, *, clock: Callable[[], float] = trio.current_time, turns: "Turns | None" = None
     ) -> None:
         self._core = core
-        self._clock = clock
+        self.clock = clock
+        """Monotonic seconds, the core's."""
         self._turns = turns
         self._inbox: deque[tuple[Event, object]] = deque()
         self._actions: deque[tuple[Action, object]] = deque()
@@ -97,7 +98,7 @@ class Driver:
             self._wake = trio.Event()
             if deadline_s is None:
                 await self._wake.wait()
-            elif deadline_s <= self._clock():
+            elif deadline_s <= self.clock():
                 await self._ring()
             else:
                 with trio.move_on_at(deadline_s):
@@ -108,7 +109,7 @@ class Driver:
         if self._turns is not None:
             await self._turns.wait_timer()
             deadline_s = self._core.next_deadline_s()
-            if deadline_s is None or deadline_s > self._clock():
+            if deadline_s is None or deadline_s > self.clock():
                 return
         self.post(TimerFired())
         await trio.lowlevel.checkpoint()
@@ -117,11 +118,15 @@ class Driver:
         """Feed the inbox until it is empty; what actions post joins its end."""
         self._is_feeding = True
         try:
-            while self._inbox or self._actions:
-                if not self._actions:
-                    self._feed()
-                    continue
-                action, attachment = self._actions.popleft()
+            while self._actions or self._inbox:
+                if self._actions:
+                    action, attachment = self._actions.popleft()
+                else:
+                    event, attachment = self._inbox.popleft()
+                    first = self._feed(event, attachment)
+                    if first is None:
+                        continue
+                    action = first
                 hands.carry_out(action, attachment)
                 if self._turns is not None:
                     self._turns.later(self._go_on)
@@ -134,11 +139,18 @@ class Driver:
         if deadline_s is not None and (self._armed_s is None or deadline_s < self._armed_s):
             self._wake.set()
 
-    def _feed(self) -> None:
-        event, attachment = self._inbox.popleft()
-        self.now_s = max(self.now_s, self._clock())
+    def _feed(self, event: Event, attachment: object) -> Action | None:
+        """Give the core an event; returns the first thing it asks for, which nearly always is the only one."""
+        now_s = self.clock()
+        if now_s > self.now_s:
+            self.now_s = now_s
         self.handled += 1
-        self._actions.extend([(action, attachment) for action in self._core.handle(event, now_s=self.now_s)])
+        actions = self._core.handle(event, now_s=self.now_s)
+        if not actions:
+            return None
+        if len(actions) > 1:
+            self._actions.extend([(action, attachment) for action in actions[1:]])
+        return actions[0]
 
     def _go_on(self) -> None:
         """Go on after an action whose consequences have come to rest."""

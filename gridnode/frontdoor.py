@@ -7,6 +7,7 @@ import grp
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from gridnode.logs import EventLog
 from gridnode.nurseries import collapsing
 from gridnode.program import Answerer, Connection, NodeNames
 from gridnode.submissions import ModelDirectory
+from models.segments import Segment
 
 log = EventLog("frontdoor")
 
@@ -37,6 +39,8 @@ class FrontDoor:
         Of the socket; a stale one of a dead daemon is replaced.
     answer : Answerer
         Answers queries.
+    forget_segment : callable
+        Lets go of the memory that a program shared, which has left.
     default_deadline_s : float
         Budget of a job that names none.
     """
@@ -54,6 +58,7 @@ class FrontDoor:
         models: ModelDirectory,
         nodes: NodeNames,
         answer: Answerer,
+        forget_segment: Callable[[Segment], None],
         default_deadline_s: float,
     ) -> None:
         self.path = path
@@ -66,6 +71,7 @@ class FrontDoor:
         self.models = models
         self.nodes = nodes
         self.answer = answer
+        self.forget_segment = forget_segment
         self.default_deadline_s = default_deadline_s
         self.draining = False
         self._connections: set[Connection] = set()

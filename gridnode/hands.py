@@ -5,7 +5,7 @@ gridnode.inbound's, models are gridnode.modelhouse's; this module hands on.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -104,42 +104,43 @@ class DaemonHands:
         """Executions in a task of their own, by command."""
         self._begun: dict[int, Callable[[], None]] = {}
         """How to stop the others."""
+        self._ways = self._make_ways()
 
     def carry_out(self, action: actions.Action, attachment: object) -> None:
         """Start an action; see driver.Hands."""
-        log.debug("action", kind=type(action).__name__, reason=action.reason)
-        match action:
-            case actions.Execute():
-                self._execute(action)
-            case actions.Send() | actions.Offer():
-                entry = self._jobs.get(action.handle)
-                assert entry is not None, "the core sent a job that has had its outcome"
-                log.debug("job_offloaded", peer=short(action.peer), reason=action.reason)
-                self._outbound.start(action, entry)
-            case actions.Steal():
-                self._outbound.start_steal(action)
-            case actions.Accept() | actions.NackOffer() | actions.GrantLease():
-                self._inbound.rule(action)
-            case actions.Reply():
-                self._reply(action, attachment)
-            case actions.Reject() | actions.Nack():
-                self._end(action, attachment)
-            case actions.Acknowledge() | actions.Progress():
-                self._tell(action)
-            case actions.Cancel():
-                self._cancel(action)
-            case actions.LoadModel():
-                self._residents.load(action.model)
-            case actions.EvictModel():
-                self._residents.evict(action.model)
-            case actions.Advertise():
-                self._mouth.advertise(action)
-            case actions.PullTable():
-                self._mouth.pull_table(action)
-            case actions.Probe():
-                self._mouth.probe(action)
-            case actions.Drained():
-                self._on_drained()
+        if log.is_verbose:
+            log.debug("action", kind=type(action).__name__, reason=action.reason)
+        self._ways[type(action)](action, attachment)
+
+    def _make_ways(self) -> dict[type, Callable[[Any, object], None]]:
+        """Tie each action to how it is carried out. Any: each takes its own action, the key ensures it."""
+        return {
+            actions.Execute: lambda action, _: self._execute(action),
+            actions.Send: lambda action, _: self._send(action),
+            actions.Offer: lambda action, _: self._send(action),
+            actions.Steal: lambda action, _: self._outbound.start_steal(action),
+            actions.Accept: lambda action, _: self._inbound.rule(action),
+            actions.NackOffer: lambda action, _: self._inbound.rule(action),
+            actions.GrantLease: lambda action, _: self._inbound.rule(action),
+            actions.Reply: self._reply,
+            actions.Reject: self._end,
+            actions.Nack: self._end,
+            actions.Acknowledge: lambda action, _: self._tell(action),
+            actions.Progress: lambda action, _: self._tell(action),
+            actions.Cancel: lambda action, _: self._cancel(action),
+            actions.LoadModel: lambda action, _: self._residents.load(action.model),
+            actions.EvictModel: lambda action, _: self._residents.evict(action.model),
+            actions.Advertise: lambda action, _: self._mouth.advertise(action),
+            actions.PullTable: lambda action, _: self._mouth.pull_table(action),
+            actions.Probe: lambda action, _: self._mouth.probe(action),
+            actions.Drained: lambda action, _: self._on_drained(),
+        }
+
+    def _send(self, action: actions.Send | actions.Offer) -> None:
+        entry = self._jobs.get(action.handle)
+        assert entry is not None, "the core sent a job that has had its outcome"
+        log.debug("job_offloaded", peer=short(action.peer), reason=action.reason)
+        self._outbound.start(action, entry)
 
     # ------------------------------------------------------------ outcomes
 
@@ -148,10 +149,11 @@ class DaemonHands:
         assert entry is not None, "the core answered a job twice"
         outcome = attachment.get(action.handle) if isinstance(attachment, dict) else attachment
         if isinstance(outcome, Answer):
+            if not entry.is_answered:
+                entry.responder.answer(outcome, action.state)
             self._report.answered(entry.job, outcome, own=outcome.node == self._node, now_s=self._driver.now_s)
             if self._recorder is not None:
                 self._recorder.answered(entry.job, outcome, now_s=self._driver.now_s)
-            entry.responder.answer(outcome, action.state)
             return
         failure = outcome if isinstance(outcome, Failure) else Failure(reason=Reason.LOST.value)
         self._note_end(entry, failure.reason)
@@ -160,6 +162,7 @@ class DaemonHands:
     def _end(self, action: actions.Reject | actions.Nack, attachment: object) -> None:
         entry = self._jobs.pop(action.handle)
         assert entry is not None, "the core ended a job twice"
+        assert not entry.is_answered, "the core ended a job whose run succeeded"
         self._note_end(entry, action.why.value)
         if isinstance(action, actions.Nack):
             entry.responder.give_back(action.why, action.state, estimate_s=action.estimate_s)
@@ -254,10 +257,14 @@ class DaemonHands:
         self, action: actions.Execute, entries: list[JobEntry], results: Sequence[RunOutcome | InferenceError]
     ) -> None:
         """Post what an execution came to."""
-        outcomes: Outcomes = {
-            entry.handle: self._outcome(action.model, entry, result)
-            for entry, result in zip(entries, results, strict=True)
-        }
+        outcomes: Outcomes = {}
+        for entry, result in zip(entries, results, strict=True):
+            outcome = outcomes[entry.handle] = self._outcome(action.model, entry, result)
+            if entry.is_hasty and isinstance(outcome, Answer) and self._jobs.get(entry.handle) is entry:
+                # A job that is still open when its run succeeds is always answered: the core's own accounts, which
+                # take as long as all else here, need not keep the program waiting.
+                entry.is_answered = True
+                entry.responder.answer(outcome, None)
         if len(entries) == 1 and isinstance(failure := outcomes[entries[0].handle], Failure):
             reason = Reason.EXPIRED if failure.reason == Reason.EXPIRED.value else Reason.MODEL_FAILED
             self._driver.post(ServiceFailed(command=action.command, reason=reason), failure)
@@ -291,4 +298,4 @@ class DaemonHands:
 def _request(entry: JobEntry) -> RunRequest:
     """Return what the worker gets; the payload nearly always is one buffer already."""
     payload = entry.payload[0] if len(entry.payload) == 1 else b"".join(entry.payload)
-    return RunRequest(body=entry.body, payload=payload, deadline_s=entry.job.deadline_s)
+    return RunRequest(body=entry.body, payload=payload, deadline_s=entry.job.deadline_s, place=entry.place)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from models.executor import Place
 from scheduler.types import Job, PeerState, Reason
 from transport.base import Buffer
 
@@ -50,8 +51,8 @@ class Responder(Protocol):
         """Say that the job is still in hand."""
         ...
 
-    def answer(self, answer: Answer, state: PeerState) -> None:
-        """Give the result."""
+    def answer(self, answer: Answer, state: PeerState | None) -> None:
+        """Give the result; ``state`` is None only for a job whose entry is hasty."""
         ...
 
     def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
@@ -66,14 +67,30 @@ class Responder(Protocol):
 class JobEntry:
     """One job at this node."""
 
-    __slots__ = ("body", "handle", "job", "payload", "responder", "started_s")
+    __slots__ = ("body", "handle", "is_answered", "is_hasty", "job", "payload", "place", "responder", "started_s")
 
-    def __init__(self, *, handle: int, job: Job, body: bytes, payload: Sequence[Buffer], responder: Responder) -> None:
+    def __init__(
+        self,
+        *,
+        handle: int,
+        job: Job,
+        body: bytes,
+        payload: Sequence[Buffer],
+        responder: Responder,
+        place: Place | None = None,
+        is_hasty: bool = False,
+    ) -> None:
         self.handle = handle
         self.job = job
         self.body = body
         self.payload = payload
+        self.place = place
+        """Where the payload lies, if its program shares its memory."""
         self.responder = responder
+        self.is_hasty = is_hasty
+        """Whether the answer may leave before the core has heard of it: a program needs no state record with it."""
+        self.is_answered = False
+        """Whether it has."""
         self.started_s = 0.0
         """When its execution here began."""
 

@@ -1,11 +1,14 @@
 """Frames of gridnode.control over a local socket: whole frames in, whole frames out, few system calls and switches.
 
-A payload is received straight into the buffer that later goes to the worker; only what came with the header in one
-read is copied. An answer leaves in the call that makes it, if the socket takes it; else a task sends the rest.
-Sockets are plain, non-blocking ones: trio's own reschedule the task on every call.
+A payload that comes over the socket is received straight into the buffer that later goes to the worker; only what came
+with the header in one read is copied. One in shared memory does not come here at all. An answer leaves in the call
+that makes it, if the socket takes it; else a task sends the rest. Sockets are plain, non-blocking ones: trio's own
+reschedule the task on every call.
 """
 
+import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -18,6 +21,12 @@ READ_BYTES: Final = 64 * 1024
 """Size of the read buffer: a header and the head of its payload come in one system call."""
 TURN_BYTES: Final = 1 << 20
 """Payload received before other tasks get a turn: about 0.2 ms of copying."""
+JOIN_MAX_BYTES: Final = 16 * 1024
+"""Largest frame that is joined before it is sent: one small copy takes less time than a list of pieces."""
+
+_DESCRIPTOR: Final = struct.Struct("i")
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_NOTHING: Final = memoryview(b"")
 
 
 class OutboxFullError(Exception):
@@ -31,19 +40,25 @@ class FrameReader:
     ----------
     plain : socket.socket
         Non-blocking; stays the caller's.
+    takes_descriptor : bool
+        Whether one descriptor that comes along is kept, for take_descriptor; others are closed by the kernel.
     """
 
-    def __init__(self, plain: socket.socket, *, header_max_bytes: int = HEADER_MAX_BYTES) -> None:
+    def __init__(
+        self, plain: socket.socket, *, header_max_bytes: int = HEADER_MAX_BYTES, takes_descriptor: bool = False
+    ) -> None:
         self._plain = plain
         self._header_max_bytes = header_max_bytes
-        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._buffer = memoryview(bytearray(max(READ_BYTES, PREFIX_BYTES + header_max_bytes)))
         self._start = 0
         self._end = 0
         self._is_drained = True
         """Whether the last call took all there was, so that another would be in vain."""
+        self._takes_descriptor = takes_descriptor
+        self._descriptors: list[int] = []
 
-    async def receive(self) -> tuple[bytes, memoryview] | None:
-        """Receive one frame; None at a clean end.
+    async def receive(self) -> tuple[memoryview, memoryview] | None:
+        """Receive one frame, header and payload; None at a clean end. The header lasts until the next call.
 
         Raises
         ------
@@ -57,37 +72,50 @@ class FrameReader:
         if self._start < self._end:
             await trio.lowlevel.checkpoint()  # once a frame, so that a fast program cannot keep the loop to itself
         else:
+            self._start = self._end = 0
             self._is_drained = True  # waiting is a checkpoint too, and nearly always there is nothing yet
-        if not await self._fill(PREFIX_BYTES):
-            return None
-        prefix = self._take(PREFIX_BYTES)
-        header_bytes, payload_bytes = decode_prefix(prefix, header_max_bytes=self._header_max_bytes)
-        header = await self._receive_exactly(header_bytes)
-        payload = await self._receive_exactly(payload_bytes) if payload_bytes else memoryview(b"")
-        return bytes(header), payload
+        while True:
+            have = self._end - self._start
+            if have >= PREFIX_BYTES:
+                header_bytes, payload_bytes = decode_prefix(
+                    self._buffer, self._start, header_max_bytes=self._header_max_bytes
+                )
+                if have >= PREFIX_BYTES + header_bytes:
+                    break
+            if not await self._receive_more():
+                if have:
+                    raise EOFError("connection ended inside a frame")
+                return None
+        start = self._start + PREFIX_BYTES
+        self._start = start + header_bytes
+        payload = await self._receive_payload(payload_bytes) if payload_bytes else _NOTHING
+        return self._buffer[start : start + header_bytes], payload
 
-    async def _fill(self, wanted: int) -> bool:
-        """Have at least ``wanted`` bytes in the buffer; False when the connection ended before the first."""
-        if self._end - self._start >= wanted:
-            return True
-        left = self._end - self._start
-        self._buffer[:left] = bytes(self._buffer[self._start : self._end])
-        self._start, self._end = 0, left
-        while self._end < wanted:
-            got = await self._receive_some(self._buffer[self._end :])
-            if not got:
-                if not self._end:
-                    return False
-                raise EOFError("connection ended inside a frame")
-            self._end += got
-        return True
+    def take_descriptor(self) -> int | None:
+        """Return the one descriptor that came, and take no more; None where none, or more than one, did."""
+        self._takes_descriptor = False
+        if len(self._descriptors) == 1:
+            return self._descriptors.pop()
+        self.close()
+        return None
 
-    def _take(self, wanted: int) -> bytes:
-        piece = bytes(self._buffer[self._start : self._start + wanted])
-        self._start += len(piece)
-        return piece
+    def close(self) -> None:
+        """Close the descriptors that nobody took."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
-    async def _receive_exactly(self, wanted: int) -> memoryview:
+    async def _receive_more(self) -> int:
+        """Receive what fits behind what is there."""
+        if self._end == len(self._buffer):
+            left = self._end - self._start
+            self._buffer[:left] = bytes(self._buffer[self._start : self._end])
+            self._start, self._end = 0, left
+        got = await self._receive_some(self._buffer[self._end :] if self._end else self._buffer)
+        self._end += got
+        return got
+
+    async def _receive_payload(self, wanted: int) -> memoryview:
+        """Receive a payload into a buffer of its own; only what came with the header is copied."""
         target = memoryview(bytearray(wanted))
         have = min(wanted, self._end - self._start)
         target[:have] = self._buffer[self._start : self._start + have]
@@ -108,12 +136,21 @@ class FrameReader:
             if self._is_drained:
                 await trio.lowlevel.wait_readable(self._plain)
             try:
-                got = self._plain.recv_into(view)
+                got = self._receive_with_descriptor(view) if self._takes_descriptor else self._plain.recv_into(view)
             except BlockingIOError:
                 self._is_drained = True
             else:
                 self._is_drained = got < len(view)
                 return got
+
+    def _receive_with_descriptor(self, view: memoryview) -> int:
+        got, ancillary, _, _ = self._plain.recvmsg_into([view], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                whole = len(data) - len(data) % _DESCRIPTOR.size
+                self._descriptors += [number for (number,) in _DESCRIPTOR.iter_unpack(data[:whole])]
+                self._takes_descriptor = False
+        return got
 
 
 class FrameWriter:
@@ -147,6 +184,8 @@ class FrameWriter:
         OSError
             The connection broke.
         """
+        if not self._waiting and sum(map(len, parts)) <= JOIN_MAX_BYTES:
+            parts = (b"".join(parts),)
         views = [memoryview(part).cast("B") for part in parts if len(part)]
         if not self._waiting:
             views = self._send(views)
@@ -189,7 +228,7 @@ class FrameWriter:
         left = list(views)
         while left:
             try:
-                sent = self._plain.sendmsg(left)
+                sent = self._plain.send(left[0]) if len(left) == 1 else self._plain.sendmsg(left)
             except BlockingIOError:
                 return left
             while left and sent >= len(left[0]):

@@ -38,6 +38,11 @@ class EventLog:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(f"gridnode.{name}")
 
+    @property
+    def is_verbose(self) -> bool:
+        """Whether debug() writes anything; for what is called for each job."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def debug(self, event: str, **keys: object) -> None:
         """Log per-message detail."""
         self._log(logging.DEBUG, event, keys)

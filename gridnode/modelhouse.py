@@ -17,7 +17,6 @@ from gridnode.logs import EventLog
 from gridnode.measurements import Measurements
 from gridnode.signedstate import SignedState
 from gridnode.statedir import StateDirectory
-from gridnode.submissions import Resolved
 from gridnode.translate import table_digest
 from models.executor import Executor, ExecutorStatistics, ModelRefusedError, WorkerLostError
 from models.manifest import Manifest, ModelError, Shard
@@ -109,9 +108,9 @@ class ModelHouse:
 
     # ------------------------------------------------------------ what others ask
 
-    def resolve(self, name: str, *, rungs: bool, pictures: bool) -> Resolved:
-        """Return what a name stands for; raises UnknownModelError. See Catalogue.resolve."""
-        return self._catalogue.resolve(name, rungs=rungs, pictures=pictures)
+    def accept(self, name: str, *, rungs: bool, body: bytes, payload_bytes: int) -> tuple[str, ...]:
+        """Return the models that may answer a request; see Catalogue.accept."""
+        return self._catalogue.accept(name, rungs=rungs, body=body, payload_bytes=payload_bytes)
 
     def name_of(self, digest: str) -> str:
         """Return the name of a model, or the head of its digest."""

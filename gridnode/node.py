@@ -25,6 +25,7 @@ from gridnode.parts import Parts
 from gridnode.probe import MachineProbe, MachineSample
 from gridnode.statedir import StateDirectory
 from models.executor import Executor
+from models.segments import Segment
 from scheduler.events import DrainRequested, LoadSampled
 from transport.base import ControlPlane, DataPlane, Neighbour
 from transport.cards import Address
@@ -142,6 +143,7 @@ class Node:
             models=self.house,
             nodes=self.membership,
             answer=self.insight.answer,
+            forget_segment=Segment.close,
             default_deadline_s=self.config.scheduler.placement.default_deadline_s,
         )
 

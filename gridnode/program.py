@@ -25,6 +25,7 @@ from gridnode.control import (
     Query,
     ServerHello,
     ServerMessage,
+    Share,
     Submit,
     decode_client,
     encode_frame,
@@ -35,6 +36,8 @@ from gridnode.jobtable import Failure, JobEntry
 from gridnode.localsocket import FrameReader, FrameWriter, OutboxFullError
 from gridnode.logs import EventLog
 from gridnode.submissions import SubmissionError, explain, make_job
+from models.executor import Place
+from models.segments import Segment, SegmentRefusedError
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
 
@@ -63,7 +66,10 @@ class Connection:
         self._door = door
         self._plain = plain
         self._writer = FrameWriter(plain, frames_max=OUTBOX_FRAMES_MAX, bytes_max=OUTBOX_BYTES_MAX)
+        self._reader = FrameReader(plain, takes_descriptor=True)
         self._client = b""
+        self._client_name = ""
+        self._segment: Segment | None = None
         self._handles: dict[bytes, int] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -86,12 +92,14 @@ class Connection:
         finally:
             self._nursery = None
             self._writer.release()
+            self._reader.close()
             for handle in tuple(self._handles.values()):  # each outcome takes its handle away
                 self._door.driver.post(CancelRequested(handle=handle))
+            if self._segment is not None:
+                self._door.forget_segment(self._segment)
 
     async def _read(self) -> None:
-        reader = FrameReader(self._plain)
-        while (frame := await reader.receive()) is not None:
+        while (frame := await self._reader.receive()) is not None:
             header, payload = frame
             message = decode_client(header)
             if not self._client:
@@ -100,6 +108,8 @@ class Connection:
             match message:
                 case Submit():
                     self._submit(message, payload)
+                case Share():
+                    self._adopt(message)
                 case CancelJob():
                     handle = self._handles.get(message.key)
                     if handle is not None:
@@ -118,6 +128,7 @@ class Connection:
                 f"client speaks versions {message.versions}, this daemon {VERSION}; install one release"
             )
         self._client = message.client
+        self._client_name = message.client.hex()[:16]
         door = self._door
         self.say(
             ServerHello(
@@ -130,21 +141,48 @@ class Connection:
             )
         )
 
+    def _adopt(self, message: Share) -> None:
+        """Take the memory that the program shares."""
+        if self._segment is not None:
+            raise ProtocolError("memory is shared already; share it once per connection")
+        descriptor = self._reader.take_descriptor()
+        if descriptor is None:
+            raise ProtocolError("memory is said to be shared, but not exactly one descriptor came with the message")
+        try:
+            self._segment = Segment(descriptor, message.segment_bytes)
+        except SegmentRefusedError as error:
+            raise ProtocolError(str(error)) from error
+
+    def _find(self, message: Submit, payload: memoryview) -> tuple[memoryview, Place | None]:
+        """Return a request's payload, and where in shared memory it lies if it does."""
+        if message.place is None:
+            return payload, None
+        if self._segment is None or len(payload):
+            raise ProtocolError(
+                "a payload is said to lie in shared memory, but none is shared or the frame has one too"
+            )
+        try:
+            piece = self._segment.piece(message.place, message.place_bytes)
+        except SegmentRefusedError as error:
+            raise ProtocolError(str(error)) from error
+        return piece, Place(self._segment, message.place)
+
     def _submit(self, message: Submit, payload: memoryview) -> None:
         if message.key[:CLIENT_ID_BYTES] != self._client:
             raise ProtocolError("a key that does not begin with the client's id")
         if message.key in self._handles:
             raise ProtocolError("a key that is already open")
         door = self._door
+        payload, place = self._find(message, payload)
         try:
             job = make_job(
                 message,
                 len(payload),
                 node=door.node,
-                client=self._client.hex()[:16],
+                client=self._client_name,
                 models=door.models,
                 default_deadline_s=door.default_deadline_s,
-                now_s=trio.current_time(),
+                now_s=door.driver.clock(),
             )
         except SubmissionError as error:
             self._refuse(message.key, error.reason, str(error))
@@ -153,8 +191,17 @@ class Connection:
             self._refuse(message.key, Reason.QUEUE_FULL.value, f"{len(self._handles)} jobs of this client are open")
             return
         handle = self._handles[job.key] = door.jobs.mint()
-        responder = ClientResponder(self, job)
-        door.jobs.add(JobEntry(handle=handle, job=job, body=message.body, payload=(payload,), responder=responder))
+        door.jobs.add(
+            JobEntry(
+                handle=handle,
+                job=job,
+                body=message.body,
+                payload=(payload,),
+                responder=ClientResponder(self, job),
+                place=place,
+                is_hasty=True,
+            )
+        )
         door.driver.post(JobArrived(handle=handle, job=job, origin=None))
 
     def _refuse(self, key: bytes, reason: str, message: str) -> None:
@@ -164,7 +211,7 @@ class Connection:
     def end(self, job: Job, answer: JobAnswer) -> None:
         """Send a job's result."""
         self._handles.pop(job.key, None)
-        total_s = trio.current_time() - job.arrival_s
+        total_s = self._door.driver.clock() - job.arrival_s
         own = answer.node == self._door.node
         done = JobDone(
             key=job.key,
@@ -242,7 +289,7 @@ class ClientResponder:
     def progress(self, state: PeerState) -> None:
         """Say nothing."""
 
-    def answer(self, answer: JobAnswer, state: PeerState) -> None:
+    def answer(self, answer: JobAnswer, state: PeerState | None) -> None:
         """Send the result."""
         self._connection.end(self._job, answer)
 

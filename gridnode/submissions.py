@@ -7,13 +7,8 @@ front door's programs (gridnode.program) and HTTP's (gridnode.http) come through
 import math
 from typing import Final, Protocol
 
-import msgspec
-
 from gridnode.control import Submit
 from gridnode.errors import UnknownModelError
-from models.bodies import decode_request
-from models.manifest import Manifest
-from models.requestcheck import check_request
 from models.tensors import BadInputError
 from scheduler.types import Job, Reason
 
@@ -52,19 +47,11 @@ class SubmissionError(Exception):
         self.reason = reason
 
 
-class Resolved(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model's name stands for now."""
-
-    manifest: Manifest
-    digests: tuple[str, ...]
-    """Acceptable models, best first."""
-
-
 class ModelDirectory(Protocol):
     """Knows the published models by name."""
 
-    def resolve(self, name: str, *, rungs: bool, pictures: bool) -> Resolved:
-        """Return what a name stands for; raises UnknownModelError."""
+    def accept(self, name: str, *, rungs: bool, body: bytes, payload_bytes: int) -> tuple[str, ...]:
+        """Return the models that may answer a request, best first; raises UnknownModelError or BadInputError."""
         ...
 
     def name_of(self, digest: str) -> str:
@@ -105,9 +92,7 @@ def make_job(
         The request does not fit the model, names no published one, or its time is over.
     """
     try:
-        body = decode_request(message.body)
-        resolved = models.resolve(message.model, rungs=message.rungs, pictures=body.kind != "tensors")
-        check_request(resolved.manifest, body, payload_bytes)
+        acceptable = models.accept(message.model, rungs=message.rungs, body=message.body, payload_bytes=payload_bytes)
     except UnknownModelError as error:
         raise SubmissionError(Reason.UNKNOWN_MODEL.value, str(error)) from error
     except BadInputError as error:
@@ -129,7 +114,7 @@ def make_job(
         input_bytes=payload_bytes,
         arrival_s=now_s,
         deadline_s=now_s + budget_s,
-        models=resolved.digests,
+        models=acceptable,
     )
 
 
