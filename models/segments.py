@@ -8,6 +8,7 @@ The mapping is for reading only, here and in the workers. A payload read in plac
 if its program is careless; so numbers are read in place, and whatever is parsed is copied first (models.session).
 """
 
+import contextlib
 import fcntl
 import itertools
 import mmap
@@ -79,6 +80,9 @@ class Segment:
         if not self.is_closed:
             self.is_closed = True
             os.close(self.descriptor)
+            with contextlib.suppress(BufferError):  # a payload is still being read: its end lets go of the rest
+                self.view.release()
+                self._map.close()
 
 
 def _check(descriptor: int, size_bytes: int) -> None:

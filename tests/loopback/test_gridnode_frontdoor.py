@@ -1,6 +1,12 @@
 """The front door met by programs that speak the protocol badly: each costs its own connection, never the daemon."""
 
+import array
+import contextlib
+import fcntl
+import gc
+import mmap
 import os
+import socket
 import stat
 
 import msgspec
@@ -19,6 +25,7 @@ from gridnode.control import (
     Query,
     RequestBody,
     ServerHello,
+    Share,
     Submit,
     TensorHeader,
     decode_prefix,
@@ -351,3 +358,173 @@ def _leave_socket(path):
 async def _all(program):
     while (message := await program.hear()) is not None:
         yield message
+
+
+# ---------------------------------------------------------------- shared memory
+
+SEGMENT = 8 * mmap.PAGESIZE
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def memory(size=SEGMENT, seals=SEALS, flags=0):
+    descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
+    os.ftruncate(descriptor, size)
+    if seals:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    return descriptor
+
+
+async def share(program, *descriptors, size=SEGMENT):
+    frame = encode_frame(Share(segment_bytes=size))
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    assert await program.stream.socket.sendmsg([frame], ancillary) == len(frame)
+
+
+async def hear_the_end(program):
+    while (message := await program.hear()) is not None:
+        last = message
+    assert isinstance(last, Goodbye)
+    return last.reason
+
+
+def open_memories():
+    """Return how many descriptors of this process are memory that a test made."""
+    found = 0
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one of listdir itself
+            found += "memfd:test" in os.readlink(f"/proc/self/fd/{number}")
+    return found
+
+
+def listed(scenario):
+    """Run a scenario and check that every descriptor of shared memory is closed again."""
+
+    async def checked(sandbox):
+        await scenario(sandbox)
+        for stream in sandbox.opened:
+            await trio.aclose_forcefully(stream)
+        await check_still_serving(sandbox)
+        gc.collect()
+        assert open_memories() == 0
+
+    return checked
+
+
+def test_a_payload_in_shared_memory_is_answered(run_door):
+    async def scenario(sandbox):
+        program = await connect(sandbox)
+        descriptor = memory()
+        await share(program, descriptor)
+        os.close(descriptor)
+        for place in (0, 64, SEGMENT - 128):
+            await program.submit(b"", place=place, place_bytes=100)
+            assert isinstance(await program.hear(), JobDone)
+        await program.submit()
+        assert isinstance(await program.hear(), JobDone), "a payload may still come over the socket"
+
+    run_door(listed(scenario))
+
+
+@pytest.mark.parametrize(
+    ("place", "place_bytes", "payload"),
+    [
+        (SEGMENT - 64, 100, b""),
+        (SEGMENT, 100, b""),
+        (2**62, 100, b""),
+        (1, 100, b""),
+        (0, 2**62, b""),
+        (0, 100, bytes(100)),
+    ],
+)
+def test_a_payload_outside_of_shared_memory_costs_the_connection(run_door, place, place_bytes, payload):
+    async def scenario(sandbox):
+        program = await connect(sandbox)
+        descriptor = memory()
+        await share(program, descriptor)
+        os.close(descriptor)
+        await program.submit(payload, place=place, place_bytes=place_bytes)
+        assert "shared memory" in await hear_the_end(program)
+
+    run_door(listed(scenario))
+
+
+def test_a_payload_in_memory_that_nobody_shared_costs_the_connection(run_door):
+    async def scenario(sandbox):
+        program = await connect(sandbox)
+        await program.submit(b"", place=0, place_bytes=100)
+        assert "none is shared" in await hear_the_end(program)
+
+    run_door(listed(scenario))
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "complaint"),
+    [
+        (lambda: memory(seals=0), SEGMENT, "not sealed"),
+        (lambda: memory(seals=fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL), SEGMENT, "not sealed"),
+        (lambda: memory(seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW), SEGMENT, "not sealed"),
+        (memory, SEGMENT - 1, "the program said"),
+        (memory, 2 * SEGMENT, "the program said"),
+        (lambda: os.open("/dev/zero", os.O_RDONLY), SEGMENT, "not a file"),
+        (lambda: os.open(__file__, os.O_RDONLY), os.stat(__file__).st_size, "not a file"),
+    ],
+)
+def test_memory_that_could_make_its_reader_fault_is_refused(run_door, make, size, complaint):
+    async def scenario(sandbox):
+        program = await connect(sandbox)
+        descriptor = make()
+        await share(program, descriptor, size=size)
+        os.close(descriptor)
+        assert complaint in await hear_the_end(program)
+
+    run_door(listed(scenario))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_memory_comes_with_exactly_one_descriptor(run_door, count):
+    async def scenario(sandbox):
+        program = await connect(sandbox)
+        descriptors = [memory() for _ in range(count)]
+        await share(program, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        assert "one descriptor" in await hear_the_end(program)
+
+    run_door(listed(scenario))
+
+
+def test_memory_is_shared_once(run_door):
+    async def scenario(sandbox):
+        program = await connect(sandbox)
+        for _ in range(2):
+            descriptor = memory()
+            await share(program, descriptor)
+            os.close(descriptor)
+        assert "shared already" in await hear_the_end(program)
+
+    run_door(listed(scenario))
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(run_door):
+    async def scenario(sandbox):
+        program = await connect(sandbox)
+        descriptor = memory()
+        for _ in range(3):
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+            await program.stream.socket.sendmsg([encode_frame(Share(segment_bytes=SEGMENT))[:1]], ancillary)
+        os.close(descriptor)
+
+    run_door(listed(scenario))
+
+
+def test_a_program_that_leaves_while_its_frame_is_read_takes_nothing_along(run_door):
+    async def scenario(sandbox):
+        program = await connect(sandbox)
+        descriptor = memory()
+        await share(program, descriptor)
+        os.close(descriptor)
+        for place in range(0, 64 * 20, 64):
+            await program.submit(b"", place=place, place_bytes=100)
+        await program.stream.aclose()
+
+    run_door(listed(scenario))
