@@ -51,9 +51,8 @@ class PeerResponder:
         """Send JobProgress."""
         self._conversation.say(JobProgress(key=self._key, attempt=self._attempt, state=state_to_wire(state)))
 
-    def answer(self, answer: Answer, state: PeerState | None) -> None:
+    def answer(self, answer: Answer, state: PeerState) -> None:
         """Send the result."""
-        assert state is not None, "a peer's job is answered with a state record"
         message = JobResult(
             key=self._key,
             attempt=self._attempt,
@@ -199,14 +198,21 @@ class Conversation:
     async def _talk(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
-            while self._handles or self._outbox:
-                while self._outbox:
-                    message, payload = self._outbox.popleft()
-                    await self._exchange.send(message, payload)
-                if self._handles:
+            while self._handles:
+                if self._outbox:
+                    await self._send_next()
+                else:
                     await self._wake.wait()
                     self._wake = trio.Event()
             nursery.cancel_scope.cancel()
+        # The last outcomes leave when nobody listens any more: a peer that has its answer may send its next job over
+        # this connection at once, and that one is not ours to receive.
+        while self._outbox:
+            await self._send_next()
+
+    async def _send_next(self) -> None:
+        message, payload = self._outbox.popleft()
+        await self._exchange.send(message, payload)
 
     async def _listen(self) -> None:
         while True:
