@@ -22,17 +22,17 @@ from gridnode.credentials import read_grid_file
 from gridnode.errors import GridError
 from gridnode.gridsetup import REPOSITORY_NAME
 from gridnode.statedir import StateDirectory
-from models import tensors
+from models import ndarrays
 from models.bodies import RequestBody, decode_result, encode_request
 from models.durable import PARTIAL_SUFFIX, write_durably
 from models.executor import RunOutcome, RunRequest
 from models.manifest import Manifest, ModelError, canonical_bytes, model_digest, parse_manifest
 from models.metadata import decode_publication, model_path
+from models.ndarrays import Array
 from models.owner import OwnerRepository
 from models.package import Package, RunReport, build_package
 from models.profile import Profile, profile
 from models.runtime import Runtime, RuntimeConfig
-from models.tensors import Array
 from models.trust import TrustClient
 from transport.files import StateFileError
 from transport.gridtime import GridTime
@@ -128,14 +128,14 @@ async def _run_once(
     """Load a model, run it once on golden inputs, measure it, unload it."""
     digest = model_digest(manifest)
     await runtime.load(digest, manifest, graph)
-    headers, payload = tensors.pack(inputs)
+    headers, payload = ndarrays.pack(inputs)
     body = encode_request(RequestBody(kind="tensors", tensors=headers, raw_outputs=True))
     request = RunRequest(body=body, payload=payload, deadline_s=trio.current_time() + GOLDEN_RUN_MAX_S)
     [outcome] = await runtime.run(digest, [request])
     if not isinstance(outcome, RunOutcome):
         raise outcome
     result = decode_result(outcome.body)
-    outputs = {name: array.copy() for name, array in tensors.views(result.tensors, outcome.payload).items()}
+    outputs = {name: array.copy() for name, array in ndarrays.views(result.tensors, outcome.payload).items()}
     found = await profile(runtime, digest, manifest, None)
     await runtime.unload(digest)
     return outputs, found

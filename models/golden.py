@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from models.manifest import ModelError
-from models.tensors import ALIGNMENT_BYTES, TENSORS_MAX, Array, BadInputError, Buffer, TensorHeader, pack, views
+from models.ndarrays import Array, pack, views
+from models.tensors import ALIGNMENT_BYTES, TENSORS_MAX, BadInputError, Buffer, TensorHeader
 
 GOLDEN_MAX_BYTES: Final = 256 * 1024 * 1024
 """Largest golden shard: it is read whole, on small boards too."""

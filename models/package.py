@@ -40,7 +40,7 @@ from models.manifest import (
     describe_shard,
     parse_manifest,
 )
-from models.tensors import Array
+from models.ndarrays import Array
 
 GRAPH_SHARD: Final = "graph.onnx"
 GOLDEN_SHARD: Final = "golden.bin"

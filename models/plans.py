@@ -11,12 +11,13 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from models import tensors
+from models import ndarrays, tensors
 from models.bodies import RequestBody, ResultBody, decode_request, encode_result
 from models.detection import Geometry, fit
 from models.manifest import ImagePreprocessing, Manifest
+from models.ndarrays import Array
 from models.requestcheck import check_request
-from models.tensors import Array, InferenceError, TensorHeader
+from models.tensors import InferenceError, TensorHeader
 
 PLANS_MAX: Final = 32
 """Plans of one generation; there are two. A model is asked in few ways at a time."""
@@ -35,14 +36,14 @@ class Plan:
         self.request = request
         self.payload_bytes = payload_bytes
         self.is_raw = request.raw_outputs or manifest.postprocessing is None
-        self.pieces: tuple[tensors.Piece, ...] | None = None
+        self.pieces: tuple[ndarrays.Piece, ...] | None = None
         """Of the model's inputs; None where the payload is a picture."""
         self.geometry: Geometry | None = None
         """How the frame lies in the input, where the payload is tensors and there is a frame."""
         self._laid: tuple[list[tuple[Any, tuple[int, ...]]], RawLayout] | None = None
         preprocessing = manifest.preprocessing
         if request.kind == "tensors" or preprocessing is None:
-            self.pieces = tensors.pieces(request.tensors, payload_bytes)
+            self.pieces = ndarrays.pieces(request.tensors, payload_bytes)
             self.geometry = _frame(request, preprocessing)
 
     def lay_out(self, outputs: Mapping[str, Array]) -> "RawLayout":
@@ -69,9 +70,9 @@ class RawLayout:
         if strange:
             raise InferenceError(f"output {strange[0]!r} is no tensor; export the model with tensor outputs only")
         try:
-            self.headers: tuple[TensorHeader, ...] = tensors.describe(outputs)
+            self.headers: tuple[TensorHeader, ...] = ndarrays.describe(outputs)
             _, self.size_bytes = tensors.layout(self.headers)
-            self.pieces = tensors.pieces(self.headers, self.size_bytes)
+            self.pieces = ndarrays.pieces(self.headers, self.size_bytes)
         except tensors.BadInputError as error:
             raise InferenceError(f"outputs cannot be sent: {error}") from error
         width, height = frame_size(geometry)

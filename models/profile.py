@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 import trio
 
-from models import tensors
+from models import ndarrays, tensors
 from models.bodies import RequestBody, decode_result, encode_request
 from models.executor import Executor, RunOutcome, RunRequest
 from models.golden import decode_golden
 from models.manifest import Golden, Manifest, ModelError
-from models.tensors import Array
+from models.ndarrays import Array
 
 RUNS: Final = 20
 """Most measured runs; the 95th percentile of 20 is the second largest."""
@@ -101,12 +101,12 @@ async def check_golden(executor: Executor, digest: str, manifest: Manifest, gold
     """
     assert manifest.golden is not None
     inputs, wanted = decode_golden(golden)
-    headers, payload = await trio.to_thread.run_sync(tensors.pack, inputs)
+    headers, payload = await trio.to_thread.run_sync(ndarrays.pack, inputs)
     body = encode_request(RequestBody(kind="tensors", tensors=headers, raw_outputs=True))
     outcome = await _run(executor, digest, manifest, body, payload)
     result = decode_result(outcome.body)
     if not result.emulated:
-        found = tensors.views(result.tensors, outcome.payload)
+        found = ndarrays.views(result.tensors, outcome.payload)
         await trio.to_thread.run_sync(compare, found, wanted, manifest.golden)
     return inputs
 
@@ -177,7 +177,7 @@ def _sample(manifest: Manifest, inputs: Mapping[str, Array] | None) -> tuple[byt
         return encode_request(RequestBody(kind="image")), _picture()
     if inputs is None:
         inputs = {s.name: np.zeros([max(1, size) for size in s.shape], s.dtype) for s in manifest.inputs}
-    headers, payload = tensors.pack(inputs)
+    headers, payload = ndarrays.pack(inputs)
     return encode_request(RequestBody(kind="tensors", tensors=headers)), payload
 
 

@@ -20,8 +20,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state  # type
 from models.bodies import ClassRecord, DetectionRecord, RequestBody, ResultBody, encode_result
 from models.detection import Geometry, classify, detect
 from models.manifest import DetectionPostprocessing, ImagePreprocessing, Manifest, TensorSpec
+from models.ndarrays import Array
 from models.plans import Plan, Plans, frame_size, with_raw
-from models.tensors import Array, InferenceError
+from models.tensors import InferenceError
 
 RunOptions = onnxruntime.RunOptions
 

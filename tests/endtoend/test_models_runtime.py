@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnx import helper as h
 from PIL import Image
 
-from models import tensors
+from models import ndarrays
 from models.bodies import RequestBody, decode_result, encode_request
 from models.cpushare import processor_s
 from models.executor import (
@@ -136,7 +136,7 @@ def detector(folder):
 
 
 def request(deadline_s=PATIENCE_S, *, raw_outputs=False, **arrays):
-    headers, payload = tensors.pack(arrays)
+    headers, payload = ndarrays.pack(arrays)
     body = RequestBody(kind="tensors", tensors=headers, raw_outputs=raw_outputs)
     return RunRequest(body=encode_request(body), payload=payload, deadline_s=trio.current_time() + deadline_s)
 
@@ -152,7 +152,7 @@ def trips(count, deadline_s=PATIENCE_S):
 
 def outputs(outcome):
     assert isinstance(outcome, RunOutcome), outcome
-    return tensors.views(decode_result(outcome.body).tensors, outcome.payload)
+    return ndarrays.views(decode_result(outcome.body).tensors, outcome.payload)
 
 
 def jpeg(width=64, height=32, level=128):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models import tensors
+from models import ndarrays, tensors
 from models.bodies import decode_request, decode_result
 from models.golden import GoldenFormatError, decode_golden, encode_golden
 from models.manifest import DTYPES
@@ -18,8 +18,8 @@ arrays = st.sampled_from(DTYPES).flatmap(
 
 @given(st.dictionaries(names, arrays, max_size=6))
 def test_arrays_come_back_from_a_payload_bit_by_bit(given_arrays):
-    headers, payload = tensors.pack(given_arrays)
-    seen = tensors.views(headers, payload)
+    headers, payload = ndarrays.pack(given_arrays)
+    seen = ndarrays.views(headers, payload)
     assert list(seen) == list(given_arrays)
     for name, array in given_arrays.items():
         assert seen[name].dtype == array.dtype
@@ -45,7 +45,7 @@ headers = st.builds(
 @given(st.lists(headers, max_size=4), st.binary(max_size=200))
 def test_headers_that_lie_are_refused_and_never_read_beyond_the_payload(claimed, payload):
     try:
-        seen = tensors.views(claimed, payload)
+        seen = ndarrays.views(claimed, payload)
     except BadInputError:
         return
     assert sum(array.nbytes for array in seen.values()) <= len(payload)
@@ -78,5 +78,5 @@ def test_a_golden_shard_with_changed_bytes_is_read_or_refused_by_name(data):
 
 def test_the_strategies_reach_both_outcomes():
     with pytest.raises(BadInputError):
-        tensors.views([TensorHeader(name="x", dtype="uint8", shape=(2,))], b"\0")
-    assert tensors.views([TensorHeader(name="x", dtype="uint8", shape=(1,))], b"\0")["x"].tolist() == [0]
+        ndarrays.views([TensorHeader(name="x", dtype="uint8", shape=(2,))], b"\0")
+    assert ndarrays.views([TensorHeader(name="x", dtype="uint8", shape=(1,))], b"\0")["x"].tolist() == [0]

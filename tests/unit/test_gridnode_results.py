@@ -12,7 +12,7 @@ from gridnode.control import ClassRecord, DetectionRecord, JobDone, ResultBody, 
 from gridnode.errors import InvalidInputError, ProtocolError
 from gridnode.inputs import encode_input
 from gridnode.results import Box, make_result
-from models import tensors
+from models import ndarrays
 from models.bodies import decode_request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ def test_tensors_are_views_laid_out_as_the_models_package_does():
         "none": np.empty((0, 4), np.int64),
         "count": np.array(7, np.int32),
     }
-    headers, payload = tensors.pack(outputs)
+    headers, payload = ndarrays.pack(outputs)
     body = ResultBody(tensors=tuple(TensorHeader(name=h.name, dtype=h.dtype, shape=h.shape) for h in headers))
     result = make_result(answer(body), payload, client_s=0)
     assert list(result.tensors) == list(outputs)
@@ -151,7 +151,7 @@ def test_tensors_are_laid_out_as_the_models_package_reads_them():
         "e": np.empty((0, 3), np.float16),
     }
     encoded = encode_input(inputs)
-    read = tensors.views(decode_request(msgspec.msgpack.encode(encoded.body)).tensors, payload_of(encoded))
+    read = ndarrays.views(decode_request(msgspec.msgpack.encode(encoded.body)).tensors, payload_of(encoded))
     assert list(read) == list(inputs)
     for name, array in inputs.items():
         assert np.array_equal(read[name], array)

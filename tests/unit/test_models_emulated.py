@@ -5,7 +5,7 @@ import pytest
 import trio
 import trio.testing
 
-from models import tensors
+from models import ndarrays
 from models.bodies import RequestBody, decode_result, encode_request
 from models.emulated import DeviceProfile, EmulatedExecutor, EmulatedModel
 from models.executor import ModelNotLoadedError, ModelRefusedError, RunDeadlineError, RunOutcome, RunRequest
@@ -20,7 +20,7 @@ MANIFEST = Manifest(
     graph="graph.onnx",
     shards=(describe_shard("graph.onnx", [b"x"]),),
 )
-HEADERS, PAYLOAD = tensors.pack({"x": np.zeros(2, np.float32)})
+HEADERS, PAYLOAD = ndarrays.pack({"x": np.zeros(2, np.float32)})
 BODY = encode_request(RequestBody(kind="tensors", tensors=HEADERS))
 
 

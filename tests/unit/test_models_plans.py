@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models import tensors
+from models import ndarrays, tensors
 from models.bodies import RequestBody, decode_result, encode_request
 from models.manifest import (
     ClassificationPostprocessing,
@@ -98,7 +98,7 @@ def test_raw_outputs_are_laid_out_anew_only_where_they_differ():
     layout.write(first, memoryview(target))
     result = decode_result(layout.body)
     assert (result.image_width, result.image_height, layout.size_bytes) == (4, 4, 65)
-    seen = tensors.views(result.tensors, target[: layout.size_bytes])
+    seen = ndarrays.views(result.tensors, target[: layout.size_bytes])
     assert (seen["y"].tolist(), seen["z"].tolist()) == ([1, 2], [[True]])
 
 
