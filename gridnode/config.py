@@ -8,6 +8,7 @@ the models package; this module holds the daemon's own and puts the others withi
 """
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -108,6 +109,43 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: Port = 9464
 
 
+class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP port for programs that speak the Open Inference Protocol; see docs/http.md."""
+
+    enabled: bool = False
+    """Off unless asked for: whoever on this machine reaches the port may use the grid, while the socket above asks
+    for a group."""
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    """What tritonclient takes where none is named."""
+    allow_remote: bool = False
+    """Allow a host that others reach. Nobody is asked who he is and nothing is encrypted: only behind a proxy or a
+    firewall that does."""
+    connections: Annotated[int, Meta(ge=1, le=4096)] = 128
+    """Connected at once, each with one request at a time; a client keeps a few open. More are turned away with 503."""
+    body_bytes: Annotated[int, Meta(ge=1024, le=64 << 20)] = 64 << 20
+    """Largest request body, after decompression too."""
+    request_s: Annotated[float, Meta(gt=0, le=600)] = 20.0
+    """Time for a request to come in whole, in seconds, beside 10 s per MB of its body."""
+    idle_s: Annotated[float, Meta(gt=0, le=3600)] = 75.0
+    """A connection unused for this long is closed."""
+
+    def __post_init__(self) -> None:
+        """Check that nobody opens the port to others without meaning to."""
+        if not self.allow_remote and not _is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines, and whoever reaches it may use the grid; "
+                "bind 127.0.0.1, or set http.allow_remote=true behind a proxy or firewall"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Logging."""
 
@@ -135,6 +173,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     runtime: RuntimeSection = RuntimeSection()
     scheduler: CoreConfig = CoreConfig()
     metrics: MetricsConfig = MetricsConfig()
+    http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
     trace: TraceConfig = TraceConfig()
 
@@ -154,6 +193,7 @@ _LOOPBACK: Final[dict[str, object]] = {
         "advertise": ["127.0.0.1"],
     },
     "metrics": {"port": 0},
+    "http": {"port": 0},
 }
 
 Table = dict[str, object]

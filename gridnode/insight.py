@@ -107,6 +107,7 @@ class Insight:
             control_address=_text(node.control_address),
             data_address=_text(node.data_address),
             metrics_address=node.metrics_address,
+            http_address=node.http_address,
             socket=str(node.socket),
             policy=node.config.scheduler.placement.policy,
             slots=node.config.scheduler.queue.slots,
@@ -246,6 +247,12 @@ class Insight:
         text.histogram("gridnode_sojourn_seconds", "Time from a job's arrival to its result.", report.sojourn)
         text.histogram("gridnode_service_seconds", "Time in the worker.", report.service)
         return text.render()
+
+    def is_offered(self, digest: str) -> bool:
+        """Say whether any node that takes jobs now, this one included, offers a model."""
+        if any(entry.digest == digest and entry.state in ("ready", "cold") for entry in self._node.house.entries()):
+            return True
+        return any(digest in peer.models for peer in self._node.core.peers() if peer.is_open)
 
     # ------------------------------------------------------------ requests
 

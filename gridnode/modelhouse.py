@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import trio
 
-from gridnode.catalogue import Catalogue, read_catalogue
+from gridnode.catalogue import Catalogue, Resolved, read_catalogue
 from gridnode.driver import Driver
 from gridnode.logs import EventLog
 from gridnode.measurements import Measurements
@@ -111,6 +111,10 @@ class ModelHouse:
     def accept(self, name: str, *, rungs: bool, body: bytes, payload_bytes: int) -> tuple[str, ...]:
         """Return the models that may answer a request; see Catalogue.accept."""
         return self._catalogue.accept(name, rungs=rungs, body=body, payload_bytes=payload_bytes)
+
+    def resolve(self, name: str) -> Resolved:
+        """Return what a name, or name@digest, stands for, without smaller variants; raises UnknownModelError."""
+        return self._catalogue.resolve(name, rungs=False, pictures=False)
 
     def name_of(self, digest: str) -> str:
         """Return the name of a model, or the head of its digest."""

@@ -10,7 +10,7 @@ drain_s to finish or are given back, the node says goodbye to the mesh, then the
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -29,6 +29,9 @@ from models.segments import Segment
 from scheduler.events import DrainRequested, LoadSampled
 from transport.base import ControlPlane, DataPlane, Neighbour
 from transport.cards import Address
+
+if TYPE_CHECKING:
+    from gridnode.http.server import HttpServer
 
 log = EventLog("node")
 
@@ -97,6 +100,7 @@ class Node:
         self._life: trio.Nursery | None = None
         self.sample: MachineSample | None = None
         self.metrics_address = ""
+        self.http_address = ""
         self.is_ready = False
         self.control_address = ("", 0)
         self.data_address = ("", 0)
@@ -117,6 +121,7 @@ class Node:
         self._expose(self.parts)
         self.insight = Insight(self)
         self.door = self._make_door()
+        self.http = self._make_http() if config.http.enabled else None
 
     def _expose(self, parts: Parts) -> None:
         """Let those who ask the node have its parts by their names."""
@@ -145,6 +150,22 @@ class Node:
             answer=self.insight.answer,
             forget_segment=Segment.close,
             default_deadline_s=self.config.scheduler.placement.default_deadline_s,
+        )
+
+    def _make_http(self) -> "HttpServer":
+        # Only who wants it pays for it.
+        from gridnode.http.server import HttpServer
+
+        return HttpServer(
+            self.config.http,
+            node=self.credentials.node,
+            jobs=self.jobs,
+            driver=self.driver,
+            models=self.house,
+            nodes=self.membership,
+            default_deadline_s=self.config.scheduler.placement.default_deadline_s,
+            is_ready=lambda: self.is_ready,
+            is_offered=self.insight.is_offered,
         )
 
     # ------------------------------------------------------------ from outside
@@ -199,6 +220,9 @@ class Node:
                 await self._start_life(life, jobs)
                 async with trio.open_nursery() as intake:
                     await intake.start(self.door.serve)
+                    if self.http is not None:
+                        port = await intake.start(self.http.serve)
+                        self.http_address = f"{self.config.http.host}:{port}"
                     self.is_ready = True
                     self._ready.set()
                     task_status.started()
@@ -268,6 +292,8 @@ class Node:
         log.info("drain_started", jobs=len(self.jobs), limit_s=self.config.node.drain_s)
         self.is_ready = False
         self.door.drain()
+        if self.http is not None:
+            self.http.drain()
         self.driver.post(DrainRequested())
         with trio.move_on_after(self.config.node.drain_s) as scope:
             await self._drained.wait()
@@ -275,6 +301,8 @@ class Node:
             log.warning("drain_cut_short", jobs=len(self.jobs))
         with trio.move_on_after(FLUSH_S):
             await self.door.wait_flushed()
+            if self.http is not None:
+                await self.http.wait_flushed()
             await self._exchanges.wait_silent()
         log.info("drain_ended")
 

@@ -90,6 +90,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     control_address: str
     data_address: str
     metrics_address: str
+    http_address: str
+    """Of the HTTP port for programs; empty where it is off."""
     socket: str
     policy: str
     slots: int

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from scheduler.types import NodeId, PeerState
+from scheduler.types import ModelDigest, NodeId, PeerState
 from scheduler.view import View
 
 
@@ -22,6 +22,8 @@ class PeerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Most of them allowed now."""
     rtt_s: float
     """Round trip, learned."""
+    models: frozenset[ModelDigest]
+    """What it offers, by its capability table."""
 
 
 def snapshot_peers(view: View) -> tuple[PeerSnapshot, ...]:
@@ -35,6 +37,7 @@ def snapshot_peers(view: View) -> tuple[PeerSnapshot, ...]:
             in_flight=len(peer.shipments),
             window=peer.window.size,
             rtt_s=peer.link.rtt_s,
+            models=frozenset(peer.capabilities),
         )
         for peer in sorted(view.listed, key=lambda peer: peer.node_id)
     )

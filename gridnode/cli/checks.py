@@ -112,6 +112,8 @@ def check_ports(config: Config) -> Iterator[Finding]:
     wanted = [(name, listen.host, listen.port) for name, listen in listeners]
     if config.metrics.enabled:
         wanted.append(("metrics", config.metrics.host, config.metrics.port))
+    if config.http.enabled:
+        wanted.append(("http", config.http.host, config.http.port))
     for name, host, port in wanted:
         if not port:
             continue

@@ -93,7 +93,7 @@ def _facts(status: NodeStatus, now_s: float) -> list[tuple[str, RenderableType]]
         ("trust", _trust(status, now_s)),
         ("certificate", f"{span(status.certificate_expires_s - now_s)} left, roles {', '.join(status.roles)}"),
         ("listens", f"control {status.control_address}, data {status.data_address}"),
-        ("", f"metrics {status.metrics_address or 'off'}, socket {status.socket}"),
+        ("", f"http {status.http_address or 'off'}, metrics {status.metrics_address or 'off'}, socket {status.socket}"),
         ("policy", f"{status.policy}, cpu share {status.cpu_share:g}, threads {status.threads}"),
     ]
 
