@@ -1,0 +1,145 @@
+"""gridnode, by its public interface only: the client over the own daemon's socket, and over a second node."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from benches.peers.grids import PrivateGrid
+from benches.peers.ways import Call, Flood, PeerError, Way, flood_by_futures
+from benches.peers.workloads import Requests, detections_array
+from gridnode.client import Grid
+from gridnode.errors import GridError
+from gridnode.results import Result
+
+DEADLINE_S = 30.0
+"""Of each request: no answer of this bench takes so long, so that nothing is refused for being late."""
+
+_GRIDS: dict[tuple[Path, tuple[str, ...]], PrivateGrid] = {}
+"""One grid per set of models; all ways share it, so that no idle daemons stand beside those measured."""
+
+
+def stop_all() -> None:
+    """End every daemon of this run's grids; their folders stay."""
+    for grid in _GRIDS.values():
+        grid.stop()
+
+
+class WrongWayError(PeerError):
+    """Another node answered than the row is about."""
+
+
+def _inputs(requests: Requests) -> list[object]:
+    """Return what a user of the client gives it: arrays by name, or a picture's bytes."""
+    return [{"x": array} for array in requests.arrays] or list(requests.raw)
+
+
+def _options(requests: Requests) -> dict[str, object]:
+    """Return the arguments of a call: the model itself answers, with its tensors where it has no other answer."""
+    return {"deadline_s": DEADLINE_S, "rungs": False, "raw_outputs": requests.workload.kind != "detector"}
+
+
+class Local(Way):
+    """Client, own daemon, worker."""
+
+    name = "local"
+    label = "gridnode local"
+    encrypted = "no (Unix socket)"
+    between = 2
+    entry: ClassVar[str] = "n1"
+    hops: ClassVar[int] = 0
+    starting = (GridError, WrongWayError, OSError)
+    refusals = (GridError,)
+    nodes: ClassVar[tuple[str, ...]] = ("n1",)
+    """Whose processes a request passes through."""
+
+    def install(self, models: Sequence[str]) -> None:
+        """Make the grid, and let its first node fetch, check and measure the models."""
+        key = self.folder, tuple(models)
+        if key not in _GRIDS:
+            grid = _GRIDS[key] = PrivateGrid(self.folder / f"grid{len(_GRIDS)}", self.folder, models)
+            grid.start(n1=models)
+            self.grid = grid
+            self._wait_ready(models)
+            grid.join("n2")
+            grid.stop()
+        self.grid = _GRIDS[key]
+
+    def _wait_ready(self, models: Sequence[str]) -> None:
+        import time
+
+        until_s = time.monotonic() + 120.0
+        node = self.grid.nodes["n1"]
+        while time.monotonic() < until_s:
+            node.check()
+            if node.socket.exists():
+                with Grid(str(node.socket)) as client:
+                    states = {item["name"]: item["state"] for item in client.models()["items"]}
+                if all(states.get(name) == "ready" for name in models):
+                    return
+            time.sleep(0.1)
+        raise PeerError(f"gridnode: the models were not ready within 120 s: {states}")
+
+    def start(self, models: Sequence[str]) -> None:
+        self.install(models)
+        self.grid.start(n1=models)
+        if self.entry != "n1":
+            self.grid.start(**{self.entry: ()})
+
+    def open(self) -> None:
+        self._client = Grid(str(self.grid.nodes[self.entry].socket))
+
+    def caller(self, requests: Requests) -> Call:
+        name, inputs, options = requests.workload.name, _inputs(requests), _options(requests)
+        infer, read = self._client.infer, self._reader(requests)
+        return lambda number: read(infer(name, inputs[number % len(inputs)], **options))
+
+    def flood(self, requests: Requests, in_flight: int, seconds: float) -> Flood:
+        name, inputs, options = requests.workload.name, _inputs(requests), _options(requests)
+        submit, read = self._client.submit, self._reader(requests)
+
+        def ask(number: int) -> Callable[[], np.ndarray]:
+            handle = submit(name, inputs[number % len(inputs)], **options)
+            return lambda: read(handle.result())
+
+        return flood_by_futures(ask, requests, in_flight, seconds, self.refusals)
+
+    def _reader(self, requests: Requests) -> Callable[[Result], np.ndarray]:
+        """Return what turns a result into an array, and refuses one that came another way."""
+        hops = self.hops
+
+        def check_way(result: Result) -> None:
+            if result.hops != hops:
+                raise WrongWayError(f"{self.name}: {result.hops} hops, {result.node} answered; wanted are {hops}")
+
+        def read_tensor(result: Result) -> np.ndarray:
+            check_way(result)
+            return result.tensors["y"]
+
+        def read_detections(result: Result) -> np.ndarray:
+            check_way(result)
+            return detections_array([(item.class_index, item.score, *item.box) for item in result.detections])
+
+        return read_detections if requests.workload.kind == "detector" else read_tensor
+
+    def server_pids(self) -> list[int]:
+        return [pid for name in self.nodes for pid in self.grid.nodes[name].pids()]
+
+    def close(self) -> None:
+        self._client.close()
+
+    def stop(self) -> None:
+        self.grid.stop()
+
+
+class Remote(Local):
+    """Client, daemon A, TLS, daemon B, worker: A runs no models."""
+
+    name = "remote"
+    label = "gridnode remote"
+    encrypted = "TLS 1.3, mutual"
+    between = 3
+    entry = "n2"
+    hops = 1
+    nodes = ("n1", "n2")
