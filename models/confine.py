@@ -190,7 +190,7 @@ def isolate(*, parent: int, readable: Sequence[str]) -> Confinement:
     return steps.result()
 
 
-def seal(*, memory_bytes: int | None, empty_folder: str | None) -> Confinement:
+def seal(*, memory_bytes: int | None, empty_folder: str | None, shared_bytes: int = 0) -> Confinement:
     """Take away what only loading libraries needed. Call before the process starts threads of its own.
 
     Parameters
@@ -200,10 +200,12 @@ def seal(*, memory_bytes: int | None, empty_folder: str | None) -> Confinement:
         terabytes of addresses).
     empty_folder : str or None
         Becomes the root folder, and no file can be opened any more; None where drivers still need files.
+    shared_bytes : int
+        Addresses it may have beside those, for others' memory that it maps.
     """
     steps = _Steps()
     if memory_bytes is not None:
-        steps.take("memory-limit", lambda: _limit_memory(memory_bytes))
+        steps.take("memory-limit", lambda: _limit_memory(memory_bytes, shared_bytes))
     if empty_folder is not None:
         steps.take("no-files", lambda: _leave_files(empty_folder))
         steps.take("landlock-all", lambda: _landlock(()))
@@ -281,13 +283,16 @@ def _limit_files() -> None:
     _lower(resource.RLIMIT_NOFILE, FILES_MAX)
 
 
-def _limit_memory(memory_bytes: int) -> None:
-    """Bound private memory (RLIMIT_DATA), and addresses (RLIMIT_AS) with as much again for mere reservations."""
+def _limit_memory(memory_bytes: int, shared_bytes: int) -> None:
+    """Bound private memory (RLIMIT_DATA), and addresses (RLIMIT_AS) with as much again for mere reservations.
+
+    Others' memory is mapped for reading only, so that it does not count as private.
+    """
     # Bytes, because a codec would be a module to load, and modules may be out of reach by now.
     fields = Path("/proc/self/statm").read_bytes().split()
     page = resource.getpagesize()
     _lower(resource.RLIMIT_DATA, int(fields[5]) * page + memory_bytes)
-    _lower(resource.RLIMIT_AS, int(fields[0]) * page + 2 * memory_bytes)
+    _lower(resource.RLIMIT_AS, int(fields[0]) * page + 2 * memory_bytes + shared_bytes)
 
 
 def _lower(limit: int, value: int) -> None:

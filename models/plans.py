@@ -26,25 +26,48 @@ BODY_KEPT_MAX_BYTES: Final = 4096
 """Longest body with a plan that is kept, so that strangers cannot fill the worker: two generations take less than a
 megabyte."""
 
+SIZES_MAX_BYTES: Final = 4096
+"""Largest tensor that might hold sizes rather than what is computed with."""
+
+_NUMBERS: Final = frozenset({"float32", "float16", "uint8", "int8"})
+
 
 class Plan:
     """How one kind of request is answered."""
 
-    __slots__ = ("_laid", "geometry", "is_raw", "payload_bytes", "pieces", "request")
+    __slots__ = ("_laid", "_pieces", "_steady", "geometry", "has_tensors", "is_raw", "payload_bytes", "request")
 
     def __init__(self, manifest: Manifest, request: RequestBody, payload_bytes: int) -> None:
         self.request = request
         self.payload_bytes = payload_bytes
         self.is_raw = request.raw_outputs or manifest.postprocessing is None
-        self.pieces: tuple[ndarrays.Piece, ...] | None = None
-        """Of the model's inputs; None where the payload is a picture."""
+        self._pieces: tuple[ndarrays.Piece, ...] = ()
         self.geometry: Geometry | None = None
         """How the frame lies in the input, where the payload is tensors and there is a frame."""
         self._laid: tuple[list[tuple[Any, tuple[int, ...]]], RawLayout] | None = None
-        preprocessing = manifest.preprocessing
-        if request.kind == "tensors" or preprocessing is None:
-            self.pieces = ndarrays.pieces(request.tensors, payload_bytes)
-            self.geometry = _frame(request, preprocessing)
+        self.has_tensors = request.kind == "tensors"
+        """Whether the payload is the model's inputs, not a picture."""
+        if self.has_tensors:
+            self._pieces = ndarrays.pieces(request.tensors, payload_bytes)
+            self.geometry = _frame(request, manifest.preprocessing)
+        self._steady = tuple(_is_steady(header) for header in request.tensors)
+
+    def feeds(self, payload: memoryview, *, is_shared: bool) -> dict[str, Array]:
+        """Return the model's inputs, as views of the payload where that is safe.
+
+        Parameters
+        ----------
+        payload : memoryview
+            As long as the plan says.
+        is_shared : bool
+            Whether its program may change it at any time.
+        """
+        if not is_shared:
+            return {piece.name: piece.view(payload) for piece in self._pieces}
+        return {
+            piece.name: piece.view(payload) if is_steady else piece.view(payload).copy()
+            for piece, is_steady in zip(self._pieces, self._steady, strict=True)
+        }
 
     def lay_out(self, outputs: Mapping[str, Array]) -> "RawLayout":
         """Return where raw outputs go, computed anew only where they differ in type or shape from the last ones."""
@@ -133,6 +156,14 @@ def frame_size(geometry: Geometry | None) -> tuple[int, int]:
 def with_raw(result: ResultBody, layout: RawLayout) -> ResultBody:
     """Add raw outputs to a result."""
     return msgspec.structs.replace(result, tensors=layout.headers)
+
+
+def _is_steady(header: TensorHeader) -> bool:
+    """Tell whether an input may change while a model reads it: kernels check sizes and indices, then read them again.
+
+    Indices are of 32 or 64 bits; sizes and factors of sizes may be fractions, but come in small tensors.
+    """
+    return header.dtype in _NUMBERS and tensors.size_bytes(header) > SIZES_MAX_BYTES
 
 
 def _frame(request: RequestBody, preprocessing: ImagePreprocessing | None) -> Geometry | None:

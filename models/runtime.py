@@ -217,6 +217,9 @@ class Runtime:
 
     def forget_segment(self, segment: Segment) -> None:
         """Have workers let go of a program's memory; see models.executor.Executor.forget_segment."""
+        for model in self._models.values():
+            if model.worker is not None:
+                model.worker.forget(segment.number)
 
     def loaded(self) -> frozenset[str]:
         """Return the digests of the models that are ready."""

@@ -51,15 +51,14 @@ class Segment:
 
     def __init__(self, descriptor: int, size_bytes: int) -> None:
         try:
-            _check(descriptor, size_bytes)
+            check_memory(descriptor, size_bytes)
             self._map = mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)
+            # A worker gets a descriptor that cannot write: the memory is the program's, a model must not change it.
+            self.descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
-            os.close(descriptor)
             raise SegmentRefusedError(f"shared memory cannot be mapped: {error}") from error
-        except SegmentRefusedError:
+        finally:
             os.close(descriptor)
-            raise
-        self.descriptor = descriptor
         self.size_bytes = size_bytes
         self.number = next(_NUMBERS)
         """Names it between this process and its workers."""
@@ -85,8 +84,8 @@ class Segment:
                 self._map.close()
 
 
-def _check(descriptor: int, size_bytes: int) -> None:
-    """Refuse a descriptor that could make its reader fault."""
+def check_memory(descriptor: int, size_bytes: int) -> None:
+    """Refuse a descriptor that could make its reader fault: raises SegmentRefusedError, or OSError as fstat does."""
     if not 0 < size_bytes <= SEGMENT_MAX_BYTES:
         raise SegmentRefusedError(f"shared memory of {size_bytes} bytes, allowed are 1 to {SEGMENT_MAX_BYTES}")
     seen = os.fstat(descriptor)

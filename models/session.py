@@ -127,7 +127,13 @@ class Session:
             sys.stderr.write(f"warm-up run failed: {error}\n")
 
     def answer(
-        self, body: bytes, payload: memoryview, output: memoryview, options: onnxruntime.RunOptions
+        self,
+        body: bytes,
+        payload: memoryview,
+        output: memoryview,
+        options: onnxruntime.RunOptions,
+        *,
+        is_shared: bool = False,
     ) -> tuple[bytes, int]:
         """Answer one request.
 
@@ -141,6 +147,9 @@ class Session:
             Writable; raw outputs are laid out at its start.
         options : RunOptions
             Setting its ``terminate`` from another thread ends the run.
+        is_shared : bool
+            Whether a program may change the payload meanwhile: then only numbers that a model computes with are read
+            in place.
 
         Returns
         -------
@@ -157,7 +166,7 @@ class Session:
             The model's.
         """
         plan = self._plans.find(body, payload.nbytes)
-        feeds, geometry = self._feeds(plan, payload)
+        feeds, geometry = self._feeds(plan, payload, is_shared=is_shared)
         post = self._manifest.postprocessing
         names = self._output_names if plan.is_raw or post is None else [post.output]
         outputs = dict(zip(names, self._session.run(names, feeds, options), strict=True))
@@ -170,10 +179,12 @@ class Session:
         result = with_raw(self._read(plan.request, outputs, geometry), layout)
         return encode_result(result), layout.size_bytes
 
-    def _feeds(self, plan: Plan, payload: memoryview) -> tuple[Mapping[str, Array], Geometry | None]:
+    def _feeds(
+        self, plan: Plan, payload: memoryview, *, is_shared: bool
+    ) -> tuple[Mapping[str, Array], Geometry | None]:
         """Return the inputs, and how the frame lies in them where there is a frame."""
-        if plan.pieces is not None:
-            return {piece.name: piece.view(payload) for piece in plan.pieces}, plan.geometry
+        if plan.has_tensors:
+            return plan.feeds(payload, is_shared=is_shared), plan.geometry
         preprocessing = self._manifest.preprocessing
         assert preprocessing is not None, "a picture was let in without pre-processing"
         picture: bytes | Array = bytes(payload)

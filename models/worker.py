@@ -1,8 +1,8 @@
 """The process that runs one model: confined, synchronous, at the other end of two sockets and a shared memory.
 
 Owns the order of start-up (confine, import, confine more, load) and the threads: the first reads and answers
-requests, as many more as there are further slots do the same, one reads cancellations. Whichever thread is free
-takes the next packet, so there is no hand-over between threads on a request's way.
+requests, as many more as there are further slots do the same, one reads cancellations and maps programs' memory.
+Whichever thread is free takes the next packet, so there is no hand-over between threads on a request's way.
 
 Started by models.workerstart as ``python -P -m models.worker JSON``, see Start. The heavy imports come late on
 purpose: namespaces must be left while the process has one thread.
@@ -24,7 +24,10 @@ import msgspec
 from models import confine
 from models import workerprotocol as protocol
 from models.manifest import ModelError, parse_manifest
+from models.mappings import LENT_MAX_BYTES, Mappings
+from models.segments import ALIGNMENT_BYTES
 from models.sharedmemory import SharedMemory
+from models.tensors import BadInputError
 
 if TYPE_CHECKING:
     from models.session import RunOptions, Session
@@ -35,6 +38,9 @@ LIBRARY_PATHS: Final = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/proc", "
 DRIVER_PATHS: Final = ("/dev", "/opt", "/etc", "/run", "/var")
 """What drivers of accelerators read as well."""
 
+CANCELS_KEPT: Final = 64
+"""Cancellations of runs that have not begun: more than there are slots. Of one that came too late nothing is to be
+remembered, but only its number could tell, and runs need not come in the order of their numbers."""
 
 PLAIN_PROVIDERS: Final = frozenset({"CPUExecutionProvider", "XnnpackExecutionProvider"})
 """Providers that need no drivers, hence neither files nor devices."""
@@ -62,6 +68,8 @@ class Worker:
         The model.
     memory : SharedMemory
         Payloads and raw outputs.
+    mappings : Mappings
+        Memory of programs.
     requests : socket
         Whence orders come and whither answers go; shared by the threads.
     options : callable
@@ -74,6 +82,7 @@ class Worker:
         self,
         session: "Session",
         memory: SharedMemory,
+        mappings: Mappings,
         requests: socket.socket,
         *,
         options: "Callable[[], RunOptions]",
@@ -82,29 +91,31 @@ class Worker:
     ) -> None:
         self._session = session
         self._memory = memory
+        self._mappings = mappings
         self._requests = requests
         self._options = options
         self._input_faults = input_faults
         self._model_faults = model_faults
         self._lock = threading.Lock()
         self._running: dict[int, RunOptions] = {}
-        self._cancelled: set[int] = set()
-        self._newest = -1
+        self._cancelled: dict[int, None] = {}
+        """In the order of their coming."""
 
     def serve(self) -> None:
         """Answer orders until the daemon closes the socket."""
-        while packet := self._requests.recv(protocol.PACKET_MAX_BYTES):
-            order = protocol.decode_order(packet)
-            assert isinstance(order, protocol.RunOrder)
-            self._requests.send(protocol.encode(self._answer(order)))
+        receive, send = self._requests.recv, self._requests.send
+        while packet := receive(protocol.PACKET_MAX_BYTES):
+            send(protocol.encode(self._answer(protocol.decode_run(packet))))
 
     def cancel(self, run: int) -> None:
-        """Terminate a run now, or remember to when it comes; one that is over is left alone."""
+        """Terminate a run now, or remember to when it comes; of one that is over nothing will come."""
         with self._lock:
             if run in self._running:
                 self._running[run].terminate = True
-            elif run > self._newest:
-                self._cancelled.add(run)
+                return
+            self._cancelled[run] = None
+            if len(self._cancelled) > CANCELS_KEPT:
+                del self._cancelled[next(iter(self._cancelled))]
 
     def _answer(self, order: protocol.RunOrder) -> protocol.Answer:
         """Run one request and say what became of it."""
@@ -113,8 +124,13 @@ class Worker:
         try:
             if options.terminate:
                 return protocol.Failed(run=order.run, kind="terminated", reason="cancelled in time", service_s=0.0)
-            payload = self._memory.input(order.slot)[: order.payload_bytes].toreadonly()
-            body, size = self._session.answer(order.body, payload, self._memory.output(order.slot), options)
+            payload = self._payload(order)
+            if payload is None:
+                reason = "the program's memory could not be mapped"
+                return protocol.Failed(run=order.run, kind="unmapped", reason=reason, service_s=0.0)
+            output = self._memory.output(order.slot)
+            is_shared = order.segment > 0
+            body, size = self._session.answer(order.body, payload, output, options, is_shared=is_shared)
         except self._input_faults as error:
             return _failed(order.run, "input", error, started_s)
         except self._model_faults as error:
@@ -125,13 +141,25 @@ class Worker:
         elapsed_s = time.perf_counter() - started_s
         return protocol.Done(run=order.run, body=body, payload_bytes=size, service_s=elapsed_s)
 
+    def _payload(self, order: protocol.RunOrder) -> memoryview | None:
+        """Return a request's payload, where it lies; None where that is not mapped."""
+        if not order.segment:
+            return self._memory.input(order.slot)[: order.payload_bytes].toreadonly()
+        memory = self._mappings.find(order.segment)
+        if memory is None:
+            return None
+        end = order.offset + order.payload_bytes
+        if order.offset < 0 or order.offset % ALIGNMENT_BYTES or end > memory.nbytes:
+            raise BadInputError(f"payload of {order.payload_bytes} bytes at {order.offset} lies outside of its memory")
+        return memory[order.offset : end]
+
     def _begin(self, run: int) -> "RunOptions":
         """Make a run known to cancel()."""
         options = self._options()
         with self._lock:
-            self._newest = max(self._newest, run)
-            options.terminate = run in self._cancelled
-            self._cancelled.discard(run)
+            if self._cancelled and run in self._cancelled:
+                del self._cancelled[run]
+                options.terminate = True
             self._running[run] = options
         return options
 
@@ -152,9 +180,10 @@ def main() -> None:
     control = socket.socket(fileno=start.control)
     memory = SharedMemory(start.memory, start.slots)
     threading.excepthook = _end
-    worker = _load(start, isolated, requests, memory)
+    mappings = Mappings()
+    worker = _load(start, isolated, requests, memory, mappings)
     if worker is not None:
-        threading.Thread(target=_obey, args=(control, worker), daemon=True).start()
+        threading.Thread(target=_obey, args=(control, worker, mappings), daemon=True).start()
         for _ in range(start.slots - 1):
             threading.Thread(target=worker.serve, daemon=True).start()
         worker.serve()
@@ -169,19 +198,25 @@ def library_folders() -> list[str]:
     return sorted(folder for folder in folders if folder)
 
 
-def _load(start: Start, isolated: confine.Confinement, requests: socket.socket, memory: SharedMemory) -> Worker | None:
+def _load(
+    start: Start,
+    isolated: confine.Confinement,
+    requests: socket.socket,
+    memory: SharedMemory,
+    mappings: Mappings,
+) -> Worker | None:
     """Import the runtime, give up what is left to give up, load the model and tell the daemon how that went."""
     from models import session as runtime
     from models.tensors import BadInputError
 
-    order = protocol.decode_order(requests.recv(protocol.PACKET_MAX_BYTES))
-    assert isinstance(order, protocol.LoadOrder)
+    order = protocol.decode_load(requests.recv(protocol.PACKET_MAX_BYTES))
     manifest = parse_manifest(bytes(memory.input(0)[: order.manifest_bytes]))
     # Whatever libraries load on first use they must load now.
     runtime.prepare(manifest)
     graph = _read(start.graph)
     sealed = confine.seal(
         memory_bytes=None if start.accelerated else order.memory_bytes,
+        shared_bytes=LENT_MAX_BYTES,
         empty_folder=None if start.accelerated else order.empty_folder,
     )
     try:
@@ -199,6 +234,7 @@ def _load(start: Start, isolated: confine.Confinement, requests: socket.socket, 
     return Worker(
         session,
         memory,
+        mappings,
         requests,
         options=runtime.RunOptions,
         input_faults=(BadInputError,),
@@ -214,13 +250,20 @@ def _read(descriptor: int) -> bytes:
     return data
 
 
-def _obey(control: socket.socket, worker: Worker) -> None:
-    """Carry out cancellations; leave at once when the daemon is gone, whatever runs."""
-    while packet := control.recv(protocol.PACKET_MAX_BYTES):
-        order = protocol.decode_order(packet)
-        assert isinstance(order, protocol.CancelOrder)
-        worker.cancel(order.run)
-    os._exit(1)
+def _obey(control: socket.socket, worker: Worker, mappings: Mappings) -> None:
+    """Carry out control orders; leave at once when the daemon is gone, whatever runs."""
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(control, protocol.PACKET_MAX_BYTES, 1)
+        if not packet:
+            os._exit(1)
+        match protocol.decode_control(packet):
+            case protocol.CancelOrder() as order:
+                worker.cancel(order.run)
+            case protocol.MapOrder() as order:
+                [descriptor] = descriptors
+                mappings.map(order.segment, order.size_bytes, descriptor)
+            case protocol.UnmapOrder() as order:
+                mappings.unmap(order.segment)
 
 
 def _end(fault: threading.ExceptHookArgs) -> None:

@@ -19,6 +19,8 @@ from models import cpushare
 from models import workerprotocol as protocol
 from models.executor import ModelRefusedError, OnEnd, RunOutcome, RunRequest, WorkerLostError
 from models.manifest import MANIFEST_MAX_BYTES, Manifest, canonical_bytes
+from models.mappings import Loans
+from models.segments import Segment
 from models.tensors import BadInputError, InferenceError
 from models.workerruns import Run, WorkerRuns, deadline_error
 from models.workerstart import WorkerSettings, copy_log, start_worker
@@ -74,7 +76,8 @@ class WorkerProcess:
         self._output = ends.output
         self._memory = ends.memory
         self._inline_bytes_max = min(COPY_INLINE_MAX_BYTES, ends.memory.region_bytes)
-        self.runs = WorkerRuns(manifest.name, settings.slots, ends.memory, cancel=self._cancel)
+        self._loans = Loans(lend=self._lend, end=self._end_loan)
+        self.runs = WorkerRuns(manifest.name, settings.slots, ends.memory, loans=self._loans, cancel=self._cancel)
         self.pid = self._process.pid
         self.is_over = False
         """Whether the process has ended or is about to; no run is taken any more."""
@@ -130,19 +133,22 @@ class WorkerProcess:
 
     def begin(self, request: RunRequest, on_end: OnEnd) -> Callable[[], None] | None:
         """Start a request in this call; see models.executor.Executor.begin."""
-        size = memoryview(request.payload).nbytes
         now_s = trio.current_time()
-        if self.is_over or size > self._inline_bytes_max or request.deadline_s <= now_s:
+        if self.is_over or request.deadline_s <= now_s:
             return None
         slot = self.runs.take_nowait()
         if slot is None:
             return None
-        run = self.runs.open(slot, size, deadline_s=request.deadline_s, on_end=on_end)
-        self.runs.fill(run, request)
-        if self._send(run, request.body, now_s=now_s):
+        run = self.runs.open(slot, request, on_end=on_end)
+        if self._hand_over(run) and self._send(run, now_s=now_s):
             return functools.partial(self.runs.abandon, run)
         self.runs.withdraw(run)
         return None
+
+    def forget(self, segment: int) -> None:
+        """Have the worker let go of a program's memory of that number."""
+        if not self.is_over:
+            self._loans.forget(segment)
 
     async def run(
         self, requests: Sequence[RunRequest], on_started: Callable[[], None] | None
@@ -183,10 +189,10 @@ class WorkerProcess:
             return deadline_error()
         if slot is None or self.is_over:
             raise NotBegunError(str(self._lost()))
-        return await self._run_in(slot, size, request, on_started)
+        return await self._run_in(slot, request, on_started)
 
     async def _run_in(
-        self, slot: int, size: int, request: RunRequest, on_started: Callable[[], None] | None
+        self, slot: int, request: RunRequest, on_started: Callable[[], None] | None
     ) -> RunOutcome | InferenceError:
         """Use a slot for one request."""
         ended = trio.Event()
@@ -196,16 +202,14 @@ class WorkerProcess:
             outcomes.append(outcome)
             ended.set()
 
-        run = self.runs.open(slot, size, deadline_s=request.deadline_s, on_end=on_end)
+        run = self.runs.open(slot, request, on_end=on_end)
         try:
             if on_started is not None:
                 on_started()
-            if size <= self._inline_bytes_max:
-                self.runs.fill(run, request)
-            else:
-                await self._fill_in_thread(run, request)
+            if not self._hand_over(run):
+                await self._fill_in_thread(run)
             with contextlib.suppress(trio.ClosedResourceError):  # the worker is gone, the run has ended
-                while not run.has_ended and not self._send(run, request.body, now_s=trio.current_time()):
+                while not run.has_ended and not self._send(run, now_s=trio.current_time()):
                     await trio.lowlevel.wait_writable(self._requests)
             await ended.wait()
         finally:
@@ -215,16 +219,33 @@ class WorkerProcess:
             raise outcome
         return outcome
 
-    async def _fill_in_thread(self, run: Run, request: RunRequest) -> None:
+    def _hand_over(self, run: Run) -> bool:
+        """Let the worker have a payload, where it lies or as a copy; False where copying would take too long."""
+        if self.runs.lend(run):
+            return True
+        if run.payload_bytes > self._inline_bytes_max:
+            return False
+        self.runs.fill(run)
+        return True
+
+    async def _fill_in_thread(self, run: Run) -> None:
         run.is_copying = True
         try:
-            await trio.to_thread.run_sync(self.runs.fill, run, request)
+            await trio.to_thread.run_sync(self.runs.fill, run)
         finally:
             self.runs.copied(run)
 
-    def _send(self, run: Run, body: bytes, *, now_s: float) -> bool:
+    def _send(self, run: Run, *, now_s: float) -> bool:
         """Send a run's order; False while the socket takes no more."""
-        order = protocol.RunOrder(run=run.number, slot=run.slot, body=body, payload_bytes=run.payload_bytes)
+        request = run.request
+        order = protocol.RunOrder(
+            run=run.number,
+            slot=run.slot,
+            body=request.body,
+            payload_bytes=run.payload_bytes,
+            segment=run.segment,
+            offset=request.place.offset if run.segment and request.place is not None else 0,
+        )
         # The reader is about to see that a worker is gone, and ends all runs.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             try:
@@ -235,11 +256,24 @@ class WorkerProcess:
         return True
 
     def _cancel(self, number: int) -> None:
-        try:
-            self._control.send(protocol.encode(protocol.CancelOrder(run=number)))
-        except OSError:
-            # A worker that does not read its cancellations is judged by its grace like any other.
+        # A worker that does not read its cancellations is judged by its grace like any other.
+        if not self._tell(protocol.CancelOrder(run=number)):
             log.debug("cancel_unsent pid=%d run=%d", self.pid, number)
+
+    def _lend(self, segment: Segment) -> bool:
+        order = protocol.MapOrder(segment=segment.number, size_bytes=segment.size_bytes)
+        return self._tell(order, segment.descriptor)
+
+    def _end_loan(self, number: int) -> bool:
+        return self._tell(protocol.UnmapOrder(segment=number))
+
+    def _tell(self, order: protocol.ControlOrder, *descriptors: int) -> bool:
+        """Send a control order; returns whether the socket took it."""
+        try:
+            socket.send_fds(self._control, [protocol.encode(order)], descriptors)
+        except OSError:
+            return False
+        return True
 
     def _lost(self) -> WorkerLostError:
         return WorkerLostError(f"worker of model {self._manifest.name!r} was lost: {self.end_reason}")
@@ -296,7 +330,7 @@ class WorkerProcess:
     async def _read_answers(self) -> None:
         """Take answers until the process ends or talks nonsense."""
         while (answer := await self._receive()) is not None:
-            if not isinstance(answer, protocol.Done | protocol.Failed) or not self.runs.take_answer(answer):
+            if not await self._take_answer(answer):
                 self.end_reason = "it broke the protocol and was killed"
                 return
         # Its sockets close a moment before it has ended: let it tell its status by itself.
@@ -304,6 +338,22 @@ class WorkerProcess:
         with trio.move_on_after(LAST_BREATH_MAX_S):
             status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
             self.end_reason = f"it ended by {signal.Signals(-status).name}" if status < 0 else "it gave up by itself"
+
+    async def _take_answer(self, answer: protocol.Answer) -> bool:
+        """Deal with one record; returns whether it made sense."""
+        if not isinstance(answer, protocol.Done | protocol.Failed):
+            return False
+        if isinstance(answer, protocol.Failed) and answer.kind == "unmapped":
+            run = self.runs.reclaim(answer.run)
+            if run is None:
+                return False
+            log.warning("segment_refused pid=%d reason=%r", self.pid, answer.reason)
+            # As long as the payload may be: this happens once per program and worker, if ever.
+            self.runs.fill(run)
+            while not self._send(run, now_s=trio.current_time()):
+                await trio.lowlevel.wait_writable(self._requests)
+            return True
+        return self.runs.take_answer(answer)
 
     async def _end(self) -> None:
         """Kill, wait for, and let go of everything; all runs end as lost."""

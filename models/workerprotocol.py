@@ -2,10 +2,11 @@
 
 Two sequenced-packet sockets and one shared memory (models.sharedmemory) join the two. On the *request* socket the
 daemon sends one LoadOrder and then RunOrders; the worker answers each with one record. On the *control* socket the
-daemon sends CancelOrders, and the worker reads them in a thread of its own; its end means that the daemon is gone.
+daemon sends CancelOrders and, for programs' memory (models.mappings), MapOrders, each with one descriptor, and
+UnmapOrders; the worker reads them in a thread of its own. Its end means that the daemon is gone.
 
-Records are MessagePack maps with the tag ``t``, one per packet. Both ends come from one source tree, so there is no
-version; yet a worker runs strangers' models, so the daemon takes nothing on trust that comes from it.
+Records are MessagePack arrays that begin with a tag, one per packet. Both ends come from one source tree, so there is
+no version; yet a worker runs strangers' models, so the daemon takes nothing on trust that comes from it.
 """
 
 from typing import Annotated, Final
@@ -21,9 +22,10 @@ REASON_MAX_LENGTH: Final = 2000
 
 Reason = Annotated[str, Meta(max_length=REASON_MAX_LENGTH)]
 RunNumber = Annotated[int, Meta(ge=0)]
+SegmentNumber = Annotated[int, Meta(ge=1)]
 
 
-class LoadOrder(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="load"):
+class LoadOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="load"):
     """Load the graph whose descriptor the worker was started with."""
 
     manifest_bytes: int
@@ -39,23 +41,40 @@ class LoadOrder(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="l
     empty_folder: str
 
 
-class RunOrder(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="run"):
-    """Run one request, whose payload lies in a slot."""
+class RunOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="run"):
+    """Run one request, whose payload lies in a slot or in a segment."""
 
     run: RunNumber
     """Counts up from 0."""
     slot: int
     body: bytes
     payload_bytes: int
+    segment: int = 0
+    """Number of the segment that the payload lies in; 0: it lies in the slot."""
+    offset: int = 0
+    """In bytes from the segment's start."""
 
 
-class CancelOrder(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="cancel"):
+class CancelOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="cancel"):
     """Terminate a run, or leave it out where it has not begun. It is answered all the same."""
 
     run: RunNumber
 
 
-class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="ready"):
+class MapOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="map"):
+    """Map a program's memory, whose descriptor comes with this packet. Runs on it may be ahead of this order."""
+
+    segment: SegmentNumber
+    size_bytes: int
+
+
+class UnmapOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="unmap"):
+    """Let go of a program's memory. It is not told before the answers of all runs on it have come."""
+
+    segment: SegmentNumber
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="ready"):
     """The model is loaded and warm."""
 
     providers: tuple[str, ...]
@@ -65,13 +84,13 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="ready
     missing: tuple[str, ...]
 
 
-class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="load_failed"):
+class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="load_failed"):
     """The runtime does not take the model."""
 
     reason: Reason
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="done"):
+class Done(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="done"):
     """A result; raw outputs lie in the slot."""
 
     run: RunNumber
@@ -80,27 +99,35 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="done")
     service_s: Annotated[float, Meta(ge=0)]
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="failed"):
+class Failed(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="failed"):
     """A run without a result."""
 
     run: RunNumber
-    kind: Annotated[str, Meta(pattern="^(input|model|terminated)$")]
-    """input: the request is to blame; model: the runtime failed on it; terminated: a CancelOrder came."""
+    kind: Annotated[str, Meta(pattern="^(input|model|terminated|unmapped)$")]
+    """input: the request is to blame; model: the runtime failed on it; terminated: a CancelOrder came; unmapped: it
+    has not begun, its segment could not be mapped, send it in the slot."""
     reason: Reason
     service_s: Annotated[float, Meta(ge=0)]
 
 
-Order = LoadOrder | RunOrder | CancelOrder
+ControlOrder = CancelOrder | MapOrder | UnmapOrder
 Answer = Ready | LoadFailed | Done | Failed
 
 encode: Final = msgspec.msgpack.Encoder().encode
-_ORDER: Final[msgspec.msgpack.Decoder[Order]] = msgspec.msgpack.Decoder(Order)
+_CONTROL: Final[msgspec.msgpack.Decoder[ControlOrder]] = msgspec.msgpack.Decoder(ControlOrder)
 _ANSWER: Final[msgspec.msgpack.Decoder[Answer]] = msgspec.msgpack.Decoder(Answer)
 
 
-def decode_order(packet: bytes) -> Order:
-    """Decode what the daemon sent; raises msgspec.MsgspecError."""
-    return _ORDER.decode(packet)
+decode_load: Final = msgspec.msgpack.Decoder(LoadOrder).decode
+"""Decode the first packet on the request socket; raises msgspec.MsgspecError."""
+
+decode_run: Final = msgspec.msgpack.Decoder(RunOrder).decode
+"""Decode any later packet on the request socket; raises msgspec.MsgspecError."""
+
+
+def decode_control(packet: bytes) -> ControlOrder:
+    """Decode a packet on the control socket; raises msgspec.MsgspecError."""
+    return _CONTROL.decode(packet)
 
 
 def decode_answer(packet: bytes) -> Answer:

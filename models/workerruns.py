@@ -23,6 +23,7 @@ import trio
 from models import workerprotocol as protocol
 from models.cpushare import CpuShare
 from models.executor import OnEnd, RunDeadlineError, RunOutcome, RunRequest, WorkerLostError
+from models.mappings import Loans
 from models.sharedmemory import SharedMemory
 from models.tensors import BadInputError, InferenceError
 
@@ -38,13 +39,27 @@ SERVICE_TIMES_KEPT: Final = 64
 class Run:
     """A request with a slot; it has ended once its caller was told, or does not care any more."""
 
-    __slots__ = ("due_s", "has_ended", "is_copying", "number", "on_end", "payload_bytes", "sent_s", "slot")
+    __slots__ = (
+        "due_s",
+        "has_ended",
+        "is_copying",
+        "number",
+        "on_end",
+        "payload_bytes",
+        "request",
+        "segment",
+        "sent_s",
+        "slot",
+    )
 
-    def __init__(self, number: int, slot: int, payload_bytes: int, *, due_s: float, on_end: OnEnd) -> None:
+    def __init__(self, number: int, slot: int, request: RunRequest, *, on_end: OnEnd) -> None:
         self.number = number
         self.slot = slot
-        self.payload_bytes = payload_bytes
-        self.due_s = due_s
+        self.request = request
+        self.payload_bytes = memoryview(request.payload).nbytes
+        self.segment = 0
+        """Number of the segment in which the worker reads the payload; 0 where it is copied to the slot."""
+        self.due_s = request.deadline_s
         """The deadline; of an abandoned run, when the worker is killed for not answering."""
         self.on_end = on_end
         self.sent_s: float | None = None
@@ -64,16 +79,24 @@ class WorkerRuns:
         Runs at once.
     memory : SharedMemory
         Of the slots; closed by this object after close().
+    loans : Loans
+        Programs' memory that the worker has.
     cancel : callable
         Asks the worker to terminate a run.
     """
 
-    def __init__(self, name: str, slots: int, memory: SharedMemory, *, cancel: Callable[[int], None]) -> None:
+    def __init__(
+        self, name: str, slots: int, memory: SharedMemory, *, loans: Loans, cancel: Callable[[int], None]
+    ) -> None:
         self._name = name
         self._slots = slots
         self._memory = memory
+        self._loans = loans
         self._cancel = cancel
-        self._free, self._take = trio.open_memory_channel[int](slots)
+        self._free: deque[int] = deque()
+        self._given: dict[trio.lowlevel.Task, int] = {}
+        """Slots of those who wait no more but have not come to take them yet."""
+        self._waiters = trio.lowlevel.ParkingLot()
         self._numbers = itertools.count()
         self._runs: dict[int, Run] = {}
         self._alarm = trio.CancelScope()
@@ -93,42 +116,55 @@ class WorkerRuns:
     @property
     def waiting(self) -> int:
         """Runs that wait for a slot."""
-        return self._take.statistics().tasks_waiting_receive
+        return len(self._waiters)
 
     # ------------------------------------------------------------ slots
 
     def free_all(self) -> None:
         """Let runs in: the model is loaded."""
         for slot in range(self._slots):
-            self._free.send_nowait(slot)
+            self._free_slot(slot)
 
     def take_nowait(self) -> int | None:
-        """Take a slot; None where there is none or somebody else's turn comes first."""
-        try:
-            return self._take.receive_nowait()
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return None
+        """Take a slot; None where there is none. Whoever waits has been given theirs before one is free."""
+        return self._free.popleft() if self._free else None
 
     async def take(self) -> int | None:
         """Wait for a slot, in turn; None when the worker is lost meanwhile."""
-        slot = self.take_nowait()
-        if slot is not None:
-            return slot
-        try:
-            return await self._take.receive()
-        except trio.EndOfChannel:
+        if self._free:
+            return self._free.popleft()
+        if self._is_closed:
             return None
+        await self._waiters.park()
+        return None if self._is_closed else self._given.pop(trio.lowlevel.current_task())
 
-    def open(self, slot: int, payload_bytes: int, *, deadline_s: float, on_end: OnEnd) -> Run:
+    def open(self, slot: int, request: RunRequest, *, on_end: OnEnd) -> Run:
         """Use a slot for a run; its outcome will be told to ``on_end``, never from within a call of the run's own."""
-        run = Run(next(self._numbers), slot, payload_bytes, due_s=deadline_s, on_end=on_end)
+        run = Run(next(self._numbers), slot, request, on_end=on_end)
         self._runs[run.number] = run
         self._watch(run)
         return run
 
-    def fill(self, run: Run, request: RunRequest) -> None:
+    def lend(self, run: Run) -> bool:
+        """Have the worker read a payload where its program has put it; returns whether it can."""
+        place = run.request.place
+        if place is None or not self._loans.take(place.segment, place.offset + run.payload_bytes):
+            return False
+        run.segment = place.segment.number
+        return True
+
+    def fill(self, run: Run) -> None:
         """Copy a payload into its slot; from any thread."""
-        self._memory.input(run.slot)[: run.payload_bytes] = memoryview(request.payload).cast("B")
+        self._memory.input(run.slot)[: run.payload_bytes] = memoryview(run.request.payload).cast("B")
+
+    def reclaim(self, number: int) -> Run | None:
+        """Have a run back whose payload the worker could not map; None where that is nonsense."""
+        run = self._runs.get(number)
+        if run is None or not run.segment:
+            return None
+        self._loans.refuse(run.segment)
+        self._give_back(run)
+        return run
 
     def sent(self, run: Run, *, now_s: float) -> None:
         """Note that the worker has got the order."""
@@ -199,7 +235,9 @@ class WorkerRuns:
     def close(self, fault: WorkerLostError) -> None:
         """End all runs: the worker is gone."""
         self._is_closed = True
-        self._free.close()
+        self._free.clear()
+        self._given.clear()
+        self._waiters.unpark_all()
         for run in list(self._runs.values()):
             if not run.is_copying:
                 del self._runs[run.number]
@@ -237,10 +275,26 @@ class WorkerRuns:
     def _release(self, run: Run, output_bytes: int = 0) -> None:
         """Give a slot back."""
         del self._runs[run.number]
-        self._memory.release(run.slot, input_bytes=run.payload_bytes, output_bytes=output_bytes)
-        self._free.send_nowait(run.slot)
+        copied_bytes = 0 if run.segment else run.payload_bytes
+        self._memory.release(run.slot, input_bytes=copied_bytes, output_bytes=output_bytes)
+        self._give_back(run)
+        self._free_slot(run.slot)
         if self.share is not None and not self._runs:
             self.share.set_busy(False)
+
+    def _free_slot(self, slot: int) -> None:
+        """Give a slot to whoever waits longest, or keep it."""
+        if self._waiters:
+            [task] = self._waiters.unpark()
+            self._given[task] = slot
+        else:
+            self._free.append(slot)
+
+    def _give_back(self, run: Run) -> None:
+        """End the use of a program's memory."""
+        if run.segment:
+            self._loans.give_back(run.segment)
+            run.segment = 0
 
     def _unmap(self) -> None:
         """Let go of the memory once no thread writes to it any more."""

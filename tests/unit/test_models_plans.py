@@ -52,7 +52,7 @@ def test_pictures_of_any_length_share_a_plan_but_for_an_empty_one():
     body = encode_request(RequestBody(kind="image"))
     plan = plans.find(body, 1000)
     assert plans.find(body, 2000) is plan
-    assert plan.pieces is None
+    assert not plan.has_tensors
     with pytest.raises(BadInputError, match="empty payload"):
         plans.find(body, 0)
 

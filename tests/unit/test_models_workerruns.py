@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from models.executor import RunDeadlineError, RunOutcome, RunRequest, WorkerLostError
+from models.mappings import Loans
 from models.sharedmemory import SharedMemory
 from models.tensors import BadInputError, InferenceError
 from models.workerprotocol import Done, Failed
@@ -20,14 +21,17 @@ class Bench:
         self.cancelled = []
         self.told = []
         self.memory = SharedMemory.create(2)
-        self.runs = WorkerRuns("m", 2, self.memory, cancel=self.cancelled.append)
+        self.lent, self.returned = [], []
+        loans = Loans(lend=lambda segment: self.lent.append(segment.number) or True, end=lambda number: True)
+        self.runs = WorkerRuns("m", 2, self.memory, loans=loans, cancel=self.cancelled.append)
         self.runs.free_all()
 
     def open(self, payload=b"abc", *, deadline_s=math.inf, send=True):
         slot = self.runs.take_nowait()
         assert slot is not None
-        run = self.runs.open(slot, len(payload), deadline_s=deadline_s, on_end=self.told.append)
-        self.runs.fill(run, RunRequest(body=b"", payload=payload, deadline_s=deadline_s))
+        request = RunRequest(body=b"", payload=payload, deadline_s=deadline_s)
+        run = self.runs.open(slot, request, on_end=self.told.append)
+        self.runs.fill(run)
         if send:
             self.runs.sent(run, now_s=trio.current_time())
         return run
