@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python -P -m
 
-.PHONY: setup setup-dev demo test test-fast test-slow check lock lock-check accelerated bench clean
+.PHONY: setup setup-dev demo test test-fast test-slow check lock lock-check accelerated bench-peers clean
 
 setup: ## environment for running
 	@$(PYTHON) packaging/environment.py runtime
@@ -37,8 +37,9 @@ lock-check: setup-dev ## every locked package has a wheel for both machines and 
 accelerated: setup-dev ## core and simulator compiled for long experiments (needs a C compiler): .venv/bin/gridnode-accelerated
 	@.venv/bin/python packaging/accelerate.py
 
-bench: setup-dev ## local overhead beside gRPC
-	@.venv/bin/python benches/local_overhead.py $(ARGS)
+bench-peers: ## beside in-process onnxruntime, gRPC, zenoh, FastAPI and Ray Serve: docs/BENCHMARKS.md
+	@$(PYTHON) packaging/environment.py bench
+	@.venv-bench/bin/python -m benches.peers $(ARGS)
 
 clean:
-	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,7 @@
-"""Makes the environment in .venv from the pinned locks. Usage: python3 packaging/environment.py runtime|dev
+"""Makes an environment from the pinned locks. Usage: python3 packaging/environment.py runtime|dev|bench
+
+The one for running or developing is in .venv. The one for comparing with peers is in .venv-bench: nobody who works on
+gridnode need have Ray and FastAPI, and a daemon measured beside them should not find other libraries than usual.
 
 Runs on any Python 3, so that a wrong version is named instead of failing on syntax. Needs no root, no compiler
 and nothing but CPython 3.11 to 3.13 with venv and a package index that pip can reach.
@@ -16,7 +19,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "packaging" / "lock"
-ENVIRONMENT = ROOT / ".venv"
+KINDS = {"runtime": ".venv", "dev": ".venv", "bench": ".venv-bench"}
 NEWEST, OLDEST = (3, 13), (3, 11)
 PACKAGES = ("gridnode", "scheduler", "transport", "models", "simulator")
 PURE_SDISTS = ("varint", "python-baseconv")
@@ -61,23 +64,24 @@ def wanted(kind):
 def main():
     """Make or complete the environment."""
     kind = sys.argv[1] if len(sys.argv) == 2 else ""
-    if kind not in ("runtime", "dev"):
-        fail("unknown kind of environment %r" % kind, "call it with 'runtime' or 'dev'")
+    if kind not in KINDS:
+        fail("unknown kind of environment %r" % kind, "call it with %s" % " or ".join(map(repr, KINDS)))
     if sys.platform != "linux":
         fail("this is %s" % sys.platform, "gridnode runs on Linux, x86-64 or aarch64")
     if sys.maxsize < 2**32:
         fail("this Python is 32-bit", "use a 64-bit system: onnxruntime has no 32-bit ARM build")
-    for stamp in (ENVIRONMENT / ".dev", ENVIRONMENT / (".%s" % kind)):
+    environment = ROOT / KINDS[kind]
+    for stamp in (environment / ".dev", environment / (".%s" % kind)):
         made_for = "dev" if stamp.name == ".dev" else kind
         if stamp.exists() and stamp.read_text() == wanted(made_for):
             return
     python = suitable_python()
-    inside = ENVIRONMENT / "bin" / "python"
-    sys.stderr.write("set-up: environment for %s in .venv\n" % kind)
+    inside = environment / "bin" / "python"
+    sys.stderr.write("set-up: environment for %s in %s\n" % (kind, KINDS[kind]))
     if not (inside.exists() and (inside.parent / "pip").exists()):
         # One without pip was made by another tool, or left half-made.
         run(
-            [python, "-m", "venv", "--clear", str(ENVIRONMENT)],
+            [python, "-m", "venv", "--clear", str(environment)],
             "python3 -m venv does not work",
             "install the venv module, e.g. 'apt install python3-venv'",
         )
@@ -100,7 +104,7 @@ def main():
         "the installer could not be installed",
         reach,
     )
-    uv = [str(ENVIRONMENT / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(inside), "--no-deps"]
+    uv = [str(environment / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(inside), "--no-deps"]
     flags = ["--require-hashes", "--no-build-isolation", "--only-binary", ":all:"]
     for name in PURE_SDISTS:
         flags += ["--no-binary", name]
@@ -116,9 +120,9 @@ def main():
     own = [str(ROOT / name) for name in PACKAGES]
     subprocess.run([str(inside), "-m", "compileall", "-q", *own], stdout=subprocess.DEVNULL, check=False)
     # A stub package of an old time, drawn in by libp2p's requirements, hides trio's own types from the type checker.
-    for stale in ENVIRONMENT.glob("lib/python3*/site-packages/trio-stubs"):
+    for stale in environment.glob("lib/python3*/site-packages/trio-stubs"):
         shutil.rmtree(str(stale))
-    (ENVIRONMENT / (".%s" % kind)).write_text(wanted(kind))
+    (environment / (".%s" % kind)).write_text(wanted(kind))
 
 
 if __name__ == "__main__":
