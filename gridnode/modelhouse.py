@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
 import trio
 
 from gridnode.catalogue import Catalogue, Resolved, read_catalogue
@@ -311,7 +312,11 @@ class ModelHouse:
                 kept = await profile(self._executor, entry.digest, manifest, golden)
                 await trio.to_thread.run_sync(self._measurements.keep, entry.digest, kept)
             elif golden is not None:
-                await check_golden(self._executor, entry.digest, manifest, golden)
+                known = kept.outputs_sha256
+                found = await check_golden(self._executor, entry.digest, manifest, golden, known=known)
+                if found != known:
+                    kept = msgspec.structs.replace(kept, outputs_sha256=found)
+                    await trio.to_thread.run_sync(self._measurements.keep, entry.digest, kept)
         entry.profile = kept
         log.info("model_ready", model=manifest.name, digest=entry.digest[:12], mean_s=kept.mean_s)
         self._set(entry, "ready")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from models.manifest import ModelError
+
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
 """Folder that the models package is in: a checkout or site-packages."""
 
@@ -22,6 +24,10 @@ _SETTINGS: Final = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",  # each further arena reserves 64 MiB of addresses
 }
+
+
+class ChildError(ModelError):
+    """A process of ours did not do its work: the machine is out of memory or processes, or what it got was bad."""
 
 
 def spawn(
@@ -50,8 +56,6 @@ def spawn(
     OSError
         The machine is out of processes, memory or descriptors.
     """
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(_module_folders())
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
@@ -59,9 +63,49 @@ def spawn(
         stderr=output,
         pass_fds=descriptors,
         cwd=folder,
-        env=environment | _SETTINGS,
+        env=_environment(),
         start_new_session=True,
     )
+
+
+def ask(module: str, arguments: Sequence[str], given: bytes, *, limit_s: float) -> bytes:
+    """Run ``python -P -m module`` to its end; blocks, so call it in a thread.
+
+    Parameters
+    ----------
+    module, arguments
+        As for spawn().
+    given : bytes
+        For its standard input.
+    limit_s : float
+        Longest run, in seconds; then it is killed.
+
+    Returns
+    -------
+    bytes
+        What it wrote to standard output.
+
+    Raises
+    ------
+    ChildError
+        It failed, took too long, or could not be started.
+    """
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    try:
+        done = subprocess.run(
+            command, input=given, capture_output=True, env=_environment(), timeout=limit_s, cwd="/", check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ChildError(f"{module} did not come to its end: {error}") from error
+    if done.returncode:
+        words = done.stderr[-500:].decode("utf-8", "replace").strip()
+        raise ChildError(f"{module} ended with status {done.returncode}: {words}")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return kept | {"PYTHONPATH": os.pathsep.join(_module_folders())} | _SETTINGS
 
 
 def _module_folders() -> list[str]:

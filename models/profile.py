@@ -1,23 +1,23 @@
 """What a model costs on this node, and whether it is right here at all: golden check and service-time measurement.
 
-Owns the comparison of golden outputs and the statistics. Works on any models.executor.Executor; knows nothing of
-processes. The daemon turns a Profile into the capability it advertises.
+Owns the golden run and the statistics; outputs are compared in a process of their own (models.appraisal), so that the
+daemon does without numpy. Outputs that were found right here once are known again by their digest. Works on any
+models.executor.Executor. The daemon turns a Profile into the capability it advertises.
 """
 
-import io
-from collections.abc import Mapping
+import hashlib
+from functools import cache
 from typing import Final
 
 import msgspec
-import numpy as np
 import trio
 
-from models import ndarrays, tensors
+from models import child
 from models.bodies import RequestBody, decode_result, encode_request
 from models.executor import Executor, RunOutcome, RunRequest
-from models.golden import decode_golden
-from models.manifest import Golden, Manifest, ModelError
-from models.ndarrays import Array
+from models.golden import GoldenMismatchError, golden_inputs, outputs_shard
+from models.manifest import Manifest, ModelError
+from models.tensors import Buffer, TensorHeader, layout
 
 RUNS: Final = 20
 """Most measured runs; the 95th percentile of 20 is the second largest."""
@@ -30,12 +30,8 @@ MEASURE_MAX_S: Final = 0.5
 that measures does not serve."""
 RUN_MAX_S: Final = 60.0
 """Longest single run; slower models are of no use to a grid with deadlines in seconds."""
-FRAME_SIZE: Final = (1280, 720)
-"""Pixels of the picture that models with pre-processing are measured on: what most cameras send."""
-
-
-class GoldenMismatchError(ModelError):
-    """The model's outputs differ from the golden ones. Its publisher's fault, or this machine computes wrongly."""
+APPRAISAL_MAX_S: Final = 120.0
+"""Longest comparison or drawing: a quarter of a second on a desktop, two on a small board."""
 
 
 class ProfileError(ModelError):
@@ -55,6 +51,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     runs: int
     """Runs that were measured."""
     providers: tuple[str, ...]
+    outputs_sha256: str = ""
+    """Of the golden outputs that were found right; empty where there are none."""
 
 
 async def profile(executor: Executor, digest: str, manifest: Manifest, golden: bytes | None) -> Profile:
@@ -73,80 +71,91 @@ async def profile(executor: Executor, digest: str, manifest: Manifest, golden: b
     ------
     GoldenMismatchError, GoldenFormatError
         The package is to blame, or this machine.
-    ProfileError
+    ProfileError, ChildError
         A run failed or took too long.
     WorkerLostError, ModelNotLoadedError
         As Executor.run raises them.
     """
-    inputs = None
+    outputs_sha256 = ""
     if golden is not None and manifest.golden is not None:
-        inputs = await check_golden(executor, digest, manifest, golden)
-    request, payload = await trio.to_thread.run_sync(_sample, manifest, inputs)
+        outputs_sha256 = await check_golden(executor, digest, manifest, golden)
+    request, payload = await trio.to_thread.run_sync(_sample, manifest, golden)
     times_s = await _measure(executor, digest, manifest, request, payload)
     found = next(entry for entry in executor.statistics() if entry.digest == digest)
     return Profile(
-        mean_s=float(np.mean(times_s)),
-        p95_s=float(np.quantile(times_s, 0.95)),
+        mean_s=sum(times_s) / len(times_s),
+        p95_s=quantile(times_s, 0.95),
         load_s=found.load_s,
         memory_bytes=found.memory_bytes_peak,
         runs=len(times_s),
         providers=found.providers,
+        outputs_sha256=outputs_sha256,
     )
 
 
-async def check_golden(executor: Executor, digest: str, manifest: Manifest, golden: bytes) -> dict[str, Array]:
-    """Run the golden inputs and compare; returns those inputs. Parameters and errors are those of profile().
+async def check_golden(executor: Executor, digest: str, manifest: Manifest, golden: bytes, *, known: str = "") -> str:
+    """Run the golden inputs and compare.
 
     An emulated result holds no numbers and passes unseen.
-    """
-    assert manifest.golden is not None
-    inputs, wanted = decode_golden(golden)
-    headers, payload = await trio.to_thread.run_sync(ndarrays.pack, inputs)
-    body = encode_request(RequestBody(kind="tensors", tensors=headers, raw_outputs=True))
-    outcome = await _run(executor, digest, manifest, body, payload)
-    result = decode_result(outcome.body)
-    if not result.emulated:
-        found = ndarrays.views(result.tensors, outcome.payload)
-        await trio.to_thread.run_sync(compare, found, wanted, manifest.golden)
-    return inputs
-
-
-def compare(found: Mapping[str, Array], wanted: Mapping[str, Array], golden: Golden) -> None:
-    """Compare outputs with golden ones; takes milliseconds per million numbers.
 
     Parameters
     ----------
-    found, wanted : mapping of str to ndarray
-        Outputs by name; those found may be more than are wanted.
-    golden : Golden
-        Tolerances: ``|found - wanted| <= atol + rtol * |wanted|``.
+    known : str, optional
+        Digest of outputs that a comparison of this very model found right before: the same bytes are right again.
+        Other parameters, and errors, are those of profile().
 
-    Raises
-    ------
-    GoldenMismatchError
-        An output is missing, or differs in type, shape or value; NaN equals NaN.
+    Returns
+    -------
+    str
+        Digest of the outputs, all of which are right.
     """
-    for name, right in wanted.items():
-        if name not in found:
-            raise GoldenMismatchError(f"golden output {name!r} is not among the model's: {', '.join(found)}")
-        got = found[name]
-        if got.dtype != right.dtype or got.shape != right.shape:
-            raise GoldenMismatchError(
-                f"output {name!r} is {got.dtype}{list(got.shape)}, golden is {right.dtype}{list(right.shape)}"
-            )
-        wide_got, wide_right = got.astype(np.float64), right.astype(np.float64)
-        if not np.allclose(wide_got, wide_right, rtol=golden.rtol, atol=golden.atol, equal_nan=True):
-            with np.errstate(invalid="ignore"):
-                worst = float(np.max(np.abs(wide_got - wide_right)))
-            raise GoldenMismatchError(
-                f"output {name!r} differs from golden by up to {worst:.4g}, allowed are atol {golden.atol:g} and "
-                f"rtol {golden.rtol:g}; check the package, and this machine's providers"
-            )
+    headers, payload = await trio.to_thread.run_sync(golden_inputs, golden)
+    body = encode_request(RequestBody(kind="tensors", tensors=headers, raw_outputs=True))
+    outcome = await _run(executor, digest, manifest, body, payload)
+    result = decode_result(outcome.body)
+    if result.emulated:
+        return ""
+    return await trio.to_thread.run_sync(_judge, manifest, golden, result.tensors, outcome.payload, known)
 
 
-async def _measure(
-    executor: Executor, digest: str, manifest: Manifest, body: bytes, payload: tensors.Buffer
-) -> list[float]:
+def _judge(manifest: Manifest, golden: bytes, headers: tuple[TensorHeader, ...], payload: Buffer, known: str) -> str:
+    """Compare outputs with golden ones, in another process; returns their digest. Blocks."""
+    found = outputs_shard(headers, payload)
+    sha256 = hashlib.sha256(found).hexdigest()
+    if sha256 == known:
+        return sha256
+    assert manifest.golden is not None
+    tolerances = f"{manifest.golden.rtol!r}", f"{manifest.golden.atol!r}"
+    given = len(golden).to_bytes(8, "little") + golden + found
+    answer = child.ask("models.appraisal", ["compare", *tolerances], given, limit_s=APPRAISAL_MAX_S)
+    problem = msgspec.json.decode(answer, type=_Comparison).problem
+    if problem:
+        raise GoldenMismatchError(problem)
+    return sha256
+
+
+class _Comparison(msgspec.Struct, frozen=True):
+    """As models.appraisal prints it."""
+
+    problem: str
+
+
+def quantile(values: list[float], share: float) -> float:
+    """Return a quantile by linear interpolation between order statistics (Hyndman and Fan 1996, type 7).
+
+    Examples
+    --------
+    >>> quantile([4.0, 1.0, 2.0, 3.0], 0.5)
+    2.5
+    """
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * share
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+async def _measure(executor: Executor, digest: str, manifest: Manifest, body: bytes, payload: Buffer) -> list[float]:
     """Return service times in seconds."""
     times_s: list[float] = []
     enough_at_s = trio.current_time() + MEASURE_MAX_S
@@ -159,7 +168,7 @@ async def _measure(
     return times_s
 
 
-async def _run(executor: Executor, digest: str, manifest: Manifest, body: bytes, payload: tensors.Buffer) -> RunOutcome:
+async def _run(executor: Executor, digest: str, manifest: Manifest, body: bytes, payload: Buffer) -> RunOutcome:
     """Run one request that must succeed."""
     request = RunRequest(body=body, payload=payload, deadline_s=trio.current_time() + RUN_MAX_S)
     [outcome] = await executor.run(digest, [request])
@@ -168,26 +177,22 @@ async def _run(executor: Executor, digest: str, manifest: Manifest, body: bytes,
     return outcome
 
 
-def _sample(manifest: Manifest, inputs: Mapping[str, Array] | None) -> tuple[bytes, tensors.Buffer]:
-    """Make the request to measure: a picture where the model takes pictures, else golden inputs or zeros.
-
-    Blocks for tens of milliseconds.
-    """
+def _sample(manifest: Manifest, golden: bytes | None) -> tuple[bytes, Buffer]:
+    """Make the request to measure: a picture where the model takes pictures, else golden inputs or zeros. Blocks."""
     if manifest.preprocessing is not None and len(manifest.inputs) == 1:
         return encode_request(RequestBody(kind="image")), _picture()
-    if inputs is None:
-        inputs = {s.name: np.zeros([max(1, size) for size in s.shape], s.dtype) for s in manifest.inputs}
-    headers, payload = ndarrays.pack(inputs)
+    if golden is not None and manifest.golden is not None:
+        headers, payload = golden_inputs(golden)
+    else:
+        specs = manifest.inputs
+        headers = tuple(
+            TensorHeader(name=s.name, dtype=s.dtype, shape=tuple(max(1, n) for n in s.shape)) for s in specs
+        )
+        payload = bytearray(layout(headers)[1])
     return encode_request(RequestBody(kind="tensors", tensors=headers)), payload
 
 
+@cache
 def _picture() -> bytes:
-    """Draw a JPEG with the detail of a street, about 150 kB."""
-    # Pillow is a heavy import, and this is the only place in the daemon that needs it.
-    from PIL import Image
-
-    width, height = FRAME_SIZE
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
-    encoded = io.BytesIO()
-    Image.fromarray(coarse).resize(FRAME_SIZE, Image.Resampling.BILINEAR).save(encoded, "JPEG", quality=85)
-    return encoded.getvalue()
+    """Return a JPEG with the detail of a street, about 150 kB; drawn once."""
+    return child.ask("models.appraisal", ["picture"], b"", limit_s=APPRAISAL_MAX_S)

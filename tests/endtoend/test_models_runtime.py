@@ -29,7 +29,7 @@ from models.executor import (
     RunRequest,
     WorkerLostError,
 )
-from models.golden import encode_golden
+from models.golden import GoldenMismatchError, encode_golden
 from models.manifest import (
     DetectionPostprocessing,
     Golden,
@@ -39,7 +39,7 @@ from models.manifest import (
     describe_shard,
     model_digest,
 )
-from models.profile import GoldenMismatchError, profile
+from models.profile import profile
 from models.runtime import Runtime, RuntimeConfig
 from models.tensors import BadInputError, InferenceError
 
