@@ -51,8 +51,9 @@ class PeerResponder:
         """Send JobProgress."""
         self._conversation.say(JobProgress(key=self._key, attempt=self._attempt, state=state_to_wire(state)))
 
-    def answer(self, answer: Answer, state: PeerState) -> None:
+    def answer(self, answer: Answer, state: PeerState | None) -> None:
         """Send the result."""
+        assert state is not None, "a peer's job is answered with a state record"
         message = JobResult(
             key=self._key,
             attempt=self._attempt,

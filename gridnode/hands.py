@@ -115,9 +115,9 @@ class DaemonHands:
     def _make_ways(self) -> dict[type, Callable[[Any, object], None]]:
         """Tie each action to how it is carried out. Any: each takes its own action, the key ensures it."""
         return {
-            actions.Execute: lambda action, _: self._execute(action),
-            actions.Send: lambda action, _: self._send(action),
-            actions.Offer: lambda action, _: self._send(action),
+            actions.Execute: self._execute,
+            actions.Send: self._send,
+            actions.Offer: self._send,
             actions.Steal: lambda action, _: self._outbound.start_steal(action),
             actions.Accept: lambda action, _: self._inbound.rule(action),
             actions.NackOffer: lambda action, _: self._inbound.rule(action),
@@ -125,18 +125,18 @@ class DaemonHands:
             actions.Reply: self._reply,
             actions.Reject: self._end,
             actions.Nack: self._end,
-            actions.Acknowledge: lambda action, _: self._tell(action),
-            actions.Progress: lambda action, _: self._tell(action),
-            actions.Cancel: lambda action, _: self._cancel(action),
+            actions.Acknowledge: self._tell,
+            actions.Progress: self._tell,
+            actions.Cancel: self._cancel,
             actions.LoadModel: lambda action, _: self._residents.load(action.model),
             actions.EvictModel: lambda action, _: self._residents.evict(action.model),
             actions.Advertise: lambda action, _: self._mouth.advertise(action),
             actions.PullTable: lambda action, _: self._mouth.pull_table(action),
             actions.Probe: lambda action, _: self._mouth.probe(action),
-            actions.Drained: lambda action, _: self._on_drained(),
+            actions.Drained: lambda _, __: self._on_drained(),
         }
 
-    def _send(self, action: actions.Send | actions.Offer) -> None:
+    def _send(self, action: actions.Send | actions.Offer, _: object) -> None:
         entry = self._jobs.get(action.handle)
         assert entry is not None, "the core sent a job that has had its outcome"
         log.debug("job_offloaded", peer=short(action.peer), reason=action.reason)
@@ -178,7 +178,7 @@ class DaemonHands:
         if self._recorder is not None:
             self._recorder.ended(entry.job, reason, now_s=self._driver.now_s)
 
-    def _tell(self, action: actions.Acknowledge | actions.Progress) -> None:
+    def _tell(self, action: actions.Acknowledge | actions.Progress, _: object) -> None:
         entry = self._jobs.get(action.handle)
         if entry is None:
             return
@@ -189,7 +189,7 @@ class DaemonHands:
 
     # ------------------------------------------------------------ executions
 
-    def _cancel(self, action: actions.Cancel) -> None:
+    def _cancel(self, action: actions.Cancel, _: object) -> None:
         command = action.command
         if (scope := self._running.get(command)) is not None:
             scope.cancel()
@@ -199,13 +199,16 @@ class DaemonHands:
         else:
             self._outbound.cancel(command)
 
-    def _execute(self, action: actions.Execute) -> None:
+    def _execute(self, action: actions.Execute, _: object) -> None:
+        if len(action.handles) == 1:
+            entry = self._jobs.get(action.handles[0])
+            if entry is not None and self._begin(action, entry):
+                return
         entries = [entry for handle in action.handles if (entry := self._jobs.get(handle)) is not None]
         assert len(entries) == len(action.handles), "the core executes a job that has had its outcome"
-        if len(entries) > 1 or not self._begin(action, entries):
-            self._nursery.start_soon(self._run, action, entries)
+        self._nursery.start_soon(self._run, action, entries)
 
-    def _begin(self, action: actions.Execute, entries: list[JobEntry]) -> bool:
+    def _begin(self, action: actions.Execute, entry: JobEntry) -> bool:
         """Start a job in this very call, if its worker can: a task would cost more than the hand-over.
 
         The core counts the service from Execute, so there is nothing to tell it.
@@ -216,13 +219,13 @@ class DaemonHands:
             if isinstance(outcome, WorkerLostError):
                 self._lose(action, outcome)
             else:
-                self._finish(action, entries, [outcome])
+                self._finish(action, (entry,), (outcome,))
 
-        stop = self._executor.begin(action.model, _request(entries[0]), ended)
+        stop = self._executor.begin(action.model, _request(entry), ended)
         if stop is None:
             return False
         self._begun[action.command] = stop
-        entries[0].started_s = self._driver.now_s
+        entry.started_s = self._driver.now_s
         return True
 
     async def _run(self, action: actions.Execute, entries: list[JobEntry]) -> None:
@@ -254,7 +257,7 @@ class DaemonHands:
         self._driver.post(ServiceFailed(command=action.command, reason=Reason.LOST))
 
     def _finish(
-        self, action: actions.Execute, entries: list[JobEntry], results: Sequence[RunOutcome | InferenceError]
+        self, action: actions.Execute, entries: Sequence[JobEntry], results: Sequence[RunOutcome | InferenceError]
     ) -> None:
         """Post what an execution came to."""
         outcomes: Outcomes = {}

@@ -22,7 +22,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from scheduler import variants
+from scheduler import explanation, variants
 from scheduler.actions import Acknowledge, Action, Progress
 from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
@@ -205,7 +205,8 @@ class Core:
 
     def decisions(self) -> list[Decision]:
         """Return the recent placements, oldest first, with what each was compared with."""
-        return list(self._ledger.decisions)
+        ledger = self._ledger
+        return [explanation.tell(verdict, here=ledger.node_id) for verdict in ledger.decisions]
 
     def peers(self) -> tuple[PeerSnapshot, ...]:
         """Return what is known of the other nodes, sorted by node."""

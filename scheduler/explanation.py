@@ -1,10 +1,11 @@
 """Placements put into words and records, for logs and for `explain`."""
 
-from scheduler.jobs import JobRecord
+from typing import NamedTuple
+
 from scheduler.peer import Peer
 from scheduler.policy import Choice
 from scheduler.records import Candidate, Decision
-from scheduler.types import ModelDigest, NodeId, Reason
+from scheduler.types import ModelDigest, NodeId
 
 _SHORT = 8
 """Last characters of a node's id that go into a reason: the first ones are the same in all of them."""
@@ -17,47 +18,51 @@ def compare(choice: Choice) -> str:
     return f"{_name(choice.peer)} {choice.finish_s:.3f} s{against}"
 
 
-def tell_choice(
-    record: JobRecord, choice: Choice, model: ModelDigest, reason: str, *, now_s: float, here: NodeId
-) -> Decision:
+class Verdict(NamedTuple):
+    """What a placement came to, as it is kept: put into a record only if somebody asks.
+
+    A choice tells of its peers as long as it lives, so bounds on verdicts kept are bounds on those, too.
+    """
+
+    at_s: float
+    key: bytes
+    handle: int
+    model: ModelDigest | None
+    """None for a refusal."""
+    choice: Choice | None
+    """Of a refusal, the least finish that was still too late, if any."""
+    reason: str
+
+
+def tell(verdict: Verdict, *, here: NodeId) -> Decision:
     """Make the record of a placement."""
+    choice = verdict.choice
     return Decision(
-        at_s=now_s,
-        key=record.job.key,
-        handle=record.handle,
-        model=model,
-        chosen=here if choice.peer is None else choice.peer.node_id,
-        candidates=tuple(
-            [
-                Candidate(here if peer is None else peer.node_id, finish_s, _verdict(peer, finish_s, choice))
-                for peer, finish_s in choice.looked
-            ]
-        ),
-        reason=reason,
+        at_s=verdict.at_s,
+        key=verdict.key,
+        handle=verdict.handle,
+        model=verdict.model,
+        chosen=None if choice is None or verdict.model is None else _node(choice.peer, here),
+        candidates=()
+        if choice is None
+        else tuple([_candidate(peer, finish_s, choice, verdict, here) for peer, finish_s in choice.looked]),
+        reason=verdict.reason,
     )
 
 
-def tell_refusal(record: JobRecord, best: Choice | None, why: Reason, *, now_s: float, here: NodeId) -> Decision:
-    """Make the record of a refusal; `best` is the least finish that was still too late."""
-    looked = [] if best is None else best.looked
-    return Decision(
-        at_s=now_s,
-        key=record.job.key,
-        handle=record.handle,
-        model=None,
-        chosen=None,
-        candidates=tuple(
-            [Candidate(here if peer is None else peer.node_id, finish_s, "too late") for peer, finish_s in looked]
-        ),
-        reason=why.value,
-    )
+def _candidate(peer: Peer | None, finish_s: float, choice: Choice, verdict: Verdict, here: NodeId) -> Candidate:
+    if verdict.model is None:
+        why = "too late"
+    elif peer is choice.peer:
+        why = "chosen"
+    else:
+        why = "later" if finish_s >= choice.finish_s else "gain too small"
+    return Candidate(_node(peer, here), finish_s, why)
+
+
+def _node(peer: Peer | None, here: NodeId) -> NodeId:
+    return here if peer is None else peer.node_id
 
 
 def _name(peer: Peer | None) -> str:
     return "here" if peer is None else peer.node_id[-_SHORT:]
-
-
-def _verdict(peer: Peer | None, finish_s: float, choice: Choice) -> str:
-    if peer is choice.peer:
-        return "chosen"
-    return "later" if finish_s >= choice.finish_s else "gain too small"

@@ -11,9 +11,9 @@ from typing import Final
 from scheduler.actions import Action, Cancel, Nack, Reject, Reply
 from scheduler.config import CoreConfig
 from scheduler.estimate import TokenBucket, Uplink
+from scheduler.explanation import Verdict
 from scheduler.jobs import Inquiry, JobRecord, Reservation, Run, Shipment, Stage
 from scheduler.queue import LocalQueue, Streams
-from scheduler.records import Decision
 from scheduler.timers import NEVER, Timers
 from scheduler.types import ModelDigest, NodeId, PeerState, Reason
 from scheduler.view import View
@@ -84,7 +84,7 @@ class Ledger:
         self.rejects: Counter[str] = Counter()
         self.nacks: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
-        self.decisions: deque[Decision] = deque(maxlen=config.decisions)
+        self.decisions: deque[Verdict] = deque(maxlen=config.decisions)
         self._command = 0
 
     def new_command(self) -> int:

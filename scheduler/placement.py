@@ -14,6 +14,7 @@ from scheduler import explanation
 from scheduler.actions import Offer, Send
 from scheduler.active import ActiveSet
 from scheduler.advertise import Advertiser
+from scheduler.explanation import Verdict
 from scheduler.forecasts import Forecasts
 from scheduler.jobs import Carriage, JobRecord, Shipment, Stage
 from scheduler.ledger import Ledger
@@ -94,15 +95,12 @@ class Placement(Forecasts):
             first, here_s = choice.looked[0]
             if first is None and choice.finish_s >= here_s:
                 self._ledger.violate("moved without gain")
-        text = reason
         if self._explains:
-            self._ledger.decisions.append(
-                explanation.tell_choice(record, choice, model, reason, now_s=self.now_s, here=self.node_id)
-            )
-            text = f"{reason}: {explanation.compare(choice)}"
+            self._ledger.decisions.append(Verdict(self.now_s, record.job.key, record.handle, model, choice, reason))
         if choice.peer is None:
             self._workbench.put(record, model)
         else:
+            text = f"{reason}: {explanation.compare(choice)}" if self._explains else reason
             self._send(record, choice.peer, model, estimate_s=choice.finish_s, reason=text)
         return True
 
@@ -291,9 +289,7 @@ class Placement(Forecasts):
             why = Reason.EXPIRED
         self.end(record, why=why, estimate_s=estimate_s, reason=f"{reason}: no node can take it in time")
         if self._explains:
-            self._ledger.decisions.append(
-                explanation.tell_refusal(record, best, why, now_s=self.now_s, here=self.node_id)
-            )
+            self._ledger.decisions.append(Verdict(self.now_s, record.job.key, record.handle, None, best, why.value))
 
     def end(self, record: JobRecord, *, why: Reason, estimate_s: float | None, reason: str) -> None:
         """End a job without a result: back to the peer it came from while it is unharmed, else with an error."""
