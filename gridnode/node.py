@@ -148,7 +148,7 @@ class Node:
             models=self.house,
             nodes=self.membership,
             answer=self.insight.answer,
-            forget_segment=Segment.close,
+            forget_segment=self._forget_segment,
             default_deadline_s=self.config.scheduler.placement.default_deadline_s,
         )
 
@@ -167,6 +167,11 @@ class Node:
             is_ready=lambda: self.is_ready,
             is_offered=self.insight.is_offered,
         )
+
+    def _forget_segment(self, segment: Segment) -> None:
+        """Let go of the memory of a program that has left, here and in the workers."""
+        self._executor.forget_segment(segment)
+        segment.close()
 
     # ------------------------------------------------------------ from outside
 
