@@ -18,7 +18,6 @@ from gridnode.calls import (
     ANSWER_S,
     IN_FLIGHT,
     JobOptions,
-    Options,
     Sockets,
     answer_of,
     make_options,
@@ -30,7 +29,7 @@ from gridnode.calls import (
 from gridnode.channel import Channel
 from gridnode.control import QueryKind
 from gridnode.errors import GridError
-from gridnode.jobs import Job, Question, Request
+from gridnode.jobs import Job, Options, Question, Request
 from gridnode.links import Links
 from gridnode.results import Result
 from gridnode.session import PATIENCE_S
@@ -99,10 +98,9 @@ class AsyncGrid:
     def __init__(self, sockets: Sockets | None = None, *, tenant: str = "", patience_s: float = PATIENCE_S) -> None:
         self._tenant = tenant
         self._session = make_session(sockets, patience_s=patience_s)
-        self._links = Links(self._session, before_close=_let_go)
+        self._links = Links(self._session, on_open=self._serve, before_close=_let_go)
         self._waiters: dict[Job | Question, anyio.Event] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._served: list[Channel] = []
         self._draining: list[Channel] = []
         self._wakes_at_s = float("inf")
         self._is_closed = False
@@ -275,9 +273,9 @@ class AsyncGrid:
         if ended:
             self._signal()
         if not self._is_closed and self._tasks is not None:
-            for channel in self._links.channels:
-                self._tend(channel, self._tasks)
-            if self._links.due_s < self._wakes_at_s:
+            if self._links.has_outgoing:
+                self._send_rest(self._tasks)
+            if self._session.due_s < self._wakes_at_s:
                 self._nudge.set()
 
     def _signal(self) -> None:
@@ -285,19 +283,22 @@ class AsyncGrid:
         self._pulse.set()
         self._pulse = anyio.Event()
 
-    def _tend(self, channel: Channel, tasks: anyio.abc.TaskGroup) -> None:
-        """Start a reader for a new connection, and a writer for one with bytes left over."""
-        if channel not in self._served:
-            self._served.append(channel)
-            tasks.start_soon(self._read, channel)
-        if channel.has_outgoing and channel not in self._draining:
-            self._draining.append(channel)
-            tasks.start_soon(self._drain, channel)
+    def _serve(self, channel: Channel) -> None:
+        """Start a reader for a new connection."""
+        assert self._tasks is not None, "work is taken only once the object was entered"
+        self._tasks.start_soon(self._read, channel)
+
+    def _send_rest(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Start a writer for each connection with bytes left over."""
+        for channel in self._links.channels:
+            if channel.outgoing_bytes and channel not in self._draining:
+                self._draining.append(channel)
+                tasks.start_soon(self._drain, channel)
 
     async def _keep_time(self) -> None:
         """Carry out what is due by the clock: deadlines, reconnects, signs of life."""
         while True:
-            self._wakes_at_s = self._links.due_s
+            self._wakes_at_s = self._session.due_s
             self._nudge = anyio.Event()
             with anyio.CancelScope(deadline=self._wakes_at_s):
                 await self._nudge.wait()
@@ -312,13 +313,11 @@ class AsyncGrid:
                 self._push()
         except anyio.ClosedResourceError:
             return  # closed by us while we waited
-        finally:
-            self._served.remove(channel)
 
     async def _drain(self, channel: Channel) -> None:
         """Send what the socket did not take at once."""
         try:
-            while channel in self._links.channels and channel.has_outgoing:
+            while channel in self._links.channels and channel.outgoing_bytes:
                 await anyio.wait_writable(channel.socket)
                 self._links.write(channel, anyio.current_time())
         except anyio.ClosedResourceError:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 import msgspec
 
-from gridnode.control import CLIENT_ID_BYTES, encode_body
+from gridnode.control import CLIENT_ID_BYTES
 from gridnode.entries import Entries
 from gridnode.errors import GridError, InvalidInputError, JobRejectedError
 from gridnode.inputs import encode_input
-from gridnode.jobs import Job, Question, Request
+from gridnode.jobs import Job, Options, Question, Request
 from gridnode.results import Result, make_result
 from gridnode.session import Session
 from gridnode.window import Flight, Mode, StreamItem, Window
@@ -68,30 +68,17 @@ class JobOptions(TypedDict, total=False):
     tenant: str | None
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a request is to be treated, all defaults filled in."""
-
-    priority: int = 1
-    rungs: bool = True
-    raw_outputs: bool = False
-    score_threshold: float | None = None
-    tenant: str | None = None
-    stream: str = ""
-    newest_wins: bool = False
-
-
 def make_options(given: JobOptions, *, tenant: str) -> Options:
-    """Fill in what a call leaves out; raises TypeError for an argument that there is not.
+    """Fill in what a call leaves out, in place; raises TypeError for an argument that there is not.
 
     Examples
     --------
     >>> make_options({"priority": 0}, tenant="shop").tenant
     'shop'
     """
-    filled: JobOptions = {**given}
-    if filled.get("tenant") is None:
-        filled["tenant"] = tenant
-    return Options(**filled)
+    if given.get("tenant") is None:
+        given["tenant"] = tenant
+    return Options(**given)
 
 
 class StreamPlan(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
@@ -119,21 +106,16 @@ def make_request(model: str, source: "Input", options: Options, *, frame: int = 
         raise InvalidInputError(f"model name {model!r} must have 1 to {MODEL_NAME_MAX} characters")
     if not 0 <= options.priority <= PRIORITY_MAX:
         raise InvalidInputError(f"priority is {options.priority}, allowed is 0 (first) to {PRIORITY_MAX}")
-    tenant = options.tenant or ""
-    if max(len(tenant), len(options.stream)) > MODEL_NAME_MAX:
+    if len(options.tenant or "") > MODEL_NAME_MAX or len(options.stream) > MODEL_NAME_MAX:
         raise InvalidInputError(f"tenant and stream may have at most {MODEL_NAME_MAX} characters; shorten them")
     encoded = encode_input(source, raw_outputs=options.raw_outputs, score_threshold=options.score_threshold)
     return Request(
         model=model,
-        body=encode_body(encoded.body),
+        body=encoded.body,
         parts=encoded.parts,
         payload_bytes=encoded.payload_bytes,
-        rungs=options.rungs,
-        priority=options.priority,
-        stream=options.stream,
+        options=options,
         frame=frame,
-        newest_wins=options.newest_wins,
-        tenant=tenant,
     )
 
 

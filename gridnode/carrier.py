@@ -30,8 +30,9 @@ class Carrier:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._links = Links(session)
-        self.changed = threading.Condition(threading.Lock())
+        self._links = Links(session, on_open=self._watch, before_close=self._unwatch)
+        self._lock = threading.Lock()
+        self.changed = threading.Condition(self._lock)
         """The lock on all this, and what followers wait for."""
         self.is_closed = False
         self.is_led = False
@@ -43,10 +44,17 @@ class Carrier:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._wake_in, select.POLLIN)
+        self._polled: dict[int, Channel] = {}
+        """The connections that a leader polls, by descriptor."""
+        self._polled_changed = False
+        """Whether connections came or went since the leader began to poll."""
+        self._polls_writers = False
 
     def submit(self, request: Request, deadline_s: float | None) -> Job:
         """Open a job and have it sent, as far as a daemon is there to take it."""
-        with self.changed:
+        with self._lock:
             self._check_open()
             now_s = monotonic()
             job = self._session.open(request, budget_s=deadline_s, now_s=now_s)
@@ -57,7 +65,7 @@ class Carrier:
 
     def cancel(self, job: Job) -> bool:
         """End a job and tell the daemon; returns False when it had ended before."""
-        with self.changed:
+        with self._lock:
             now_s = monotonic()
             was_open = self._session.cancel(job, now_s=now_s)
             if was_open:
@@ -66,7 +74,7 @@ class Carrier:
 
     def ask(self, what: QueryKind, argument: str, *, within_s: float) -> Question:
         """Ask the daemon and wait for its answer, or an error."""
-        with self.changed:
+        with self._lock:
             self._check_open()
             now_s = monotonic()
             question = self._session.ask(what, argument, within_s=within_s, now_s=now_s)
@@ -84,7 +92,7 @@ class Carrier:
         """
         until_s = float("inf") if timeout_s is None else monotonic() + timeout_s
         has_looked = False
-        with self.changed:
+        with self._lock:
             while not is_done():
                 self._check_open()
                 now_s = monotonic()
@@ -104,7 +112,7 @@ class Carrier:
 
     def close(self) -> None:
         """End all work and close the connections; calling it again does nothing."""
-        with self.changed:
+        with self._lock:
             if self.is_closed:
                 return
             self.is_closed = True
@@ -127,11 +135,8 @@ class Carrier:
 
     def _push(self, now_s: float) -> None:
         """Do at once what can be done, and wake a leader that would oversleep the rest; the lock is held."""
-        before = self._links.channels
         self._advance(now_s)
-        if not self.is_led:
-            return
-        if self._links.due_s < self._wakes_at_s or self._links.has_outgoing or before != self._links.channels:
+        if self.is_led and (self._session.due_s < self._wakes_at_s or self._polled_changed or self._links.has_outgoing):
             self._wake_leader()
 
     def _advance(self, now_s: float) -> None:
@@ -152,35 +157,55 @@ class Carrier:
         """Carry frames once: send and connect, wait for the sockets, receive."""
         self.is_led = True
         try:
-            if self._has_news or self._links.due_s <= now_s:
+            if self._has_news or self._session.due_s <= now_s:
                 self._advance(now_s)
                 if is_done() or self.is_closed:
                     return
-            self._wakes_at_s = min(self._links.due_s, until_s)
-            for channel in self._poll(self._wakes_at_s - now_s):
-                self._links.read(channel, monotonic())
+            self._wakes_at_s = min(self._session.due_s, until_s)
+            for number, events in self._wait_ready(self._wakes_at_s - now_s):
+                channel = self._polled.get(number)
+                if channel is not None and events != select.POLLOUT:
+                    self._links.read(channel, monotonic())
+                elif number == self._wake_in.fileno():
+                    self._wake_in.recv(4096)
             self._announce_ended()
         finally:
             self.is_led = False
             if self._followers or self.is_closed:
                 self.changed.notify_all()
 
-    def _poll(self, timeout_s: float) -> list[Channel]:
-        """Wait without the lock until a socket is ready or the time is over; returns the readable ones."""
-        channels = {channel.socket.fileno(): channel for channel in self._links.channels}
-        poll = select.poll()
-        poll.register(self._wake_in, select.POLLIN)
-        for number, channel in channels.items():
-            poll.register(number, select.POLLIN | (select.POLLOUT if channel.has_outgoing else 0))
-        self.changed.release()
+    def _wait_ready(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Wait without the lock until a socket is ready or the time is over; returns descriptors and events."""
+        if self._polls_writers or self._links.has_outgoing:
+            self._watch_writers()
+        self._polled_changed = False
+        self._lock.release()
         try:
-            ready = poll.poll(None if timeout_s == float("inf") else max(0.0, timeout_s) * 1000)
+            ready = self._poll.poll(None if timeout_s == float("inf") else max(0.0, timeout_s) * 1000)
         finally:
-            self.changed.acquire()
+            self._lock.acquire()
         self._has_news = bool(ready)
-        if any(number == self._wake_in.fileno() for number, _ in ready):
-            self._wake_in.recv(4096)
-        return [channels[number] for number, events in ready if number in channels and events != select.POLLOUT]
+        return ready
+
+    def _watch(self, channel: Channel) -> None:
+        """Poll a new connection from now on."""
+        number = channel.socket.fileno()
+        self._polled[number] = channel
+        self._poll.register(number, select.POLLIN)
+        self._polled_changed = True
+
+    def _unwatch(self, channel: Channel) -> None:
+        """Poll a connection no more that is about to be closed."""
+        number = channel.socket.fileno()
+        del self._polled[number]
+        self._poll.unregister(number)
+        self._polled_changed = True
+
+    def _watch_writers(self) -> None:
+        """Poll for room to write exactly where bytes wait for it."""
+        self._polls_writers = self._links.has_outgoing
+        for number, channel in self._polled.items():
+            self._poll.modify(number, select.POLLIN | select.POLLOUT if channel.outgoing_bytes else select.POLLIN)
 
     def _wake_leader(self) -> None:
         """End the leader's poll; the lock is held."""

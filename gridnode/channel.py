@@ -8,6 +8,7 @@ this module. Payloads are received straight into a buffer of their own.
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from gridnode.control import (
@@ -36,6 +37,7 @@ class FrameAssembler:
 
     def __init__(self) -> None:
         self._buffer = bytearray(READ_BYTES)
+        self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
         self._message: ServerMessage | None = None
@@ -51,9 +53,11 @@ class FrameAssembler:
         """Return where the next bytes go; never empty."""
         if self._message is not None:
             return memoryview(self._payload)[self._payload_end :]
+        if not self._end:
+            return self._view
         if self._end == len(self._buffer):
             self._make_room()
-        return memoryview(self._buffer)[self._end :]
+        return self._view[self._end :]
 
     def filled(self, count: int) -> Iterator[tuple[ServerMessage, Buffer]]:
         """Take note of ``count`` bytes in the target and yield the frames they complete; raises ProtocolError."""
@@ -61,35 +65,32 @@ class FrameAssembler:
             self._payload_end += count
         else:
             self._end += count
-        while (frame := self._next_frame()) is not None:
-            yield frame
-
-    def _next_frame(self) -> tuple[ServerMessage, Buffer] | None:
-        """Take one frame off what is there."""
-        if self._message is None and not self._begin_frame():
-            return None
-        if self._payload_end < len(self._payload):
-            return None
-        message, payload = self._message, self._payload
-        assert message is not None, "a frame begins with its header"
-        self._message, self._payload, self._payload_end = None, bytearray(), 0
-        return message, payload
+        while self._message is not None or self._begin_frame():
+            if self._payload_end < len(self._payload):
+                return
+            message, payload = self._message, self._payload
+            assert message is not None, "a frame begins with its header"
+            self._message, self._payload, self._payload_end = None, bytearray(), 0
+            yield message, payload
 
     def _begin_frame(self) -> bool:
-        """Decode the header if it is all there, and lay the payload's buffer out."""
+        """Decode the header if it is all there, and take the payload, or as much of it as came along."""
         have = self._end - self._start
         if have < PREFIX_BYTES:
             return False
-        view = memoryview(self._buffer)[self._start : self._end]
-        header_bytes, payload_bytes = decode_prefix(view[:PREFIX_BYTES], header_max_bytes=ANSWER_MAX_BYTES)
+        header_bytes, payload_bytes = decode_prefix(self._buffer, self._start, header_max_bytes=ANSWER_MAX_BYTES)
         if have < PREFIX_BYTES + header_bytes:
             return False
-        self._message = decode_server(view[PREFIX_BYTES : PREFIX_BYTES + header_bytes])
-        head = view[PREFIX_BYTES + header_bytes :][:payload_bytes]
-        self._payload = bytearray(payload_bytes)
-        self._payload[: len(head)] = head
-        self._payload_end = len(head)
-        self._start += PREFIX_BYTES + header_bytes + len(head)
+        header = self._start + PREFIX_BYTES
+        body = header + header_bytes
+        self._message = decode_server(self._view[header:body])
+        self._start = min(body + payload_bytes, self._end)
+        if body + payload_bytes == self._start:
+            self._payload = self._buffer[body : self._start]
+        else:
+            self._payload = bytearray(payload_bytes)
+            self._payload[: self._start - body] = self._view[body : self._start]
+        self._payload_end = self._start - body
         if self._start == self._end:
             self._start = self._end = 0
         return True
@@ -99,8 +100,9 @@ class FrameAssembler:
         rest = self._buffer[self._start : self._end]
         wanted = READ_BYTES
         if len(rest) >= PREFIX_BYTES:
-            wanted += decode_prefix(rest[:PREFIX_BYTES], header_max_bytes=ANSWER_MAX_BYTES)[0]
+            wanted += decode_prefix(rest, header_max_bytes=ANSWER_MAX_BYTES)[0]
         self._buffer = bytearray(max(wanted, READ_BYTES + HEADER_MAX_BYTES))
+        self._view = memoryview(self._buffer)
         self._buffer[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
 
@@ -121,7 +123,9 @@ class Channel:
 
     def __init__(self, path: str) -> None:
         self._assembler = FrameAssembler()
-        self._outgoing: deque[memoryview] = deque()
+        self._outgoing: deque[Buffer] = deque()
+        self.outgoing_bytes = 0
+        """What waits for the socket to take it."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -131,22 +135,23 @@ class Channel:
             self.socket.close()
             raise
 
-    @property
-    def has_outgoing(self) -> bool:
-        """Whether bytes wait for the socket to take them."""
-        return bool(self._outgoing)
-
     def send(self, head: bytes, parts: Sequence[Buffer] = ()) -> None:
-        """Queue one frame for flush; the parts are not copied."""
-        self._outgoing.append(memoryview(head))
-        self._outgoing.extend(view for part in parts if (view := memoryview(part)).nbytes)
+        """Queue one frame for flush; the parts, of bytes, are not copied."""
+        self._outgoing.append(head)
+        self.outgoing_bytes += len(head)
+        for part in parts:
+            if part:
+                self._outgoing.append(part)
+                self.outgoing_bytes += len(part)
 
     def flush(self) -> None:
         """Send what the socket takes now; raises DaemonUnreachableError when the connection is gone."""
-        while self._outgoing:
-            pieces = [self._outgoing[index] for index in range(min(len(self._outgoing), SEND_PARTS_MAX))]
+        while self.outgoing_bytes:
             try:
-                sent = self.socket.sendmsg(pieces, (), socket.MSG_NOSIGNAL)
+                if len(self._outgoing) == 1:
+                    sent = self.socket.send(self._outgoing[0], socket.MSG_NOSIGNAL)
+                else:
+                    sent = self.socket.sendmsg(islice(self._outgoing, SEND_PARTS_MAX), (), socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -172,8 +177,6 @@ class Channel:
                 return
             except OSError as error:
                 raise DaemonUnreachableError(f"broke off: {error.strerror}") from error
-            finally:
-                target.release()
             if not count:
                 inside = " inside a message" if self._assembler.is_inside_frame else ""
                 raise DaemonUnreachableError(f"closed the connection{inside}")
@@ -184,14 +187,16 @@ class Channel:
     def close(self) -> None:
         """Close the socket; what was not sent is dropped."""
         self._outgoing.clear()
+        self.outgoing_bytes = 0
         self.socket.close()
 
     def _forget(self, sent: int) -> None:
         """Drop the bytes that were sent."""
-        while sent:
-            piece = self._outgoing[0]
-            if sent < len(piece):
-                self._outgoing[0] = piece[sent:]
-                return
-            sent -= len(piece)
-            self._outgoing.popleft()
+        self.outgoing_bytes -= sent
+        if not self.outgoing_bytes:
+            self._outgoing.clear()
+            return
+        while sent >= len(self._outgoing[0]):
+            sent -= len(self._outgoing.popleft())
+        if sent:
+            self._outgoing[0] = memoryview(self._outgoing[0])[sent:]

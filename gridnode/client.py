@@ -14,7 +14,6 @@ from gridnode.calls import (
     ANSWER_S,
     IN_FLIGHT,
     JobOptions,
-    Options,
     Sockets,
     answer_of,
     default_sockets,
@@ -26,7 +25,7 @@ from gridnode.calls import (
 )
 from gridnode.carrier import Carrier
 from gridnode.control import QueryKind
-from gridnode.jobs import Job
+from gridnode.jobs import Job, Options
 from gridnode.results import Box, Classification, Detection, Result, Timings
 from gridnode.session import PATIENCE_S
 from gridnode.window import Mode, StreamItem

@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,7 @@ from gridnode.control import (
     Buffer,
     RequestBody,
     TensorHeader,
+    encode_body,
     layout,
 )
 from gridnode.errors import InvalidInputError
@@ -36,6 +37,8 @@ SIDE_MAX: Final = 65535
 TENSORS_MAX: Final = 64
 NAME_MAX: Final = 128
 RANK_MAX: Final = 8
+FORMS_MAX: Final = 64
+"""Encoded forms of inputs kept, of a few hundred bytes each: a program sends frames of few shapes, over and over."""
 _PADDING: Final = bytes(ALIGNMENT_BYTES)
 _JPEG: Final = b"\xff\xd8\xff"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -44,7 +47,8 @@ _PNG: Final = b"\x89PNG\r\n\x1a\n"
 class EncodedInput(msgspec.Struct, frozen=True, kw_only=True):
     """An input, ready to be sent."""
 
-    body: RequestBody
+    body: bytes
+    """A control.RequestBody, encoded."""
     parts: tuple[Buffer, ...]
     """The payload in pieces, views of the caller's data where possible."""
     payload_bytes: int
@@ -73,19 +77,27 @@ def encode_input(source: "Input", *, raw_outputs: bool = False, score_threshold:
     """
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise InvalidInputError(f"score_threshold is {score_threshold}, allowed is 0 to 1")
-    encoded = _encode(source)
-    if encoded.payload_bytes > PAYLOAD_MAX_BYTES:
+    body, parts, payload_bytes = _encode(source)
+    if payload_bytes > PAYLOAD_MAX_BYTES:
         raise InvalidInputError(
-            f"input has {encoded.payload_bytes} bytes, at most {PAYLOAD_MAX_BYTES} can be sent; "
+            f"input has {payload_bytes} bytes, at most {PAYLOAD_MAX_BYTES} can be sent; "
             "shrink the picture or send it as JPEG"
         )
-    if not raw_outputs and score_threshold is None:
-        return encoded
-    body = msgspec.structs.replace(encoded.body, raw_outputs=raw_outputs, score_threshold=score_threshold)
-    return msgspec.structs.replace(encoded, body=body)
+    body_bytes = _body_bytes(body, raw_outputs, score_threshold)
+    return EncodedInput(body=body_bytes, parts=parts, payload_bytes=payload_bytes)
 
 
-def _encode(source: "Input") -> EncodedInput:
+@functools.lru_cache(maxsize=FORMS_MAX)
+def _body_bytes(body: RequestBody, raw_outputs: bool, score_threshold: float | None) -> bytes:
+    """Encode a body with what is wanted of the answer."""
+    return encode_body(msgspec.structs.replace(body, raw_outputs=raw_outputs, score_threshold=score_threshold))
+
+
+_Encoded = tuple[RequestBody, tuple[Buffer, ...], int]
+"""What an input is, the pieces of its payload, views of the caller's data where possible, and its length in bytes."""
+
+
+def _encode(source: "Input") -> _Encoded:
     """Choose the encoding by the input's type, without importing numpy or Pillow for it."""
     numpy, pillow = sys.modules.get("numpy"), sys.modules.get("PIL.Image")
     if numpy is not None and isinstance(source, numpy.ndarray):
@@ -104,7 +116,7 @@ def _encode(source: "Input") -> EncodedInput:
     )
 
 
-def _encode_array(array: "Array") -> EncodedInput:
+def _encode_array(array: "Array") -> _Encoded:
     """Encode one raw frame: uint8, RGB or grey."""
     import numpy
 
@@ -128,7 +140,7 @@ def _encode_array(array: "Array") -> EncodedInput:
     return _frame(pixels, width=width, height=height)
 
 
-def _encode_image(image: "Image") -> EncodedInput:
+def _encode_image(image: "Image") -> _Encoded:
     """Encode a PIL image as a raw frame; it need not come from a file."""
     _check_size(image.width, image.height)
     try:
@@ -138,10 +150,9 @@ def _encode_image(image: "Image") -> EncodedInput:
     return _frame(pixels, width=image.width, height=image.height)
 
 
-def _frame(pixels: Buffer, *, width: int, height: int) -> EncodedInput:
+def _frame(pixels: Buffer, *, width: int, height: int) -> _Encoded:
     """Return the encoded form of width x height RGB pixels."""
-    body = RequestBody(kind="array", width=width, height=height)
-    return EncodedInput(body=body, parts=(pixels,), payload_bytes=len(pixels))
+    return RequestBody(kind="array", width=width, height=height), (pixels,), len(pixels)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -155,7 +166,7 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _encode_file(data: Buffer, *, what: str) -> EncodedInput:
+def _encode_file(data: Buffer, *, what: str) -> _Encoded:
     """Encode a JPEG or PNG as it is, told by its first bytes."""
     view = memoryview(data)
     if not view.c_contiguous:
@@ -166,7 +177,7 @@ def _encode_file(data: Buffer, *, what: str) -> EncodedInput:
             f"{what} has {view.nbytes} bytes starting with {bytes(view[:8])!r}, which is neither JPEG nor PNG; "
             "open other formats with PIL.Image.open and pass the image, or pass raw pixels as a numpy array"
         )
-    return EncodedInput(body=RequestBody(kind="image"), parts=(view,), payload_bytes=view.nbytes)
+    return RequestBody(kind="image"), (view,), view.nbytes
 
 
 def is_picture_file(data: Buffer) -> bool:
@@ -181,7 +192,7 @@ def is_picture_file(data: Buffer) -> bool:
     return start.startswith((_JPEG, _PNG))
 
 
-def _encode_path(path: "str | os.PathLike[str]") -> EncodedInput:
+def _encode_path(path: "str | os.PathLike[str]") -> _Encoded:
     """Encode a picture file: JPEG and PNG as they are, other formats through Pillow."""
     try:
         with open(path, "rb") as file:
@@ -215,45 +226,61 @@ def _open_image(data: bytes, path: "str | os.PathLike[str]") -> "Image":
     return image
 
 
-def _encode_tensors(tensors: "Mapping[str, Array]") -> EncodedInput:
+def _encode_tensors(tensors: "Mapping[str, Array]") -> _Encoded:
     """Encode a model's inputs, each at a multiple of ALIGNMENT_BYTES."""
+    numpy = sys.modules.get("numpy")
+    for name, array in tensors.items():
+        if numpy is None or not isinstance(array, numpy.ndarray):
+            kind = type(array).__qualname__
+            raise TypeError(f"input {name!r} is a {kind}; pass a numpy array (numpy.asarray makes one)")
+    form = _form_of(tuple([(name, array.dtype, array.shape) for name, array in tensors.items()]))
+    parts: list[Buffer] = []
+    for array, dtype, gap in zip(tensors.values(), form.dtypes, form.gaps, strict=True):
+        if gap:
+            parts.append(_PADDING[:gap])
+        if array.nbytes:
+            parts.append(_bytes_of(array.astype(dtype, order="C", copy=False)))
+    return form.body, tuple(parts), form.payload_bytes
+
+
+class _Form(NamedTuple):
+    """What tensors of certain names, types and shapes have in common."""
+
+    body: RequestBody
+    dtypes: "tuple[dtype[Any], ...]"
+    """As they travel: little-endian."""
+    gaps: tuple[int, ...]
+    """Bytes of padding before each."""
+    payload_bytes: int
+
+
+@functools.lru_cache(maxsize=FORMS_MAX)
+def _form_of(tensors: "tuple[tuple[str, dtype[Any], tuple[int, ...]], ...]") -> _Form:
+    """Check names, types and shapes, and lay their tensors out."""
     if not 1 <= len(tensors) <= TENSORS_MAX:
         raise InvalidInputError(f"dict holds {len(tensors)} tensors, allowed are 1 to {TENSORS_MAX}; name all inputs")
-    arrays = {name: _contiguous(name, array) for name, array in tensors.items()}
-    headers = tuple([TensorHeader(name=n, dtype=_dtype_name(a.dtype), shape=a.shape) for n, a in arrays.items()])
-    offsets, total = layout(headers)
-    parts: list[Buffer] = []
-    end = 0
-    for array, start in zip(arrays.values(), offsets, strict=True):
-        if start > end:
-            parts.append(_PADDING[: start - end])
-        if array.nbytes:
-            parts.append(_bytes_of(array))
-        end = start + array.nbytes
-    return EncodedInput(body=RequestBody(kind="tensors", tensors=headers), parts=tuple(parts), payload_bytes=total)
+    headers = tuple([_header_of(name, dtype, shape) for name, dtype, shape in tensors])
+    starts, payload_bytes = layout(headers)
+    ends = [0, *(start + layout((header,))[1] for start, header in zip(starts, headers, strict=True))]
+    return _Form(
+        body=RequestBody(kind="tensors", tensors=headers),
+        dtypes=tuple([dtype.newbyteorder("<") for _, dtype, _ in tensors]),
+        gaps=tuple([start - end for start, end in zip(starts, ends, strict=False)]),
+        payload_bytes=payload_bytes,
+    )
 
 
-def _contiguous(name: object, array: object) -> "Array":
-    """Check one tensor and return it contiguous and little-endian, itself where it is so already."""
-    numpy = sys.modules.get("numpy")
+def _header_of(name: object, dtype: "dtype[Any]", shape: tuple[int, ...]) -> TensorHeader:
+    """Check one tensor and describe it."""
     if not isinstance(name, str) or not 1 <= len(name) <= NAME_MAX:
         raise InvalidInputError(f"{name!r} is no name of an input; a name is text of 1 to {NAME_MAX} characters")
-    if numpy is None or not isinstance(array, numpy.ndarray):
-        raise TypeError(f"input {name!r} is a {type(array).__qualname__}; pass a numpy array (numpy.asarray makes one)")
-    if _dtype_name(array.dtype) not in DTYPE_BYTES:
-        raise InvalidInputError(f"input {name!r} is {array.dtype}, supported are {', '.join(DTYPE_BYTES)}; cast it")
-    if array.ndim > RANK_MAX:
-        raise InvalidInputError(f"input {name!r} has {array.ndim} dimensions, at most {RANK_MAX} are allowed")
-    little: Array = numpy.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-    return little
-
-
-@functools.lru_cache(maxsize=64)
-def _dtype_name(dtype: "dtype[Any]") -> str:
-    """Return a type's name; numpy puts it together anew each time, which takes longer than all else done here."""
-    return dtype.name
+    if dtype.name not in DTYPE_BYTES:
+        raise InvalidInputError(f"input {name!r} is {dtype}, supported are {', '.join(DTYPE_BYTES)}; cast it")
+    if len(shape) > RANK_MAX:
+        raise InvalidInputError(f"input {name!r} has {len(shape)} dimensions, at most {RANK_MAX} are allowed")
+    return TensorHeader(name=name, dtype=dtype.name, shape=shape)
 
 
 def _bytes_of(array: "Array") -> memoryview:
     """Look at a contiguous array's bytes without copying them."""
-    return array.reshape(-1).view("uint8").data
+    return array.data.cast("B")

@@ -24,20 +24,28 @@ BUDGET_MAX_S: Final = 1e6
 """Largest budget that a Submit holds."""
 
 
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request is to be treated, all defaults filled in."""
+
+    priority: int = 1
+    rungs: bool = True
+    raw_outputs: bool = False
+    score_threshold: float | None = None
+    tenant: str | None = None
+    stream: str = ""
+    newest_wins: bool = False
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """All that is needed to send a job, and to send it again."""
 
     model: str
     body: bytes
     parts: tuple[Buffer, ...] = ()
-    """The payload, in pieces that are sent one after the other; not to be changed before the job ended."""
+    """The payload, in pieces of bytes that follow one another; not to be changed before the job ended."""
     payload_bytes: int = 0
-    rungs: bool = True
-    priority: int = 1
-    stream: str = ""
+    options: Options = Options()
     frame: int = 0
-    newest_wins: bool = False
-    tenant: str = ""
 
 
 class Job:
@@ -91,17 +99,17 @@ class Question:
 
 def encode_job(job: Job, *, now_s: float) -> bytes:
     """Encode the head of a job's frame, with the budget that is left; its parts follow on the socket."""
-    request = job.request
+    request, options = job.request, job.request.options
     message = Submit(
         key=job.key,
         model=request.model,
-        rungs=request.rungs,
+        rungs=options.rungs,
         budget_s=None if job.deadline_s is None else min(job.deadline_s - now_s, BUDGET_MAX_S),
-        priority=request.priority,
-        stream=request.stream,
+        priority=options.priority,
+        stream=options.stream,
         frame=request.frame,
-        newest_wins=request.newest_wins,
-        tenant=request.tenant,
+        newest_wins=options.newest_wins,
+        tenant=options.tenant or "",
         body=request.body,
     )
     return encode_frame(message, request.payload_bytes)

@@ -30,31 +30,35 @@ class LinkState(enum.Enum):
 class Link:
     """One connection, as the session sees it; ``fault`` is set once it must be dropped."""
 
-    __slots__ = ("_asked_s", "_heard_s", "_opened_s", "fault", "path", "state")
+    __slots__ = ("_asked_s", "_heard_s", "_opened_s", "fault", "owed", "path", "state")
 
     def __init__(self, path: str, now_s: float) -> None:
         self.path = path
         self.state = LinkState.GREETING
         self.fault: GridError | None = None
+        self.owed = 0
+        """Jobs and queries placed here and not ended: while there are any, the daemon owes us a word."""
         self._opened_s = now_s
         self._heard_s = now_s
         self._asked_s: float | None = None
 
-    def note_word(self, now_s: float) -> None:
-        """Note that the daemon said something, or owed nothing until now."""
+    def note_word(self, now_s: float) -> bool:
+        """Note that the daemon said something, or owed nothing until now; returns whether it had been asked to."""
+        was_asked = self._asked_s is not None
         self._heard_s, self._asked_s = now_s, None
+        return was_asked
 
-    def due_s(self, *, owes_word: bool) -> float:
+    def due_s(self) -> float:
         """Return when the silence calls for action; infinite while the daemon owes nothing."""
         if self.state is LinkState.GREETING:
             return self._opened_s + HELLO_S
-        if not owes_word:
+        if not self.owed:
             return math.inf
         return self._heard_s + PING_S if self._asked_s is None else self._asked_s + SILENCE_S
 
-    def watch(self, now_s: float, *, owes_word: bool) -> bool:
+    def watch(self, now_s: float) -> bool:
         """Judge the silence: returns whether to ask for a sign of life, and sets ``fault`` when none came."""
-        if now_s < self.due_s(owes_word=owes_word) or self.fault is not None:
+        if now_s < self.due_s() or self.fault is not None:
             return False
         if self.state is LinkState.GREETING:
             self.fault = DaemonUnreachableError(f"accepts connections but did not greet within {HELLO_S} s")

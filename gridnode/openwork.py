@@ -4,9 +4,7 @@ Owns keys, bounds on what is open, and who still waits for a daemon. Knows no ru
 up: those are gridnode.session's.
 """
 
-import itertools
 from collections import deque
-from collections.abc import Iterator
 from typing import Final
 
 from gridnode.control import CLIENT_ID_BYTES, Query, QueryKind, make_key
@@ -75,9 +73,14 @@ class OpenWork:
         self.unplaced.append(question)
         return question
 
+    def place(self, work: Job | Question, link: Link) -> None:
+        """Note that a daemon is given work."""
+        work.link = link
+        link.owed += 1
+
     def unplace(self, work: Job | Question) -> None:
-        """Have work wait for a daemon again."""
-        work.link = None
+        """Have placed work wait for a daemon again."""
+        self._take_off(work)
         self.unplaced.append(work)
 
     def end_job(self, job: Job, *, now_s: float, error: GridError | None) -> None:
@@ -106,11 +109,6 @@ class OpenWork:
         """Return the queries that were sent on a link."""
         return [question for question in self.questions.values() if question.link is link]
 
-    def is_on(self, link: Link) -> bool:
-        """Whether the daemon owes us a word on this link."""
-        works: Iterator[Job | Question] = itertools.chain(self.jobs.values(), self.questions.values())
-        return any(work.link is link for work in works)
-
     def was_minted(self, key: bytes) -> bool:
         """Whether a key is one of ours, open or ended."""
         return key[:CLIENT_ID_BYTES] == self.client and 0 < int.from_bytes(key[CLIENT_ID_BYTES:], "big") <= self._minted
@@ -133,7 +131,14 @@ class OpenWork:
         """Let go of ended work, so that no link is sought for it."""
         work.error = error
         work.ended = True
-        work.link = None
-        if work in self.unplaced:
+        if work.link is not None:
+            self._take_off(work)
+        elif work in self.unplaced:
             self.unplaced.remove(work)
         self._ended.append(work)
+
+    def _take_off(self, work: Job | Question) -> None:
+        """Note that a daemon owes no word on work any more."""
+        assert work.link is not None, "only what is placed can be taken off"
+        work.link.owed -= 1
+        work.link = None

@@ -4,7 +4,7 @@ Owns the public records. Knows nothing of sockets, keys or clocks. numpy is impo
 at, Pillow only for drawing.
 """
 
-import math
+import functools
 import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,7 +14,6 @@ from gridnode.control import (
     DTYPE_BYTES,
     Buffer,
     JobDone,
-    ResultBody,
     TensorHeader,
     decode_result,
     layout,
@@ -24,6 +23,7 @@ from gridnode.errors import ProtocolError
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from numpy import dtype
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 RANK_MAX: Final = 8
 """Dimensions of a tensor."""
+REPEATED_MAX_BYTES: Final = 512
+"""Longest result body that is remembered: with tensors only, or without any record, each is like the last."""
+REPEATED_MAX: Final = 64
+"""Result bodies remembered."""
 
 
 # ---------------------------------------------------------------- records
@@ -119,6 +123,19 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- answers
 
 
+class _Content(NamedTuple):
+    """A result body, read and checked."""
+
+    detections: tuple[Detection, ...]
+    classes: tuple[Classification, ...]
+    image_size: tuple[int, int]
+    truncated: bool
+    emulated: bool
+    headers: tuple[TensorHeader, ...]
+    payload_bytes: int
+    """What the headers add up to."""
+
+
 def make_result(done: JobDone, payload: Buffer, *, client_s: float) -> Result:
     """Turn the daemon's answer into a result.
 
@@ -136,8 +153,10 @@ def make_result(done: JobDone, payload: Buffer, *, client_s: float) -> Result:
     ProtocolError
         The body is malformed or does not fit the payload: the executing node's fault.
     """
-    body = decode_result(done.body)
-    _check_layout(body, payload)
+    content = _read_again(done.body) if len(done.body) <= REPEATED_MAX_BYTES else _read(done.body)
+    if content.payload_bytes != len(payload):
+        total, have = content.payload_bytes, len(payload)
+        raise ProtocolError(f"outputs add up to {total} bytes, the answer's payload has {have}")
     return Result(
         key=done.key,
         model=done.model,
@@ -145,6 +164,30 @@ def make_result(done: JobDone, payload: Buffer, *, client_s: float) -> Result:
         node=done.node_name,
         node_id=done.node,
         hops=done.hops,
+        detections=content.detections,
+        classes=content.classes,
+        image_size=content.image_size,
+        timings=Timings(
+            total_s=done.total_s,
+            queue_s=done.waiting_s,
+            transfer_s=done.transfer_s,
+            service_s=done.service_s,
+            client_s=client_s,
+        ),
+        truncated=content.truncated,
+        emulated=content.emulated,
+        tensor_headers=content.headers,
+        payload=payload,
+    )
+
+
+def _read(data: bytes) -> _Content:
+    """Decode a result body, and check that its tensors are some before anyone looks for them."""
+    body = decode_result(data)
+    for header in body.tensors:
+        if header.dtype not in DTYPE_BYTES or any(size < 0 for size in header.shape) or len(header.shape) > RANK_MAX:
+            raise ProtocolError(f"output {header.name!r} of dtype {header.dtype!r}, shape {header.shape} is no tensor")
+    return _Content(
         detections=tuple(
             Detection(class_name=d.class_name, class_index=d.class_index, score=d.score, box=Box(*d.box))
             for d in body.detections
@@ -153,39 +196,29 @@ def make_result(done: JobDone, payload: Buffer, *, client_s: float) -> Result:
             Classification(class_name=c.class_name, class_index=c.class_index, score=c.score) for c in body.classes
         ),
         image_size=(body.image_width, body.image_height),
-        timings=Timings(
-            total_s=done.total_s,
-            queue_s=done.waiting_s,
-            transfer_s=done.transfer_s,
-            service_s=done.service_s,
-            client_s=client_s,
-        ),
         truncated=body.truncated,
         emulated=body.emulated,
-        tensor_headers=body.tensors,
-        payload=payload,
+        headers=body.tensors,
+        payload_bytes=layout(body.tensors)[1],
     )
 
 
-def _check_layout(body: ResultBody, payload: Buffer) -> None:
-    """Compare the headers of output tensors with the payload before anyone looks into it."""
-    for header in body.tensors:
-        if header.dtype not in DTYPE_BYTES or any(size < 0 for size in header.shape) or len(header.shape) > RANK_MAX:
-            raise ProtocolError(f"output {header.name!r} of dtype {header.dtype!r}, shape {header.shape} is no tensor")
-    total = layout(body.tensors)[1]
-    if total != len(payload):
-        raise ProtocolError(f"outputs add up to {total} bytes, the answer's payload has {len(payload)}")
+_read_again = functools.lru_cache(maxsize=REPEATED_MAX)(_read)
 
 
 def _views(headers: tuple[TensorHeader, ...], payload: Buffer) -> "dict[str, Array]":
     """Look at tensors in a payload without copying them."""
+    ndarray = _numpy().ndarray
+    return {name: ndarray(shape, dtype, payload, start) for name, dtype, shape, start in _places(headers)}
+
+
+@functools.lru_cache(maxsize=REPEATED_MAX)
+def _places(headers: tuple[TensorHeader, ...]) -> "tuple[tuple[str, dtype[Any], tuple[int, ...], int], ...]":
+    """Return each tensor's name, type, shape and start in the payload."""
     numpy = _numpy()
-    tensors: dict[str, Array] = {}
-    for header, start in zip(headers, layout(headers)[0], strict=True):
-        dtype = numpy.dtype(header.dtype).newbyteorder("<")
-        flat = numpy.frombuffer(payload, dtype=dtype, count=math.prod(header.shape), offset=start)
-        tensors[header.name] = flat.reshape(header.shape)
-    return tensors
+    starts = layout(headers)[0]
+    types = [numpy.dtype(header.dtype).newbyteorder("<") for header in headers]
+    return tuple([(h.name, t, h.shape, start) for h, t, start in zip(headers, types, starts, strict=True)])
 
 
 def _numpy() -> "ModuleType":

@@ -39,7 +39,7 @@ from gridnode.errors import (
     JobFailedError,
     ProtocolError,
 )
-from gridnode.jobs import Job, Question, Request, encode_job, error_of, overdue_error
+from gridnode.jobs import Job, Question, Request, error_of, overdue_error
 from gridnode.link import Link, LinkState
 from gridnode.openwork import PING_NUMBER, OpenWork
 
@@ -52,8 +52,9 @@ LOSSES_MAX: Final = 5
 _REPEATABLE: Final = frozenset({"status", "peers", "models", "explain"})
 
 
-Frame = tuple[Link, bytes, tuple[Buffer, ...]]
-"""What is to be sent: on which link, prefix and header, and the payload's pieces."""
+Frame = tuple[Link, bytes | Job]
+"""What is to be sent on a link: a frame, or a job, which whoever carries it encodes (gridnode.jobs.encode_job)."""
+_OUTCOMES: Final = (JobDone, JobError)
 
 
 class Session:
@@ -77,7 +78,12 @@ class Session:
         self._was_greeted = False
         self._work = OpenWork(client)
         self._links: list[Link] = []
+        self._in_use: Link | None = None
+        """The one link that is GREETING or READY."""
         self._outgoing: list[Frame] = []
+        self.due_s = math.inf
+        """When tick, or choose_entry, is next worth a call. It may be too soon, since it costs a look at all open work
+        to tell exactly; it is never too late."""
 
     # ------------------------------------------------------------ what the program asks
 
@@ -104,7 +110,10 @@ class Session:
             raise JobDeadlineError(f"deadline is {budget_s} s from now, it must be > 0", reason="deadline")
         self._forgive_before_the_first()
         job = self._work.open_job(request, deadline_s=None if budget_s is None else now_s + budget_s, now_s=now_s)
-        self._give_up_when_hopeless(now_s)
+        if self._in_use is None:
+            self._seek(now_s)
+        else:
+            self.due_s = min(self.due_s, self._due_s(job))
         return job
 
     def cancel(self, job: Job, *, now_s: float, why: str = "the job was cancelled by its submitter") -> bool:
@@ -112,7 +121,7 @@ class Session:
         if job.ended:
             return False
         if job.link is not None:
-            self._outgoing.append((job.link, encode_frame(CancelJob(key=job.key)), ()))
+            self._outgoing.append((job.link, encode_frame(CancelJob(key=job.key))))
         self._work.end_job(job, now_s=now_s, error=JobCancelledError(why))
         return True
 
@@ -120,7 +129,7 @@ class Session:
         """Open a query; raises JobRejectedError when too many are open."""
         self._forgive_before_the_first()
         question = self._work.open_question(what, argument, until_s=now_s + within_s)
-        self._give_up_when_hopeless(now_s)
+        self._seek(now_s)
         return question
 
     def forget(self, question: Question) -> None:
@@ -148,32 +157,35 @@ class Session:
     @property
     def is_reaching(self) -> bool:
         """Whether a link is in use or greeting, so that unplaced work will move soon."""
-        return any(link.state is not LinkState.LEAVING for link in self._links)
+        return self._in_use is not None
 
     def choose_entry(self, now_s: float) -> str | None:
         """Return the socket to connect to now; None while none is needed or all pause."""
-        if self.is_reaching or not self._work.unplaced:
+        if self._in_use is not None or not self._work.unplaced:
             return None
         return self.entries.choose(now_s, busy=self._paths())
 
     def connected(self, path: str, *, now_s: float) -> Link:
         """Take a fresh connection; its hello is queued for sending."""
-        assert not self.is_reaching, "one link is in use at a time"
-        link = Link(path, now_s)
+        assert self._in_use is None, "one link is in use at a time"
+        link = self._in_use = Link(path, now_s)
         self._links.append(link)
-        self._outgoing.append((link, encode_frame(ClientHello(client=self.client)), ()))
+        self._outgoing.append((link, encode_frame(ClientHello(client=self.client))))
+        self._seek(now_s)
         return link
 
     def refused(self, path: str, trouble: str, *, now_s: float) -> None:
         """Note that a socket could not be connected to."""
         self.entries.note_failure(path, trouble, now_s=now_s)
-        self._give_up_when_hopeless(now_s)
+        self._seek(now_s)
 
     def lost(self, link: Link, trouble: GridError, *, now_s: float) -> None:
         """Note that a connection is gone: its open jobs are to be sent again under the same keys."""
         if link not in self._links:
             return
         self._links.remove(link)
+        if link is self._in_use:
+            self._in_use = None
         self._outgoing = [frame for frame in self._outgoing if frame[0] is not link]
         if link.state is not LinkState.LEAVING:
             self.entries.note_failure(link.path, _trouble(trouble), now_s=now_s)
@@ -181,20 +193,20 @@ class Session:
             self._replace_lost(job, trouble, now_s=now_s)
         for question in self._work.questions_on(link):
             self._replace_question(question)
-        self._give_up_when_hopeless(now_s)
+        self._seek(now_s)
 
     def finished_links(self) -> list[Link]:
         """Return the links whose connection is to be closed, then reported by lost: faulty, or left and empty."""
         left = LinkState.LEAVING
-        return [link for link in self._links if link.fault or (link.state is left and not self._work.is_on(link))]
+        return [link for link in self._links if link.fault is not None or (link.state is left and not link.owed)]
 
     def to_send(self, now_s: float) -> list[Frame]:
         """Return the frames to be sent now, in order; jobs are placed by this call."""
-        link = next((link for link in self._links if link.state is LinkState.READY and not link.fault), None)
-        while link is not None and self._work.unplaced:
-            work = self._work.unplaced.popleft()
-            if not work.ended:
-                self._place(work, link, now_s=now_s)
+        link = self._in_use
+        if link is not None and link.state is LinkState.READY and link.fault is None:
+            unplaced = self._work.unplaced
+            while unplaced:
+                self._place(unplaced.popleft(), link, now_s=now_s)
         frames, self._outgoing = self._outgoing, []
         return frames
 
@@ -208,17 +220,18 @@ class Session:
         ProtocolError
             The daemon broke the protocol; the caller drops the connection and reports it by ``lost``.
         """
-        link.note_word(now_s)
-        if isinstance(message, ServerHello):
-            self._greet(link, message, now_s=now_s)
-        elif isinstance(message, Goodbye):
-            self._take_goodbye(link, message, now_s=now_s)
-        elif link.state is LinkState.GREETING:
+        if link.note_word(now_s):
+            self.due_s = min(self.due_s, link.due_s())  # its next silence may call for action before this one would
+        if link.state is LinkState.GREETING and not isinstance(message, ServerHello | Goodbye):
             raise ProtocolError(f"daemon at {link.path} sent {type(message).__name__} before its hello")
+        if isinstance(message, _OUTCOMES):
+            self._take_outcome(link, message, payload, now_s=now_s)
         elif isinstance(message, Answer):
             self._take_answer(message)
+        elif isinstance(message, ServerHello):
+            self._greet(link, message, now_s=now_s)
         else:
-            self._take_outcome(link, message, payload, now_s=now_s)
+            self._take_goodbye(link, message, now_s=now_s)
 
     # ------------------------------------------------------------ time
 
@@ -229,15 +242,16 @@ class Session:
         for question in [question for question in self._work.questions.values() if question.until_s <= now_s]:
             self._work.end_question(question, error=self._unanswered(question))
         for link in self._links:
-            if link.watch(now_s, owes_word=self._work.is_on(link)):
-                self._outgoing.append((link, encode_frame(Query(number=PING_NUMBER, what="status")), ()))
+            if link.watch(now_s):
+                self._outgoing.append((link, encode_frame(Query(number=PING_NUMBER, what="status"))))
+        self.due_s = self.next_deadline_s()
 
     def next_deadline_s(self) -> float:
-        """Return when tick, or choose_entry, is next worth a call; infinite when nothing is due by itself."""
+        """Return exactly when tick, or choose_entry, is next worth a call; infinite when nothing is due by itself."""
         due = [self._due_s(job) for job in self._work.jobs.values()]
         due += [question.until_s for question in self._work.questions.values()]
-        due += [link.due_s(owes_word=self._work.is_on(link)) for link in self._links]
-        if self._work.unplaced and not self.is_reaching:
+        due += [link.due_s() for link in self._links]
+        if self._work.unplaced and self._in_use is None:
             due.append(self.entries.next_try_s(busy=self._paths()))
         return min(due, default=math.inf)
 
@@ -254,27 +268,29 @@ class Session:
             self._work.end_question(question, error=JobCancelledError(what.format("query")))
         self._outgoing.clear()
         self._links.clear()
+        self._in_use = None
+        self.due_s = math.inf
 
     # ------------------------------------------------------------ placing
 
     def _place(self, work: Job | Question, link: Link, *, now_s: float) -> None:
         """Queue a job or query for sending on a link."""
-        if isinstance(work, Question):
-            work.link = link
-            self._outgoing.append((link, encode_frame(work.query), ()))
-            return
-        if work.deadline_s is not None and work.deadline_s <= now_s:
+        if isinstance(work, Job) and work.deadline_s is not None and work.deadline_s <= now_s:
             self._work.end_job(work, now_s=now_s, error=self._overdue(work))
             return
-        if not self._work.is_on(link):
+        self._work.place(work, link)
+        if link.owed == 1:
             link.note_word(now_s)  # an idle daemon owes none; its silence counts from now
-        work.link = link
+            self.due_s = min(self.due_s, link.due_s())
+        if isinstance(work, Question):
+            self._outgoing.append((link, encode_frame(work.query)))
+            return
         work.submissions += 1
         if work.submissions == 1:
             work.troubled_s = None
         else:
             self.resubmissions += 1
-        self._outgoing.append((link, encode_job(work, now_s=now_s), work.request.parts))
+        self._outgoing.append((link, work))
 
     def _replace_lost(self, job: Job, trouble: GridError, *, now_s: float) -> None:
         """Unplace a job whose link is gone, or end it when that happened too often."""
@@ -299,15 +315,16 @@ class Session:
         if not self._was_greeted and not self._work:
             self.entries.forgive()
 
-    def _give_up_when_hopeless(self, now_s: float) -> None:
-        """End all that waits for a daemon where none is worth waiting for."""
-        if self.is_reaching or not self._work.unplaced or not self.entries.is_hopeless(now_s, busy=self._paths()):
-            return
-        for work in tuple(self._work.unplaced):
-            if isinstance(work, Job):
-                self._work.end_job(work, now_s=now_s, error=self.entries.error())
-            else:
-                self._work.end_question(work, error=self.entries.error())
+    def _seek(self, now_s: float) -> None:
+        """Look anew at when a daemon is to be sought; end all that waits for one where none is worth waiting for."""
+        waits = self._in_use is None and self._work.unplaced
+        if waits and self.entries.is_hopeless(now_s, busy=self._paths()):
+            for work in tuple(self._work.unplaced):
+                if isinstance(work, Job):
+                    self._work.end_job(work, now_s=now_s, error=self.entries.error())
+                else:
+                    self._work.end_question(work, error=self.entries.error())
+        self.due_s = self.next_deadline_s()
 
     def _paths(self) -> list[str]:
         """Return the sockets that are connected to."""
@@ -342,8 +359,10 @@ class Session:
     def _leave(self, link: Link, now_s: float) -> None:
         """Place nothing more on a link of a draining daemon."""
         link.state = LinkState.LEAVING
+        if link is self._in_use:
+            self._in_use = None
         self.entries.note_draining(link.path, now_s=now_s)
-        self._give_up_when_hopeless(now_s)
+        self._seek(now_s)
 
     def _take_answer(self, message: Answer) -> None:
         """Take the answer to a query; an answer nobody waits for is a sign of life or late."""
@@ -383,7 +402,7 @@ class Session:
         if link.state is LinkState.READY:
             self._leave(link, now_s)
         else:
-            self._give_up_when_hopeless(now_s)
+            self._seek(now_s)
 
     # ------------------------------------------------------------ ends
 
@@ -397,7 +416,7 @@ class Session:
 
     def _overdue(self, job: Job) -> GridError:
         """Tell why a job was not answered in time."""
-        if job.link is None and (self.entries.any_draining or not self.is_reaching):
+        if job.link is None and (self.entries.any_draining or self._in_use is None):
             return self.entries.error()
         return overdue_error(job)
 

@@ -20,7 +20,7 @@ from gridnode.control import (
 )
 from gridnode.entries import Entries
 from gridnode.errors import DaemonUnreachableError, JobRejectedError
-from gridnode.jobs import Job, Request
+from gridnode.jobs import Job, Request, encode_job
 from gridnode.link import LinkState
 from gridnode.session import GRACE_S, PATIENCE_S, Session
 
@@ -69,15 +69,17 @@ class SessionMachine(RuleBasedStateMachine):
         """Do what Links.advance does, with the daemons answering hellos at once."""
         session = self.session
         for _ in range(10):
-            session.tick(self.now_s)
+            if session.due_s <= self.now_s:
+                session.tick(self.now_s)
             while (path := session.choose_entry(self.now_s)) is not None:
                 if path in self.alive:
                     self.held[session.connected(path, now_s=self.now_s)] = []
                 else:
                     session.refused(path, "refused", now_s=self.now_s)
             frames = session.to_send(self.now_s)
-            for link, head, _ in frames:
-                self.deliver(link, decode_client(head[8:]))
+            for link, what in frames:
+                frame = encode_job(what, now_s=self.now_s) if isinstance(what, Job) else what
+                self.deliver(link, decode_client(frame[8:]))
             finished = session.finished_links()
             for link in finished:
                 self.drop(link)
@@ -209,6 +211,12 @@ class SessionMachine(RuleBasedStateMachine):
         assert all(work.ended is False for work in self.session._work.unplaced)
 
     @invariant()
+    def each_link_counts_what_it_owes(self):
+        work = [*self.session._work.jobs.values(), *self.session._work.questions.values()]
+        for link in self.session.links:
+            assert link.owed == sum(each.link is link for each in work)
+
+    @invariant()
     def at_most_one_link_is_in_use(self):
         assert sum(link.state is not LinkState.LEAVING for link in self.session.links) <= 1
         assert set(self.session.links) == set(self.held)
@@ -216,6 +224,7 @@ class SessionMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_overdue(self):
         due_s = self.session.next_deadline_s()
+        assert self.session.due_s <= due_s
         for job in self.jobs:
             if not job.ended and job.deadline_s is not None:
                 assert due_s < math.inf

@@ -101,12 +101,21 @@ def test_outputs_that_do_not_fit_are_the_nodes_fault(header):
         make_result(answer(ResultBody(tensors=(header,))), bytes(8), client_s=0)
 
 
+def test_an_answer_like_the_last_has_tensors_of_its_own():
+    body = ResultBody(tensors=(TensorHeader(name="x", dtype="uint8", shape=(2,)),))
+    first, second = (make_result(answer(body), bytearray(data), client_s=0) for data in (b"ab", b"cd"))
+    assert [bytes(result.tensors["x"]) for result in (first, second)] == [b"ab", b"cd"]
+    with pytest.raises(ProtocolError, match="2 bytes"):
+        make_result(answer(body), b"abc", client_s=0)
+
+
 # ---------------------------------------------------------------- inputs
 
 
 def test_a_contiguous_frame_is_not_copied():
     encoded = encode_input(RGB)
-    assert (encoded.body.kind, encoded.body.width, encoded.body.height) == ("array", 6, 4)
+    body = decode_request(encoded.body)
+    assert (body.kind, body.width, body.height) == ("array", 6, 4)
     assert np.shares_memory(np.frombuffer(encoded.parts[0], np.uint8), RGB)
     assert payload_of(encoded) == RGB.tobytes()
 
@@ -131,8 +140,8 @@ def test_picture_files_travel_as_they_are(tmp_path, form):
     (tmp_path / "x").write_bytes(data)
     for source in (data, bytearray(data), memoryview(data), tmp_path / "x", str(tmp_path / "x")):
         encoded = encode_input(source, raw_outputs=True)
-        assert encoded.body.kind == "image"
-        assert encoded.body.raw_outputs
+        assert decode_request(encoded.body).kind == "image"
+        assert decode_request(encoded.body).raw_outputs
         assert payload_of(encoded) == data
 
 
@@ -151,11 +160,22 @@ def test_tensors_are_laid_out_as_the_models_package_reads_them():
         "e": np.empty((0, 3), np.float16),
     }
     encoded = encode_input(inputs)
-    read = ndarrays.views(decode_request(msgspec.msgpack.encode(encoded.body)).tensors, payload_of(encoded))
+    read = ndarrays.views(decode_request(encoded.body).tensors, payload_of(encoded))
     assert list(read) == list(inputs)
     for name, array in inputs.items():
         assert np.array_equal(read[name], array)
     assert np.shares_memory(np.frombuffer(encoded.parts[0], np.float32), inputs["a"])
+
+
+def test_what_is_remembered_of_a_form_mixes_neither_wishes_nor_types_up():
+    values = np.arange(6, dtype=np.int32)
+    for array in (values, values.astype(">i4"), values.reshape(2, 3), values):
+        for raw_outputs, threshold in ((False, None), (True, 0.5), (False, 0.25)):
+            encoded = encode_input({"x": array}, raw_outputs=raw_outputs, score_threshold=threshold)
+            body = decode_request(encoded.body)
+            assert (body.raw_outputs, body.score_threshold) == (raw_outputs, threshold)
+            assert body.tensors[0].shape == array.shape
+            assert payload_of(encoded) == array.astype("<i4").tobytes()
 
 
 @pytest.mark.parametrize(

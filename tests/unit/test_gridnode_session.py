@@ -29,7 +29,7 @@ from gridnode.errors import (
     JobRejectedError,
     ProtocolError,
 )
-from gridnode.jobs import Request
+from gridnode.jobs import Job, Request, encode_job
 from gridnode.link import HELLO_S, PING_S, SILENCE_S, LinkState
 from gridnode.session import Session
 
@@ -58,10 +58,10 @@ def done(key):
 def sent(session, now_s):
     """Take the frames to be sent, decoded."""
     messages = []
-    for link, head, parts in session.to_send(now_s):
-        message = decode_client(head[8:])
-        assert decode_prefix(head[:8])[1] == sum(len(part) for part in parts)
-        messages.append((link.path, message))
+    for link, what in session.to_send(now_s):
+        frame = encode_job(what, now_s=now_s) if isinstance(what, Job) else what
+        assert decode_prefix(frame)[1] == (what.request.payload_bytes if isinstance(what, Job) else 0)
+        messages.append((link.path, decode_client(frame[8:])))
     return messages
 
 
