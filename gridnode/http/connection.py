@@ -8,12 +8,12 @@ sent ahead wait in the read buffer for their turn; while some wait there, nobody
 import contextlib
 import math
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gridnode.http.bodies import held_bytes, read_body
+from gridnode.http.bodies import Body, held_bytes, read_body
 from gridnode.http.exchange import Exchange
 from gridnode.http.heads import CONTINUE, Head, HeadMemory, HttpError
 from gridnode.http.receiving import Receiver
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 log = EventLog("http")
 
-BODY_RATE_MIN: Final = 100_000
-"""Bytes per second at which a body must come, beside the time that every request has."""
+RATE_MIN: Final = 100_000
+"""Bytes per second at which a request must come, beside the time that each has: the slowest link that cameras use. Who
+sends slower, on purpose or not, holds memory that others wait for."""
 STALL_MAX_S: Final = 20.0
 """Longest time in which a program reads nothing of its answer."""
 LINGER_S: Final = 1.0
@@ -49,7 +50,7 @@ class Connection:
     def __init__(self, server: "HttpServer", plain: socket.socket) -> None:
         self._server = server
         self._plain = plain
-        self._receiver = Receiver(plain)
+        self._receiver = Receiver(plain, self._have_patience)
         self._heads = HeadMemory()
         self._nursery: trio.Nursery | None = None
         self._patience = trio.CancelScope()
@@ -57,6 +58,12 @@ class Connection:
         """The inference under way."""
         self._is_idle = True
         """Whether nothing of a request has come since the last answer."""
+        self._is_reading = False
+        """Whether a request is coming in."""
+        self._due_s = 0.0
+        """When the request that is coming in must be here, but for what its bytes so far earn it."""
+        self._is_head = False
+        """Whether the request is a HEAD: its answer goes without its body."""
         self._is_busy = False
         """Whether an answer is due that has not left completely."""
         self._is_closing = False
@@ -109,7 +116,10 @@ class Connection:
                 await self._refuse(HttpError(408, "the request did not come within its time; send it faster"))
 
     async def _wait_for_request(self) -> bool:
-        if self._receiver.has_data or await self._receiver.receive_more():
+        if self._receiver.has_data:
+            await trio.lowlevel.checkpoint()  # so that a program that sends ahead cannot keep the loop to itself
+            return True
+        if await self._receiver.receive_more():
             return True
         self._is_closing = True
         return False
@@ -127,48 +137,59 @@ class Connection:
 
     async def _take_request(self) -> None:
         """Read a request and answer it, or begin to; raises HttpError where it is not read to its end."""
-        self._is_idle = False
-        self._patience.deadline = trio.current_time() + self._server.config.request_s
+        self._is_idle, self._is_reading = False, True
+        self._due_s = trio.current_time() + self._server.config.request_s - self._receiver.received / RATE_MIN
         data = await self._receiver.read_head()
         head = self._heads.parse(data)
         self._server.check_origin(head)
         size = held_bytes(head, most_bytes=self._server.config.body_bytes)
         self._server.room.take(size)
+        exchange = None
         try:
-            exchange = await self._answer(head, data)
-        except BaseException:
-            self._server.room.give(size)
-            raise
-        if exchange is None:
-            self._server.room.give(size)
-        else:
-            exchange.hold(size)
+            body = await self._read_body(head, data)
+            exchange = await self._answer(head, body)
+        finally:
+            if exchange is None:
+                self._server.room.give(size)
+            else:
+                exchange.hold(size)
 
-    async def _answer(self, head: Head, data: bytes) -> Exchange | None:
-        """Answer a request; return what is under way for it, if anything is."""
-        if head.expects_continue and not self._receiver.has_data:
-            self._plain.send(CONTINUE)
-        self._patience.deadline += held_bytes(head, most_bytes=self._server.config.body_bytes) / BODY_RATE_MIN
+    def _have_patience(self) -> None:
+        """Give a request that comes in the time that it has earned; called before each wait for the program."""
+        if self._is_reading:
+            self._patience.deadline = self._due_s + self._receiver.received / RATE_MIN
+
+    async def _read_body(self, head: Head, data: bytes) -> Body:
+        if head.expects_continue and not self._receiver.has_data and send_some(self._plain, [CONTINUE]):
+            raise EOFError("program reads nothing")
         body = await read_body(
             self._receiver, head, data, most_bytes=self._server.config.body_bytes, limiter=self._server.threads
         )
+        self._is_reading = False
         self._patience.deadline = math.inf
+        return body
+
+    async def _answer(self, head: Head, body: Body) -> Exchange | None:
+        """Answer a request; return what is under way for it, if anything is."""
         self._is_busy = True
+        self._is_head = head.method == "HEAD"
         self._is_closing = self._is_closing or not head.keeps_alive
         try:
             model = self._server.documents.model_to_run(head)
             if model is None:
                 self.reply(self._server.documents.answer(head, body.text))
                 return None
-            self._exchange = Exchange(self._server, self)
-            return await self._exchange.begin(model, body)
+            exchange = self._exchange = Exchange(self._server, self)
+            await exchange.begin(model, body)
         except HttpError as error:
             self.reply(error_reply(error))
-        return None
+            return None
+        return exchange
 
     async def _refuse(self, error: HttpError) -> None:
         """Answer a request that was not read to its end, and end the connection."""
         self._is_closing = self._is_busy = True
+        self._is_reading = self._is_head = False
         self.reply(error_reply(error))
         with trio.move_on_after(STALL_MAX_S):
             await self.wait_flushed()
@@ -189,7 +210,8 @@ class Connection:
         if self._nursery is None:
             return
         self._exchange = None
-        left: list[Buffer] = [reply.head(keeps_alive=not self._is_closing), *reply.parts]
+        head = reply.head(keeps_alive=not self._is_closing)
+        left: list[Buffer] = [head] if self._is_head else [head, *reply.parts]
         try:
             rest = send_some(self._plain, left)
         except OSError as error:
@@ -223,7 +245,7 @@ class Connection:
             self._patience.deadline = trio.current_time() + self._server.config.idle_s
 
 
-def send_some(plain: socket.socket, parts: list[Buffer] | list[memoryview]) -> list[memoryview]:
+def send_some(plain: socket.socket, parts: Sequence[Buffer]) -> list[memoryview]:
     """Send without waiting; return what is left. Raises OSError."""
     left = [memoryview(part).cast("B") for part in parts if len(part)]
     while left:

@@ -144,7 +144,7 @@ class Documents:
 
 
 def _allow(head: Head, method: str) -> None:
-    if head.method != method:
+    if head.method != method and (head.method, method) != ("HEAD", "GET"):
         raise HttpError(405, f"{head.path} takes {method}, not {head.method}", allowed=method)
 
 

@@ -16,8 +16,8 @@ from gridnode.http.requests import Inference, Wanted, read_picture, read_raw, re
 from gridnode.http.responses import Reply, encode_response, error_of, error_reply, result_reply
 from gridnode.jobtable import Answer, Failure, JobEntry
 from gridnode.submissions import SubmissionError, explain, make_job
-from models.bodies import decode_result
-from models.tensors import BadInputError, InferenceError
+from models.bodies import ResultBody, decode_result
+from models.tensors import BadInputError, Buffer, InferenceError
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
 
@@ -60,7 +60,7 @@ class Exchange:
         self._held_bytes = 0
         self._has_ended = False
 
-    async def begin(self, model: tuple[str, Resolved], body: Body) -> "Exchange":
+    async def begin(self, model: tuple[str, Resolved], body: Body) -> None:
         """Make the request a job.
 
         Parameters
@@ -106,7 +106,6 @@ class Exchange:
             )
         )
         self._server.driver.post(JobArrived(handle=self._handle, job=job, origin=None))
-        return self
 
     async def _read(self, body: Body, resolved: Resolved) -> Inference:
         manifest = resolved.manifest
@@ -145,8 +144,20 @@ class Exchange:
         self._end()
         if self._listener is None:
             return
-        assert self._job is not None
-        make = functools.partial(self._make_reply, answer, self._server.driver.clock() - self._job.arrival_s)
+        try:
+            body = decode_result(answer.body)
+        except InferenceError as error:
+            self._listener.reply(error_reply(error_of(Reason.MODEL_FAILED.value, str(error))))
+            return
+        make = functools.partial(
+            _make_reply,
+            body,
+            answer.payload,
+            self._wanted,
+            model_name=self._server.models.name_of(answer.model),
+            model_version=answer.model,
+            parameters=self._describe(answer, body),
+        )
         if len(answer.payload) > INLINE_BYTES and self._wanted.has_json:
             self._listener.spawn(functools.partial(self._answer_later, make))
         else:
@@ -157,32 +168,20 @@ class Exchange:
         if self._listener is not None:
             self._listener.reply(reply)
 
-    def _make_reply(self, answer: Answer, total_s: float) -> Reply:
-        """Write the result; touches nothing that changes, so any thread may."""
-        try:
-            body = decode_result(answer.body)
-            text, parts = encode_response(
-                body,
-                answer.payload,
-                self._wanted,
-                model_name=self._server.models.name_of(answer.model),
-                model_version=answer.model,
-                parameters=ResponseParameters(
-                    node=self._server.nodes.name_of(answer.node),
-                    node_id=answer.node,
-                    hops=answer.hops,
-                    waiting_s=answer.waiting_s,
-                    service_s=answer.service_s,
-                    total_s=total_s,
-                    image_width=body.image_width,
-                    image_height=body.image_height,
-                    truncated=body.truncated,
-                    emulated=body.emulated,
-                ),
-            )
-        except InferenceError as error:
-            return error_reply(error_of(Reason.MODEL_FAILED.value, str(error)))
-        return result_reply(text, parts)
+    def _describe(self, answer: Answer, body: ResultBody) -> ResponseParameters:
+        assert self._job is not None
+        return ResponseParameters(
+            node=self._server.nodes.name_of(answer.node),
+            node_id=answer.node,
+            hops=answer.hops,
+            waiting_s=answer.waiting_s,
+            service_s=answer.service_s,
+            total_s=self._server.driver.clock() - self._job.arrival_s,
+            image_width=body.image_width,
+            image_height=body.image_height,
+            truncated=body.truncated,
+            emulated=body.emulated,
+        )
 
     def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
         """Send the named error."""
@@ -204,3 +203,24 @@ class Exchange:
         self._has_ended = True
         self._server.room.give(self._held_bytes)
         self._held_bytes = 0
+
+
+def _make_reply(
+    body: ResultBody,
+    payload: Buffer,
+    wanted: Wanted,
+    *,
+    model_name: str,
+    model_version: str,
+    parameters: ResponseParameters,
+) -> Reply:
+    """Write a result, or why it cannot be written as it was asked for. In any thread."""
+    try:
+        text, parts = encode_response(
+            body, payload, wanted, model_name=model_name, model_version=model_version, parameters=parameters
+        )
+    except BadInputError as error:
+        return error_reply(error_of("bad_input", str(error)))
+    except InferenceError as error:
+        return error_reply(error_of(Reason.MODEL_FAILED.value, str(error)))
+    return result_reply(text, parts)

@@ -4,6 +4,7 @@ Like gridnode.localsocket: plain, non-blocking sockets, since trio's own resched
 """
 
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -24,10 +25,15 @@ class Receiver:
     ----------
     plain : socket.socket
         Non-blocking; stays the caller's.
+    on_wait : callable
+        Called before each wait for the program.
     """
 
-    def __init__(self, plain: socket.socket) -> None:
+    def __init__(self, plain: socket.socket, on_wait: Callable[[], None]) -> None:
         self._plain = plain
+        self._on_wait = on_wait
+        self.received = 0
+        """Bytes received so far."""
         self._buffer = bytearray(READ_BYTES)
         self._view = memoryview(self._buffer)
         self._start = 0
@@ -72,10 +78,6 @@ class Receiver:
             raise HttpError(431, f"head of the request has more than {HEAD_MAX_BYTES} bytes")
         return self._take(end - self._start)
 
-    def holds(self, wanted: int) -> bool:
-        """Say whether so many bytes are here already."""
-        return self._end - self._start >= wanted
-
     async def read_exactly(self, wanted: int) -> memoryview:
         """Return so many bytes, in a buffer of their own; raises EOFError."""
         target = memoryview(bytearray(wanted))
@@ -113,6 +115,7 @@ class Receiver:
     async def _receive_some(self, view: memoryview) -> int:
         while True:
             if self._is_drained:
+                self._on_wait()
                 await trio.lowlevel.wait_readable(self._plain)
             try:
                 got = self._plain.recv_into(view)
@@ -120,4 +123,5 @@ class Receiver:
                 self._is_drained = True
             else:
                 self._is_drained = got < len(view)
+                self.received += got
                 return got

@@ -19,11 +19,11 @@ from gridnode.http.oip import (
 )
 from gridnode.http.requests import Wanted
 from models.bodies import ClassRecord, DetectionRecord, ResultBody
-from models.tensors import Buffer, InferenceError, layout, size_bytes
+from models.tensors import BadInputError, Buffer, InferenceError, layout, size_bytes
 from scheduler.types import Reason
 
-JSON_TENSOR_MAX_BYTES: Final = 1024 * 1024
-"""Largest tensor written as JSON numbers: 260,000 floats, 5 MB of text in some 30 ms. Larger ones are sent as binary
+JSON_TENSORS_MAX_BYTES: Final = 1024 * 1024
+"""Most bytes of tensors written as JSON numbers: 260,000 floats, 5 MB of text in some 30 ms. More are sent as binary
 data, or not at all."""
 
 RETRY_MAX_S: Final = 30
@@ -43,6 +43,7 @@ _STATUS: Final[dict[str, int]] = {
     Reason.DEADLINE: 504,
     Reason.EXPIRED: 504,
 }
+_NAMED: Final = frozenset({"bad_input", *(reason.value for reason in Reason)})
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +105,8 @@ def error_of(reason: str, message: str, estimate_s: float | None = None, *, stat
         Replaces the one that belongs to the reason.
     """
     status = status or _STATUS.get(reason, 500)
+    if reason not in _NAMED:  # a peer's words, not fit for a header
+        reason = ""
     retry_after_s = None
     if status in (429, 503):
         retry_after_s = min(RETRY_MAX_S, max(1, math.ceil(estimate_s or 1.0)))
@@ -137,28 +140,24 @@ def encode_response(
 
     Raises
     ------
+    BadInputError
+        More is wanted as JSON than is written so. The program's fault.
     InferenceError
-        The answer lacks a wanted output, breaks its own layout, or holds what JSON cannot hold.
+        The answer lacks a wanted output or breaks its own layout. The executing node's fault.
     """
     views = _views(body, payload)
+    as_numbers = sum(len(views[name][2]) for name, is_binary in wanted.outputs if name in views and not is_binary)
+    if as_numbers > JSON_TENSORS_MAX_BYTES:
+        raise BadInputError(
+            f"outputs of {as_numbers} bytes are wanted as JSON, at most {JSON_TENSORS_MAX_BYTES} are written so; ask "
+            "for binary_data"
+        )
     outputs: list[Output] = []
     parts: list[Buffer] = []
     for name, is_binary in () if body.emulated else wanted.outputs:
-        data: Buffer
-        if name in views:
-            datatype, shape, data = views[name]
-            values = () if is_binary else _as_numbers(name, datatype, views[name][2])
-        elif (found := _derive(name, body)) is not None:
-            datatype, shape, values = found
-            data = pack_values(values, datatype=datatype) if is_binary else b""
-        else:
-            raise InferenceError(f"the model that answered, {model_name}, has no output {name!r}; ask without rungs")
-        if is_binary:
-            parts.append(data)
-            place = BinarySize(binary_data_size=len(data))
-            outputs.append(Output(name=name, datatype=datatype, shape=shape, parameters=place))
-        else:
-            outputs.append(Output(name=name, datatype=datatype, shape=shape, data=values))
+        output, data = _write(name, views, body, is_binary=is_binary)
+        outputs.append(output)
+        parts.append(data)
     response = InferResponse(
         model_name=model_name,
         model_version=model_version,
@@ -166,28 +165,47 @@ def encode_response(
         parameters=parameters,
         outputs=tuple(outputs),
     )
-    return _ENCODER.encode(response), parts
+    return _ENCODER.encode(response), [part for part in parts if len(part)]
 
 
-def _views(body: ResultBody, payload: Buffer) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
-    """Return datatype, shape and bytes of the raw outputs by name."""
-    offsets, total = layout(body.tensors)
-    if total != len(payload):
-        raise InferenceError(f"outputs add up to {total} bytes, the answer's payload has {len(payload)}")
+View = tuple[str, tuple[int, ...], memoryview]
+"""Datatype, shape and bytes of a raw output."""
+
+
+def _views(body: ResultBody, payload: Buffer) -> dict[str, View]:
+    """Find the raw outputs by name."""
     view = memoryview(payload).cast("B")
-    return {
-        header.name: (DATATYPES[header.dtype], header.shape, view[start : start + size_bytes(header)])
-        for header, start in zip(body.tensors, offsets, strict=True)
-    }
+    try:
+        offsets, total = layout(body.tensors)
+        if total != len(view):
+            raise InferenceError(f"outputs add up to {total} bytes, the answer's payload has {len(view)}")
+        return {
+            header.name: (DATATYPES[header.dtype], header.shape, view[start : start + size_bytes(header)])
+            for header, start in zip(body.tensors, offsets, strict=True)
+        }
+    except BadInputError as error:
+        raise InferenceError(f"an output cannot be read: {error}") from error
 
 
-def _as_numbers(name: str, datatype: str, data: memoryview) -> Sequence[object]:
-    if len(data) > JSON_TENSOR_MAX_BYTES:
-        raise InferenceError(
-            f"output {name!r} has {len(data)} bytes, at most {JSON_TENSOR_MAX_BYTES} are written as JSON; ask for "
-            "binary_data"
-        )
-    return unpack_numbers(data, datatype=datatype)
+def _write(name: str, views: dict[str, View], body: ResultBody, *, is_binary: bool) -> tuple[Output, Buffer]:
+    """Write one output; returns its bytes too, none where it is JSON."""
+    if name in views:
+        datatype, shape, view = views[name]
+        if not is_binary:
+            return Output(name=name, datatype=datatype, shape=shape, data=unpack_numbers(view, datatype=datatype)), b""
+        return _binary(name, datatype, shape, view), view
+    found = _derive(name, body)
+    if found is None:
+        raise InferenceError(f"the model that answered has no output {name!r}; ask without smaller variants")
+    datatype, shape, values = found
+    if not is_binary:
+        return Output(name=name, datatype=datatype, shape=shape, data=values), b""
+    data = pack_values(values, datatype=datatype)
+    return _binary(name, datatype, shape, data), data
+
+
+def _binary(name: str, datatype: str, shape: tuple[int, ...], data: Buffer) -> Output:
+    return Output(name=name, datatype=datatype, shape=shape, parameters=BinarySize(binary_data_size=len(data)))
 
 
 def _derive(name: str, body: ResultBody) -> tuple[str, tuple[int, ...], Sequence[object]] | None:

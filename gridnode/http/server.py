@@ -79,7 +79,6 @@ class HttpServer:
         """All programs here are one to the scheduler: which of them sends, nobody can tell."""
         self._numbers = itertools.count(1)
         self._connections: set[Connection] = set()
-        self._is_draining = False
 
     def mint_key(self) -> bytes:
         """Return the key of a new job."""
@@ -91,15 +90,15 @@ class HttpServer:
             return
         if head.origin:
             raise HttpError(403, f"requests of web pages are not served, this one is of {head.origin[:200]!r}")
-        name = head.host.rpartition(":")[0] if not head.host.endswith("]") and ":" in head.host else head.host
-        if name.lower() not in LOCAL_NAMES:
+        bracketed = head.host.startswith("[")
+        name = head.host.partition("]")[0] + "]" if bracketed else head.host.partition(":")[0]
+        if name and name.lower() not in (*LOCAL_NAMES, self.config.host):
             raise HttpError(
                 403, f"host {head.host[:200]!r} is not this machine; call it localhost, or set http.allow_remote"
             )
 
     def drain(self) -> None:
         """End each connection with the answer now due there; new requests are refused by the core."""
-        self._is_draining = True
         for connection in tuple(self._connections):
             connection.close_soon()
 
