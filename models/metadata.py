@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -86,6 +86,18 @@ class SignedState(msgspec.Struct, frozen=True, kw_only=True):
     targets: bytes | None = None
     snapshot: bytes | None = None
     timestamp: bytes | None = None
+
+
+FaultKind = Literal["withheld", "expired", "invalid"]
+
+
+class UpdateFailedError(Exception):
+    """A source's state was not taken; ``state`` is the old one with what new roots it brought."""
+
+    def __init__(self, reason: str, *, kind: FaultKind, state: SignedState) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.state = state
 
 
 class Publication(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 from tuf.api.exceptions import (
@@ -31,13 +31,13 @@ from models.metadata import (
     SNAPSHOT_MAX_BYTES,
     TARGETS_MAX_BYTES,
     TIMESTAMP_MAX_BYTES,
+    FaultKind,
     Fetch,
     SignedState,
+    UpdateFailedError,
     utc,
 )
 from models.statefile import SCRATCH_PREFIX, StateWriteError
-
-FaultKind = Literal["withheld", "expired", "invalid"]
 
 _CONFIG: Final = UpdaterConfig(
     max_root_rotations=ROOTS_MAX,
@@ -48,15 +48,6 @@ _CONFIG: Final = UpdaterConfig(
     targets_max_length=TARGETS_MAX_BYTES,
 )
 _ROLES: Final = ("targets", "snapshot", "timestamp")
-
-
-class UpdateFailedError(Exception):
-    """A source's state was not taken; ``state`` is the old one with what new roots it brought."""
-
-    def __init__(self, reason: str, *, kind: FaultKind, state: SignedState) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.state = state
 
 
 class _SourceFetcher(FetcherInterface):

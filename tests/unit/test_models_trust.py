@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -134,6 +135,30 @@ def test_refresh_without_news_changes_nothing(grid):
     assert not changes.advanced
     assert changes.changed == ()
     assert sorted(os.listdir(grid.path / "node")) == before
+
+
+def test_a_source_with_the_very_same_state_costs_two_questions_and_no_tuf_client(grid, monkeypatch):
+    grid.publish()
+    node = grid.node()
+    node.refresh([grid.desk.file], NOW)
+    monkeypatch.setitem(sys.modules, "models.tufclient", None)  # an import fails
+    asked = []
+
+    def peer(path):
+        asked.append(path)
+        return grid.desk.file(path)
+
+    changes = node.refresh([peer], NOW + 60)
+    assert (changes.advanced, changes.faults, changes.missing) == (False, (), ())
+    assert asked == ["metadata/2.root.json", "metadata/timestamp.json"]
+    with pytest.raises(ImportError):
+        node.refresh([peer], NOW + 15 * DAY)  # the state is over: tuf says so, and of whom
+    grid.owner.renew(NOW + 120)
+    grid.desk.accept(grid.owner.publication(), NOW + 120)
+    with pytest.raises(ImportError):
+        node.refresh([peer], NOW + 120)
+    monkeypatch.delitem(sys.modules, "models.tufclient")
+    assert node.refresh([peer], NOW + 120).advanced
 
 
 def test_offline_start_serves_what_is_on_disk(grid):
