@@ -3,20 +3,22 @@
 All of libp2p is 1,250 modules; a process that wants only this calls transport.libp2p_imports.leave_out() first.
 
 Owns the host: identity, security, limits, gossip topics, dials, and that it ends without a trace. The guards that
-make libp2p safe to run lie beside it: transport.libp2p_tcp (sockets), transport.libp2p_security (certificates) and
-transport.libp2p_guards (exceptions and floods). What a message means is the validators' business.
+make libp2p safe to run lie beside it: transport.libp2p_tcp (sockets), transport.libp2p_security (certificates),
+transport.libp2p_guards (exceptions, floods of streams) and transport.libp2p_pubsub (the way of a message). What a
+message means is the validators' business.
 
 An exception inside libp2p costs a stream or a message and shows in statistics(); an exception of a validator is a
 bug of ours and goes to on_bug, which should end the node; if libp2p's services themselves fail, serve() raises.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import trio
-from libp2p.abc import INetConn, ISecureTransport
+from libp2p.abc import IMuxedConn, INetConn, ISecureTransport
 from libp2p.crypto.keys import KeyPair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
@@ -30,26 +32,21 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.transport.upgrader import TransportUpgrader
 
-from transport.base import TOPICS, Dial, GossipMessage, Neighbour, Validator
+from transport.base import STATE_TOPIC, TOPICS, Dial, GossipMessage, Neighbour, Validator
 from transport.certificates import GridTrust
 from transport.identity import NodeKey
 from transport.intake import GossipIntake, IntakeStatistics
-from transport.libp2p_guards import (
-    RPC_MAX_BYTES,
-    SUBSCRIPTIONS_MAX,
-    Faults,
-    GuardedGossipSub,
-    GuardedHost,
-    GuardedPubsub,
-    GuardedSwarm,
-    connection_config,
-    no_retries,
-)
+from transport.libp2p_guards import Faults, GuardedHost, GuardedSwarm, connection_config, no_retries
+from transport.libp2p_mux import MUX_PROTOCOL, GridMux
+from transport.libp2p_pubsub import RPC_MAX_BYTES, SUBSCRIPTIONS_MAX, GuardedGossipSub, GuardedPubsub
 from transport.libp2p_security import PROTOCOL, GridSecurity, libp2p_keys
 from transport.libp2p_tcp import GridTcp, multiaddr_of
 from transport.wire import GOSSIP_MAX_BYTES, LocalProtocolError, PeerUnreachableError
 
 GOSSIP_PROTOCOL: Final = TProtocol("/meshsub/1.1.0")
+_MUXERS: Final[dict[str, type[IMuxedConn]]] = {MUX_PROTOCOL: GridMux, YAMUX_PROTOCOL: Yamux}
+NAMES_MAX: Final = 2048
+"""Names of origins kept as text: as many as transport.intake keeps rates of."""
 EPOCH_BITS: Final = 40
 """Sequence numbers of gossip start at epoch << EPOCH_BITS: they never repeat over restarts, without a clock, and a
 node would have to send a million messages per second for twelve days to reach its next epoch's."""
@@ -58,6 +55,8 @@ node would have to send a million messages per second for twelve days to reach i
 class Libp2pConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Times and bounds of the control plane."""
 
+    muxers: tuple[str, ...] = (MUX_PROTOCOL, YAMUX_PROTOCOL)
+    """Protocols that share a connection among streams, the preferred first; yamux is what other libp2p's speak."""
     heartbeat_s: int = 1
     """Period of gossip's mesh upkeep (gossipsub's own default; py-libp2p's is 120 s)."""
     degree: int = 4
@@ -88,6 +87,8 @@ class Libp2pStatistics(msgspec.Struct, frozen=True, kw_only=True):
     evicted: int
     """Of those, closed because newer ones came."""
     ill_formed: int
+    copies: int
+    """Well-formed gossip messages that arrived, duplicates too."""
     limited: int
     """Messages above the rate of their forwarder."""
     intake: IntakeStatistics
@@ -150,7 +151,7 @@ class Libp2pHost:
         keys = libp2p_keys(self._key)
         upgrader = TransportUpgrader(
             secure_transports_by_protocol=self._make_security(keys),
-            muxer_transports_by_protocol={TProtocol(YAMUX_PROTOCOL): Yamux},
+            muxer_transports_by_protocol={TProtocol(name): _MUXERS[name] for name in self._config.muxers},
         )
         peerstore = PeerStore()
         node = ID.from_pubkey(keys.public_key)
@@ -180,6 +181,7 @@ class Libp2pHost:
         gossip = GuardedGossipSub(
             self._faults,
             [GOSSIP_PROTOCOL],
+            fleeting=[self._prefix + STATE_TOPIC],
             degree=config.degree,
             degree_low=config.degree_low,
             degree_high=config.degree_high,
@@ -224,6 +226,7 @@ class Libp2pHost:
             pending=len(self._tcp.doorstep),
             evicted=self._tcp.doorstep.evicted,
             ill_formed=self._pubsub.ill_formed,
+            copies=self._pubsub.copies,
             limited=self._pubsub.limited,
             intake=self._intake.statistics(),
             faults=dict(self._faults.counts),
@@ -260,11 +263,7 @@ class Libp2pHost:
 
     def _receive(self, forwarder: ID, msg: rpc_pb2.Message) -> bool:
         """Judge and deliver a message whose signature is good; libp2p forwards it when this says so."""
-        origin = ID(msg.from_id).to_base58()
-        if forwarder == self._host.get_id():
-            return True  # our own, on its way out
-        if origin == self._node:
-            return False
+        origin = _name_of(msg.from_id)
         topic = msg.topicIDs[0].removeprefix(self._prefix)
         message = GossipMessage(topic=topic, origin=origin, forwarder=forwarder.to_base58(), data=bytes(msg.data))
         if not self._intake.admit(message):
@@ -377,6 +376,12 @@ class Libp2pHost:
 def _silence() -> None:
     """Keep libp2p from writing an ERROR block for each refused peer; faults are counted instead."""
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+
+
+@functools.lru_cache(NAMES_MAX)
+def _name_of(peer: bytes) -> str:
+    """Return a PeerID as text, which takes as long as half of all else that is done for a record."""
+    return ID(peer).to_base58()
 
 
 def _text(address: tuple[str, int] | None) -> str:

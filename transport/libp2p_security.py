@@ -24,6 +24,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from transport.certificates import CertificateRefusedError, GridTrust
 from transport.identity import NodeKey, raw_public_of
+from transport.libp2p_tcp import GridStream
 from transport.tls import CONFIRMATION, client_context, judge_peer, server_context
 
 PROTOCOL: Final = TProtocol("/gridnode/tls/1.0.0")
@@ -48,10 +49,14 @@ class _Pump:
 
     def __init__(self, raw: IRawConnection, context: ssl.SSLContext, *, server_side: bool) -> None:
         self.raw: Final = raw
+        stream = raw.stream if isinstance(raw, RawConnection) else None
+        self._direct = stream if isinstance(stream, GridStream) else None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.tls: Final = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._write_lock = trio.Lock()
+        self._unsent = b""
+        """Records that send_nowait has encrypted and the kernel did not take: they go before anything else."""
 
     async def handshake(self) -> None:
         while True:
@@ -84,17 +89,34 @@ class _Pump:
     async def write(self, data: bytes) -> None:
         async with self._write_lock:
             # No checkpoint between cipher and socket, and the raw write is shielded: records cannot be torn.
-            view = memoryview(data)
-            while view:
-                view = view[self.tls.write(view) :]
+            self._encrypt(data)
             await self._flush()
 
+    def send_nowait(self, data: bytes) -> bool:
+        if self._direct is None or self._unsent or self._write_lock.locked():
+            return False
+        self._encrypt(data)
+        records = self._outgoing.read()
+        self._unsent = records[self._direct.send_nowait(records) :]
+        return True
+
+    @property
+    def is_clogged(self) -> bool:
+        return bool(self._unsent)
+
+    def _encrypt(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self.tls.write(view) :]
+
     async def _fill(self) -> None:
-        self._incoming.write(await self.raw.read(READ_BYTES))
+        source = self._direct or self.raw
+        self._incoming.write(await source.read(READ_BYTES))
 
     async def _flush(self) -> None:
-        if self._outgoing.pending:
-            await self.raw.write(self._outgoing.read())
+        if self._outgoing.pending or self._unsent:
+            records, self._unsent = self._unsent + self._outgoing.read(), b""
+            await self.raw.write(records)
 
 
 class GridSession(BaseSession):
@@ -119,6 +141,18 @@ class GridSession(BaseSession):
     async def write(self, data: bytes) -> None:
         """Send all of it."""
         await self._pump.write(data)
+
+    def send_nowait(self, data: bytes) -> bool:
+        """Send without waiting; False when that cannot be done now, and nothing was taken.
+
+        What the kernel does not take at once is kept: then is_clogged, and the next write sends it.
+        """
+        return self._pump.send_nowait(data)
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether bytes of send_nowait wait for a write, which may be an empty one."""
+        return self._pump.is_clogged
 
     async def close(self) -> None:
         """Close the connection; a goodbye of TLS has no reader here."""

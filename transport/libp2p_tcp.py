@@ -11,6 +11,7 @@ Owns sockets and the time before a peer has proved who it is. Knows nothing of T
 * Every socket can be closed at once, whatever the layers above wait for.
 """
 
+import contextlib
 import ipaddress
 import socket
 from collections import OrderedDict
@@ -35,6 +36,8 @@ PENDING_PER_HOST: Final = 8
 """Connections from one address (one /64 in IPv6) that have not proved themselves yet."""
 PENDING_MAX: Final = 64
 """The same over all addresses; each costs a socket and a task until the upgrade timeout."""
+READ_BYTES: Final = 64 * 1024
+"""Most that one read takes, where the reader names no size: the largest gossip RPC."""
 BACKLOG: Final = 128
 """Connections the kernel accepts on our behalf."""
 
@@ -51,23 +54,37 @@ class GridStream(ReadWriteCloser):
     """
 
     def __init__(self, stream: trio.SocketStream, on_close: Callable[["GridStream"], None]) -> None:
-        self._stream = stream
+        self._address = _peer_address(stream.socket)
+        # The plain socket: a write that needs no waiting needs no task switch either.
+        self._socket = socket.socket(fileno=stream.socket.detach())
+        self._socket.setblocking(False)
         self._on_close = on_close
         self._write_lock = trio.Lock()
+        self._is_drained = False
+        """Whether the last read took all there was, so that looking again without waiting would be in vain."""
         self.closed: Final = trio.Event()
         self.is_established = False
         """Whether the peer has proved who it is."""
-        self._address = _peer_address(stream.socket)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
     async def read(self, n: int | None = None) -> bytes:
-        """Return up to n bytes, at least one; ConnectionClosedError at the end."""
+        """Return up to n bytes, at least one; ConnectionClosedError at the end. Cancelling it loses nothing."""
+        size = READ_BYTES if n is None else n
         try:
-            data = bytes(await self._stream.receive_some(n))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if self._is_drained:
+                await trio.lowlevel.wait_readable(self._socket)
+            else:
+                await trio.lowlevel.checkpoint()
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    data = self._socket.recv(size)
+                    break
+                await trio.lowlevel.wait_readable(self._socket)
+        except (OSError, trio.ClosedResourceError) as error:
             self.abort()
             raise ConnectionClosedError(f"connection broke: {error}", transport="tcp") from error
+        self._is_drained = len(data) < size
         if not data:
             self.abort()
             raise ConnectionClosedError("the peer closed the connection", transport="tcp")
@@ -81,14 +98,35 @@ class GridStream(ReadWriteCloser):
         async with self._write_lock:
             patience = trio.CancelScope(shield=True, deadline=trio.current_time() + WRITE_TIMEOUT_S)
             with patience:
-                try:
-                    await self._stream.send_all(data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                    self.abort()
-                    raise ConnectionClosedError(f"connection broke: {error}", transport="tcp") from error
+                await self._send_all(memoryview(data))
             if patience.cancelled_caught:
                 self.abort()
                 raise ConnectionClosedError(f"the peer read nothing for {WRITE_TIMEOUT_S} s", transport="tcp")
+
+    async def _send_all(self, view: memoryview) -> None:
+        try:
+            while view:
+                try:
+                    view = view[self._socket.send(view) :]
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._socket)
+        except (OSError, trio.ClosedResourceError) as error:
+            self.abort()
+            raise ConnectionClosedError(f"connection broke: {error}", transport="tcp") from error
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send what the kernel takes at once; returns the number of bytes.
+
+        Must not be called while a write is under way. On a broken connection everything counts as sent: whoever
+        reads is told that it is broken.
+        """
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.abort()
+            return len(data)
 
     async def close(self) -> None:
         """Close the socket."""
@@ -98,7 +136,8 @@ class GridStream(ReadWriteCloser):
         """Close the socket at once; tasks inside get ConnectionClosedError."""
         if not self.closed.is_set():
             self.closed.set()
-            self._stream.socket.close()
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
             self._on_close(self)
 
     def get_remote_address(self) -> tuple[str, int] | None:

@@ -16,6 +16,7 @@ import multiaddr
 import pytest
 import trio
 from libp2p import generate_new_ed25519_identity, new_host
+from libp2p.abc import INetConn
 from libp2p.crypto.x25519 import create_new_key_pair
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
@@ -32,6 +33,7 @@ from transport.base import HEALTH_TOPIC, STATE_TOPIC, Dial, GossipMessage
 from transport.identity import NodeKey
 from transport.intake import ORIGIN_BURST
 from transport.libp2p_host import Libp2pConfig, Libp2pHost
+from transport.libp2p_pubsub import FORWARDER_BURST, FORWARDER_RATE_HZ, MESSAGES_PER_RPC
 from transport.libp2p_tcp import PENDING_PER_HOST, WRITE_TIMEOUT_S, Doorstep, GridStream, multiaddr_of
 from transport.sandbox import SandboxGrid, SandboxNode
 from transport.tls import client_context
@@ -152,6 +154,28 @@ def test_gossip_reaches_everyone_over_a_line_and_names_origin_and_forwarder() ->
         assert a.host.statistics().intake.delivered == 1, "own messages do not come back"
 
     play(scene, make, make, make, make)
+
+
+def muxer_of(connection: INetConn) -> str:
+    return str(connection.muxed_conn.negotiated_muxer_protocol)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agreed"),
+    [
+        (Libp2pConfig().muxers, Libp2pConfig().muxers, "/gridnode/mux/1.0.0"),
+        (Libp2pConfig().muxers, ("/yamux/1.0.0",), "/yamux/1.0.0"),
+        (("/yamux/1.0.0",), Libp2pConfig().muxers, "/yamux/1.0.0"),
+    ],
+)
+def test_the_muxer_is_ours_where_both_have_it(ours: tuple[str, ...], theirs: tuple[str, ...], agreed: str) -> None:
+    async def scene(nursery: trio.Nursery, a: Running, b: Running) -> None:
+        await meet(a, b)
+        assert [muxer_of(c) for host in (a, b) for c in host.host._swarm.get_connections()] == [agreed] * 2
+        await a.host.publish(STATE_TOPIC, b"by whatever way")
+        await hear(b.host, b"by whatever way")
+
+    play(scene, lambda: make(config=Libp2pConfig(muxers=ours)), lambda: make(config=Libp2pConfig(muxers=theirs)))
 
 
 def test_a_connection_takes_no_quarter_second_of_waiting_for_a_second_address() -> None:
@@ -505,6 +529,92 @@ def test_a_forged_origin_is_dropped_and_the_true_one_passes() -> None:
     play(scene, make, make, make)
 
 
+def heard_by(source: Running, monkeypatch: pytest.MonkeyPatch) -> list[rpc_pb2.RPC]:
+    """Return a list that fills with the RPCs that reach a host."""
+    found: list[rpc_pb2.RPC] = []
+    take = source.host._pubsub._take_rpc
+
+    async def note(peer: ID, raw: bytes) -> None:
+        found.append(rpc_pb2.RPC.FromString(raw))
+        await take(peer, raw)
+
+    monkeypatch.setattr(source.host._pubsub, "_take_rpc", note)
+    return found
+
+
+def test_a_message_on_the_wire_holds_nothing_that_its_receiver_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(nursery: trio.Nursery, a: Running, b: Running) -> None:
+        heard = heard_by(b, monkeypatch)
+        await meet(a, b)
+        await a.host.publish(STATE_TOPIC, bytes(100))
+        await hear(b.host, bytes(100))
+        assert not any(rpc.HasField("senderRecord") for rpc in heard)
+        (rpc,) = [rpc for rpc in heard if rpc.publish]
+        assert not rpc.publish[0].HasField("key"), "it lies in the PeerID"
+        assert rpc.ByteSize() < 100 + 38 + 64 + 8 + len(b.host._prefix) + 25
+
+    play(scene, make, make)
+
+
+def test_what_is_refused_is_judged_once_however_many_bring_it() -> None:
+    judged: list[bytes] = []
+
+    def picky() -> Libp2pHost:
+        host = make()
+        host.set_validator(STATE_TOPIC, lambda message: bool(judged.append(message.data)))
+        return host
+
+    async def scene(nursery: trio.Nursery, a: Running, b: Running, attacker: Running) -> None:
+        await meet(a, b)
+        await meet(attacker, b)
+        rpc = rpc_with(b, origin=a.host.node, signer=a, key_of=None, data=b"once")
+        for source in (a, attacker, a):
+            source.host._gossip.send_rpc(ID.from_base58(b.host.node), rpc)
+        await until(lambda: b.host.statistics().copies == 3)
+        assert judged == [b"once"]
+
+    play(scene, make, picky, make)
+
+
+def test_a_flood_of_forged_messages_costs_so_many_signature_checks_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(nursery: trio.Nursery, attacker: Running, b: Running) -> None:
+        await meet(attacker, b)
+        checks = 0
+        check = b.host._pubsub._is_signed
+
+        def count(msg: rpc_pb2.Message) -> bool:
+            nonlocal checks
+            checks += 1
+            return check(msg)
+
+        monkeypatch.setattr(b.host._pubsub, "_is_signed", count)
+        topic = b.host._prefix + STATE_TOPIC
+        victim = ID.from_base58(NodeKey.generate().node).to_bytes()
+        forged = [
+            rpc_pb2.Message(topicIDs=[topic], from_id=victim, seqno=i.to_bytes(8, "big"), signature=bytes(64))
+            for i in range(1200)
+        ]
+        for start in range(0, 1200, 100):
+            rpc = rpc_pb2.RPC(publish=forged[start : start + 100])
+            attacker.host._gossip.send_rpc(ID.from_base58(b.host.node), rpc)
+        await until(lambda: b.host.statistics().copies == 1200)
+        assert FORWARDER_BURST <= checks < FORWARDER_BURST + 2 * FORWARDER_RATE_HZ
+        assert b.host.statistics().limited == 1200 - checks
+
+    play(scene, make, make)
+
+
+def test_only_so_many_messages_are_taken_out_of_one_rpc() -> None:
+    async def scene(nursery: trio.Nursery, attacker: Running, b: Running) -> None:
+        await meet(attacker, b)
+        rpc = rpc_pb2.RPC(publish=[rpc_pb2.Message(topicIDs=["x"], seqno=bytes(8))] * 1000)
+        attacker.host._gossip.send_rpc(ID.from_base58(b.host.node), rpc)
+        await until(lambda: b.host.statistics().ill_formed == 1000 - MESSAGES_PER_RPC)
+        assert b.host.statistics().copies == MESSAGES_PER_RPC
+
+    play(scene, make, make)
+
+
 def test_malformed_messages_of_a_certified_peer_end_nothing() -> None:
     async def scene(nursery: trio.Nursery, attacker: Running, b: Running) -> None:
         await meet(attacker, b)
@@ -719,6 +829,7 @@ def test_an_open_grid_gossips_with_a_stock_libp2p_host() -> None:
             me = host.get_id()  # type: ignore[attr-defined]
             await until(lambda: me in a.host._pubsub.peer_topics.get(topic, ()))
             await until(lambda: ID.from_base58(a.host.node) in pubsub.peer_topics.get(topic, ()))
+            assert [muxer_of(connection) for connection in a.host._swarm.get_connections()] == ["/yamux/1.0.0"]
             await pubsub.publish(topic, b"from them")
             assert (await hear(a.host, b"from them")).origin == me.to_base58()
             await a.host.publish(STATE_TOPIC, b"from us")

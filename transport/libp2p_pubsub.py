@@ -1,0 +1,334 @@
+"""libp2p's gossip, fenced and made cheap: the way of a message through it is our own, its mesh is libp2p's.
+
+Stock pubsub reads a message's length byte by byte, starts a task per message, looks for its signature's key in three
+places, copies and splits it per neighbour and wakes a task for each: four fifths of what a state record cost. Here a
+message is judged, delivered and passed on in the call that read it, and encoded once. What is checked, in this order:
+
+    form, seen before, rate of the forwarder     cheap, and the forwarder's name is proved
+    signature                                    50 us
+    rate of the origin, topic's own judge        transport.intake; the origin's name is proved by now
+
+Degrees, grafts, prunes, IHAVE and IWANT are the stock router's. Records of addresses (senderRecord) are neither sent
+nor read: nodes are dialled only by address, and each record costs the receiver a signature check.
+
+The subclasses rely on the insides of exactly this version of libp2p, as transport.libp2p_guards does.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final, cast
+
+import trio
+from libp2p.abc import IMuxedStream, INetStream
+from libp2p.crypto.ed25519 import Ed25519PublicKey
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
+from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX, signature_validator
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.tools.anyio_service.api import InternalManagerAPI
+
+from transport.delimited import DelimitedReader, delimit
+from transport.intake import TokenBuckets
+from transport.libp2p_guards import Faults, fence, reset
+from transport.libp2p_mux import GridMuxStream
+from transport.wire import GOSSIP_MAX_BYTES, FrameTooLargeError
+
+RPC_MAX_BYTES: Final = 64 * 1024
+"""Largest gossip RPC: sixteen of the largest messages. Parsing it takes about 3 ms at worst."""
+MESSAGES_PER_RPC: Final = 256
+"""Messages taken out of one RPC: as many state records as fit in it. The rest counts as ill-formed."""
+READ_BYTES: Final = 64 * 1024
+"""Most that one read takes from a neighbour's stream."""
+WRITE_BYTES: Final = 64 * 1024
+"""What a queue may join into one write."""
+SUBSCRIPTIONS_MAX: Final = 8
+"""Topics a peer may follow; there are five."""
+FORWARDER_RATE_HZ: Final = 200.0
+"""New messages per second through one neighbour; each costs a signature check of 0.1-0.3 ms."""
+FORWARDER_BURST: Final = 400.0
+FORWARDERS_MAX: Final = 256
+ID_MAX_BYTES: Final = 64
+"""Longest origin, key or signature in a message; Ed25519 takes 38, 36 and 64."""
+SEQUENCE_BYTES: Final = 8
+HEARTBEAT_FAULTS_MAX: Final = 10
+"""Heartbeats that may fail, one a second, before gossip counts as broken and the node ends."""
+LAZY_PEERS: Final = 1
+"""Neighbours outside a fleeting topic's mesh that are told the names of its last messages, per heartbeat. Enough to
+bridge a mesh in two halves; the next record is there before the second telling of the last one."""
+
+_ED25519_PREFIX: Final = bytes.fromhex("002408011220")
+"""What a PeerID begins with that holds its Ed25519 key (libp2p peer-ids: identity multihash of the key's protobuf)."""
+_ED25519_BYTES: Final = len(_ED25519_PREFIX) + 32
+_SIGNATURE_BYTES: Final = 64
+_SIGNING_PREFIX: Final = PUBSUB_SIGNING_PREFIX.encode()
+
+
+class GuardedGossipSub(GossipSub):
+    """Outlives a failing heartbeat, tells no addresses, and passes messages on without detours.
+
+    Parameters
+    ----------
+    fleeting : collection of str
+        Topics whose messages are soon replaced by newer ones: hardly worth telling outside the mesh.
+    """
+
+    def __init__(self, faults: Faults, *args: Any, fleeting: Iterable[str] = (), **options: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **options)
+        self._faults = faults
+        self._fleeting = frozenset(fleeting)
+        self.dropped = 0
+        """Messages that found a neighbour's queue full."""
+
+    @property
+    def manager(self) -> InternalManagerAPI:
+        """Manager of this service, fenced."""
+        return fence(self._manager, self._faults)
+
+    async def heartbeat(self) -> None:
+        """Run the heartbeat; begin anew after an exception, up to a bound."""
+        for _ in range(HEARTBEAT_FAULTS_MAX):
+            try:
+                await super().heartbeat()
+            except Exception as error:
+                self._faults.note("heartbeat", error)
+                await trio.sleep(self.heartbeat_interval)
+        await super().heartbeat()
+
+    def _perform_opportunistic_grafting(self, topic: str, peers_to_graft: dict[ID, list[str]]) -> int:
+        return 0  # it compares scores, which weigh nothing here, and would graft beyond the degree
+
+    async def _maintain_mesh_quality(self, topic: str) -> None:
+        await trio.lowlevel.checkpoint()  # likewise
+
+    def _get_adaptive_gossip_peers_count(self, topic: str, total_peers: int) -> int:
+        return LAZY_PEERS if topic in self._fleeting else super()._get_adaptive_gossip_peers_count(topic, total_peers)
+
+    async def handle_rpc(self, rpc: rpc_pb2.RPC, sender_peer_id: ID) -> None:
+        """Take a neighbour's grafts, prunes and names of messages."""
+        rpc.ClearField("senderRecord")
+        await super().handle_rpc(rpc, sender_peer_id)
+
+    async def emit_control_message(self, control_msg: rpc_pb2.ControlMessage, to_peer: ID) -> None:
+        """Send grafts, prunes and names of messages."""
+        self.send_rpc(to_peer, rpc_pb2.RPC(control=control_msg), priority=True)
+
+    def send_rpc(self, peer_id: ID, rpc: rpc_pb2.RPC, priority: bool = False) -> None:
+        """Send without the signed record of our addresses."""
+        if rpc.HasField("senderRecord"):
+            rpc.ClearField("senderRecord")
+        super().send_rpc(peer_id, rpc, priority)
+
+    async def send_recent_messages(self, peer_id: ID, topic: str) -> None:
+        """Send a neighbour that has just come what was said in the last heartbeats."""
+        recent = [self.mcache.get(name) for name in self.mcache.window(topic)]
+        if found := [message for message in recent if message is not None]:
+            self.send_rpc(peer_id, rpc_pb2.RPC(publish=found))
+
+    def pass_on(self, forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Send a good message to the mesh, but not to whom it came from."""
+        assert self.pubsub is not None
+        self.mcache.put(msg)
+        origin = msg.from_id
+        data = b""
+        for peer in self.mesh.get(msg.topicIDs[0], ()):
+            if peer != forwarder and peer.to_bytes() != origin:
+                data = data or delimit(rpc_pb2.RPC(publish=[msg]).SerializeToString())
+                self._send(cast(GuardedPubsub, self.pubsub), peer, data)
+
+    def _send(self, pubsub: "GuardedPubsub", peer: ID, data: bytes) -> None:
+        stream, queue = pubsub.peers.get(peer), pubsub.peer_queues.get(peer)
+        if stream is None or queue is None:
+            return
+        muxed = _muxed(stream)
+        if not len(queue) and isinstance(muxed, GridMuxStream) and muxed.write_nowait(data):
+            return
+        if not queue.push(cast(rpc_pb2.RPC, data)):  # our sender takes RPCs and encoded ones, see GuardedPubsub
+            self.dropped += 1
+
+
+class GuardedPubsub(Pubsub):
+    """Checks form and rate of a message before its signature, and fences what a peer can trigger."""
+
+    router: GuardedGossipSub
+
+    def __init__(self, faults: Faults, *args: Any, **options: Any) -> None:  # noqa: ANN401 - stock signature
+        super().__init__(*args, **options)
+        self._faults = faults
+        self._forwarders = TokenBuckets(rate_hz=FORWARDER_RATE_HZ, burst=FORWARDER_BURST, names_max=FORWARDERS_MAX)
+        self._registering: dict[ID, trio.Lock] = {}
+        self._my_name = self.my_id.to_bytes()
+        self.ill_formed = 0
+        self.limited = 0
+        self.copies = 0
+        """Well-formed messages that arrived, duplicates too."""
+
+    @property
+    def manager(self) -> InternalManagerAPI:
+        """Manager of this service, fenced."""
+        return fence(self._manager, self._faults)
+
+    # ------------------------------------------------------------ neighbours
+
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        # Stock looks whether the peer has a stream, opens one, then enters it. Two connections made at once (each side
+        # dialled) would enter two, and the queue of the first would have nobody to close it: a stream and two tasks
+        # left per reconnection, and no new neighbour at all after a thousand.
+        lock = self._registering.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                await super()._handle_new_peer(peer_id)
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._registering.pop(peer_id, None)
+
+    def get_hello_packet(self) -> rpc_pb2.RPC:
+        """Return the subscriptions, without a record of our addresses."""
+        packet = super().get_hello_packet()
+        packet.ClearField("senderRecord")
+        return packet
+
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        # Stock would forget the subscriptions too, which a peer that reconnected in the meantime does not repeat:
+        # it would never be sent a message again.
+        if self._peer_is_connected(peer_id):
+            self._renew_stream(peer_id)
+        else:
+            super()._handle_dead_peer(peer_id)
+
+    async def handle_dead_peer_queue(self) -> None:
+        """Take note of closed connections; a peer with another connection gets a new stream if it needs one."""
+        async with self.dead_peer_receive_channel:
+            self.event_handle_dead_peer_queue_started.set()
+            async for peer_id in self.dead_peer_receive_channel:
+                if not self._peer_is_connected(peer_id):
+                    self._handle_dead_peer(peer_id)
+                elif peer_id in self.peers and self.peers[peer_id].muxed_conn.is_closed:
+                    # Stock keeps a stream whose connection is gone while another lives, and takes no new one.
+                    self._renew_stream(peer_id)
+
+    def _renew_stream(self, peer_id: ID) -> None:
+        if self.peers.pop(peer_id, None) is not None:
+            queue = self.peer_queues.pop(peer_id, None)
+            if queue is not None:
+                queue.close()
+            self.router.remove_peer(peer_id)
+        self._schedule_peer_stream_retry(peer_id)
+
+    async def handle_sending_messages(self, peer_id: ID, stream: INetStream, queue: RpcQueue) -> None:
+        """Write what waits for a neighbour, as much as there is in one write."""
+        queue.max_message_size = RPC_MAX_BYTES
+        try:
+            while (first := await queue.pop()) is not None:
+                data = _encode(first)
+                while len(queue) and len(data) < WRITE_BYTES and (more := await queue.pop()) is not None:
+                    data += _encode(more)
+                await stream.write(data)
+        except Exception:  # stock's rule: whatever it is, the stream is of no more use
+            self._handle_dead_peer(peer_id)
+
+    # ------------------------------------------------------------ what comes in
+
+    async def continuously_read_stream(self, stream: INetStream) -> None:
+        """Take a neighbour's RPCs until its stream ends."""
+        peer = stream.muxed_conn.peer_id
+        muxed = _muxed(stream)
+        reader = DelimitedReader(RPC_MAX_BYTES)
+        try:
+            while self.manager.is_running:
+                for raw in reader.feed(await muxed.read(READ_BYTES)):
+                    await self._take_rpc(peer, raw)
+        except (MuxedStreamError, IOException, RawConnError):
+            return  # it has ended, in one of the ways in which streams end
+        except FrameTooLargeError:
+            self._handle_dead_peer(peer)
+            raise
+        finally:
+            await reset(stream)
+
+    async def _take_rpc(self, peer: ID, raw: bytes) -> None:
+        rpc = rpc_pb2.RPC()
+        rpc.ParseFromString(raw)
+        self.ill_formed += max(0, len(rpc.publish) - MESSAGES_PER_RPC)
+        for msg in rpc.publish[:MESSAGES_PER_RPC]:
+            self._take(peer, msg)
+        if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
+            for subscription in rpc.subscriptions:
+                self.handle_subscription(peer, subscription)
+        if rpc.HasField("control"):
+            await self.router.handle_rpc(rpc, peer)
+
+    def _take(self, forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Judge, deliver and pass on a neighbour's message; whatever it brings about costs only the message."""
+        try:
+            if self._may_enter(forwarder, msg) and self._is_signed(msg):
+                # Before the judge: what he refuses is refused once, not once per neighbour.
+                self._mark_msg_seen(msg)
+                validator = self.topic_validators.get(msg.topicIDs[0])
+                if validator is not None and validator.validator(forwarder, msg):
+                    self.router.pass_on(forwarder, msg)
+        except Exception as error:
+            self._faults.note("message", error)
+
+    def _may_enter(self, forwarder: ID, msg: rpc_pb2.Message) -> bool:
+        parts = (msg.from_id, msg.key, msg.signature)
+        if (
+            len(msg.topicIDs) != 1
+            or len(msg.data) > GOSSIP_MAX_BYTES
+            or len(msg.seqno) != SEQUENCE_BYTES
+            or any(len(part) > ID_MAX_BYTES for part in parts)
+        ):
+            self.ill_formed += 1
+            return False
+        self.copies += 1
+        if msg.topicIDs[0] not in self.topic_ids or msg.from_id == self._my_name or self._is_msg_seen(msg):
+            return False
+        # By forwarder, whose name is proved; the origin's is not before the signature is checked.
+        if not self._forwarders.take(forwarder.to_base58(), trio.current_time()):
+            self.limited += 1
+            return False
+        return True
+
+    def _is_signed(self, msg: rpc_pb2.Message) -> bool:
+        """Say whether the origin has signed this; its key lies in its name."""
+        origin, signature = msg.from_id, msg.signature
+        if len(origin) != _ED25519_BYTES or not origin.startswith(_ED25519_PREFIX):
+            return signature_validator(msg)  # another kind of key, in an open grid
+        if len(signature) != _SIGNATURE_BYTES:
+            return False
+        key = Ed25519PublicKey.from_bytes(origin[len(_ED25519_PREFIX) :])
+        return key.verify(_signed_part(msg), signature)
+
+    # ------------------------------------------------------------ what goes out
+
+    async def publish(self, topic_id: str | list[str], data: bytes) -> None:
+        """Sign a message and send it to the mesh."""
+        assert isinstance(topic_id, str)
+        assert self.sign_key is not None
+        await trio.lowlevel.checkpoint()
+        msg = rpc_pb2.Message(data=data, topicIDs=[topic_id], from_id=self._my_name, seqno=self._next_seqno())
+        msg.signature = self.sign_key.sign(_signed_part(msg))  # no key: it lies in our name
+        self._mark_msg_seen(msg)
+        self.router.pass_on(self.my_id, msg)
+
+    def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
+        """Do nothing: the validator delivers, see transport.libp2p_host."""
+
+
+def _muxed(stream: INetStream) -> IMuxedStream:
+    """Return the muxer's stream, which wants no lock per read and write."""
+    return cast(IMuxedStream, stream.muxed_stream)  # type: ignore[attr-defined]
+
+
+def _encode(rpc: rpc_pb2.RPC | bytes) -> bytes:
+    """Return an RPC as it goes out; some are encoded already."""
+    return rpc if isinstance(rpc, bytes) else delimit(rpc.SerializeToString())
+
+
+def _signed_part(msg: rpc_pb2.Message) -> bytes:
+    """Return what a signature is of."""
+    unsigned = rpc_pb2.Message(data=msg.data, topicIDs=msg.topicIDs, from_id=msg.from_id, seqno=msg.seqno)
+    return _SIGNING_PREFIX + unsigned.SerializeToString()
