@@ -9,12 +9,14 @@ and checked before it touches the disk.
 """
 
 import base64
-import hashlib
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 CHUNK_SIZE_BYTES = 1 << 20
 """Bytes per chunk. One chunk fits a frame many times over, and a lost one costs little to fetch again."""
@@ -208,7 +210,7 @@ def canonical_bytes(manifest: Manifest) -> bytes:
 
 def model_digest(manifest: Manifest) -> str:
     """Return the hex SHA-256 of the canonical bytes, the model's name in the grid."""
-    return hashlib.sha256(canonical_bytes(manifest)).hexdigest()
+    return _sha256(canonical_bytes(manifest)).hexdigest()
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -238,7 +240,14 @@ def chunk_cid(data: bytes | memoryview) -> str:
     Layout of the binary CID: version 0x01, codec raw 0x55, multihash sha2-256 0x12, length 0x20, digest
     (multiformats CID specification, https://github.com/multiformats/cid).
     """
-    return _cid_text(b"\x01\x55\x12\x20" + hashlib.sha256(data).digest())
+    return _cid_text(b"\x01\x55\x12\x20" + _sha256(data).digest())
+
+
+def _sha256(data: bytes | memoryview = b"") -> "_Hash":
+    # Loads OpenSSL, 3 MB, which a worker that reads a manifest has no use for.
+    import hashlib
+
+    return hashlib.sha256(data)
 
 
 def _cid_text(raw: bytes) -> str:
@@ -262,7 +271,7 @@ def parse_cid(cid: str) -> bytes:
 
 def describe_shard(name: str, pieces: Iterable[bytes]) -> Shard:
     """Describe a file given as consecutive pieces of CHUNK_SIZE_BYTES (the last may be shorter)."""
-    whole = hashlib.sha256()
+    whole = _sha256()
     size_bytes = 0
     chunks: list[str] = []
     for piece in pieces:
