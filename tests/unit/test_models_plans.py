@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -129,3 +130,26 @@ def test_the_frame_of_given_tensors_is_what_the_request_says_or_the_models_own()
     assert (plan.is_raw, plan.geometry.frame_width, plan.geometry.frame_height) == (False, 8, 8)
     plan = plans.find(body_of((1, 3, 8, 8), width=64, height=32, raw_outputs=True), 768)
     assert (plan.is_raw, plan.geometry.frame_width, plan.geometry.frame_height) == (True, 64, 32)
+
+
+def test_of_memory_that_may_change_only_numbers_to_compute_with_are_read_in_place():
+    kinds = {
+        "frame": ("float32", 2000, True),
+        "half": ("float16", 3000, True),
+        "bytes": ("uint8", 5000, True),
+        "signed": ("int8", 5000, True),
+        "few": ("float32", 1024, False),
+        "indices": ("int64", 2000, False),
+        "numbers": ("int32", 2000, False),
+        "mask": ("bool", 5000, False),
+    }
+    specs = tuple(TensorSpec(name=name, dtype=dtype, shape=(-1,)) for name, (dtype, _, _) in kinds.items())
+    shapes = {name: np.zeros(size, dtype) for name, (dtype, size, _) in kinds.items()}
+    headers, payload = ndarrays.pack(shapes)
+    inputs = msgspec.structs.replace(manifest(), inputs=specs)
+    plan = Plans(inputs).find(encode_request(RequestBody(kind="tensors", tensors=headers)), len(payload))
+    shared = plan.feeds(memoryview(payload).toreadonly(), is_shared=True)
+    payload[:] = b"\x01" * len(payload)
+    assert {name: bool(value.any()) for name, value in shared.items()} == {n: seen for n, (_, _, seen) in kinds.items()}
+    own = plan.feeds(memoryview(payload).toreadonly(), is_shared=False)
+    assert np.shares_memory(own["indices"], np.frombuffer(payload, np.uint8))
