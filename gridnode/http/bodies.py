@@ -1,10 +1,11 @@
 """Bodies of requests: how they are read, within which bounds, and where their JSON ends."""
 
+import functools
 import zlib
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
-import trio
 
 from gridnode.http.heads import ChunkedBody, Head, HttpError
 from gridnode.http.receiving import Receiver
@@ -64,7 +65,12 @@ def held_bytes(head: Head, *, most_bytes: int) -> int:
 
 
 async def read_body(
-    receiver: Receiver, head: Head, data: bytes, *, most_bytes: int, limiter: trio.CapacityLimiter
+    receiver: Receiver,
+    head: Head,
+    data: bytes,
+    *,
+    most_bytes: int,
+    in_thread: Callable[[Callable[[], memoryview]], Awaitable[memoryview]],
 ) -> Body:
     """Receive a request's body.
 
@@ -74,8 +80,8 @@ async def read_body(
         The head as received.
     most_bytes : int
         Largest body, after decompression too.
-    limiter : trio.CapacityLimiter
-        For the threads that decompress.
+    in_thread : callable
+        Does what takes long in a thread.
 
     Raises
     ------
@@ -91,7 +97,7 @@ async def read_body(
     else:
         whole = await _read_whole(receiver, head, data, most_bytes=most_bytes)
         if head.encoding in ENCODINGS:
-            whole = await trio.to_thread.run_sync(_decompress, whole, head.encoding, most_bytes, limiter=limiter)
+            whole = await in_thread(functools.partial(_decompress, whole, head.encoding, most_bytes))
         text_bytes = _text_bytes(head, len(whole))
         text, binary = whole[:text_bytes], whole[text_bytes:]
     is_picture = head.content_type in PICTURES

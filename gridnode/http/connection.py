@@ -163,7 +163,7 @@ class Connection:
         if head.expects_continue and not self._receiver.has_data and send_some(self._plain, [CONTINUE]):
             raise EOFError("program reads nothing")
         body = await read_body(
-            self._receiver, head, data, most_bytes=self._server.config.body_bytes, limiter=self._server.threads
+            self._receiver, head, data, most_bytes=self._server.config.body_bytes, in_thread=self._server.in_thread
         )
         self._is_reading = False
         self._patience.deadline = math.inf

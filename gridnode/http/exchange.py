@@ -7,8 +7,6 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-import trio
-
 from gridnode.catalogue import Resolved
 from gridnode.http.bodies import Body
 from gridnode.http.oip import ResponseParameters
@@ -116,7 +114,7 @@ class Exchange:
         read = functools.partial(read_request, body.text, body.binary, manifest)
         if len(body.text) <= INLINE_BYTES:
             return read()
-        return await trio.to_thread.run_sync(read, limiter=self._server.threads)
+        return await self._server.in_thread(read)
 
     def hold(self, size: int) -> None:
         """Keep so many bytes of the server's room until the job's outcome."""
@@ -164,7 +162,7 @@ class Exchange:
             self._listener.reply(make())
 
     async def _answer_later(self, make: Callable[[], Reply]) -> None:
-        reply = await trio.to_thread.run_sync(make, limiter=self._server.threads)
+        reply = await self._server.in_thread(make)
         if self._listener is not None:
             self._listener.reply(reply)
 

@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -29,6 +29,8 @@ from gridnode.nurseries import collapsing
 from gridnode.program import NodeNames
 
 log = EventLog("http")
+
+T = TypeVar("T")
 
 ACCEPT_RETRY_S: Final = 0.1
 """Pause after a failed accept, so that a lack of descriptors does not become a busy loop."""
@@ -73,12 +75,17 @@ class HttpServer:
         self.default_deadline_s = default_deadline_s
         self.documents = Documents(models, is_ready=is_ready, is_offered=is_offered)
         self.room = Room()
-        self.threads = trio.CapacityLimiter(THREADS)
+        self._threads = trio.CapacityLimiter(THREADS)
         self._id = os.urandom(16)
         self.client = self._id.hex()[:16]
         """All programs here are one to the scheduler: which of them sends, nobody can tell."""
         self._numbers = itertools.count(1)
         self._connections: set[Connection] = set()
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do what takes long in a thread, when its turn has come."""
+        async with self._threads:
+            return await trio.to_thread.run_sync(work)
 
     def mint_key(self) -> bytes:
         """Return the key of a new job."""

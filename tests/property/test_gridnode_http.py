@@ -151,7 +151,8 @@ def test_any_bytes_are_no_request_or_one(text):
 
 WORDS = st.sampled_from(
     [b"GET", b" ", b"/v2", b"HTTP/1.1", b"\r\n", b"\n", b"Host:", b"x", b"Content-Length:", b"5", b"5, 6", b"-1",
-     b":", b"Transfer-Encoding:", b"chunked", b"Inference-Header-Content-Length:", b"\t", b"\0", b"\xff", b"Connection: close"]
+     b":", b"Transfer-Encoding:", b"chunked", b"Inference-Header-Content-Length:", b"\t", b"\0", b"\xff",
+     b"Connection: close"]
 )  # fmt: skip
 
 
