@@ -290,12 +290,13 @@ def make_grid():
 def real_grid(request, tmp_path_factory):
     """Make a grid of one daemon that runs; tests of a module share it.
 
-    The module's FIRST_SHARE is its cpu_share, MADE_DAYS_AGO its age.
+    The module's FIRST_SHARE is its cpu_share, MADE_DAYS_AGO its age, SETTINGS what else it is told.
     """
     folder = tmp_path_factory.mktemp("grid", numbered=True)
     grid = RealGrid(Path(folder), days_ago=getattr(request.module, "MADE_DAYS_AGO", 0.0))
     try:
-        grid["n1"].start(share=getattr(request.module, "FIRST_SHARE", 1.0))
+        settings = getattr(request.module, "SETTINGS", ())
+        grid["n1"].start(share=getattr(request.module, "FIRST_SHARE", 1.0), settings=settings)
         grid["n1"].wait_ready()
         yield grid
     finally:
