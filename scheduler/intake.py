@@ -227,11 +227,16 @@ class Intake:
         best = self._placement.best_here_s(job)
         if best is None:
             return Reason.UNKNOWN_MODEL, None
-        finish_s = max(best[1], self._transfer_s(event.peer, job) + self._workbench.service_s(best[0]))
+        transfer_s = self._transfer_s(event.peer, job)
+        if event.sender_estimate_s is not None:
+            # The sender has measured the way here; our own figure is of the way back, or a guess.
+            transfer_s = min(transfer_s, event.sender_estimate_s)
+        finish_s = max(best[1], transfer_s + self._workbench.service_s(best[0]))
         if finish_s > self._placement.budget_s(job, event.peer) and ledger.config.placement.shedding:
             return Reason.DEADLINE, finish_s
         limit_s = self._refuse_above_s(event.sender_estimate_s)
-        if not self._workbench.look(job)[1] or (limit_s is not None and finish_s > limit_s):
+        # Only what waits and runs here can be worse than the sender thinks.
+        if not self._workbench.look(job)[1] or (limit_s is not None and best[1] > limit_s):
             return Reason.QUEUE_FULL, finish_s
         return None, None
 

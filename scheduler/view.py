@@ -105,7 +105,7 @@ class View:
             peer.begin_anew()
         digest = state.table_digest
         if digest != peer.table_digest:
-            self._look_up(peer, digest)
+            self._look_up(peer, digest, is_kept=bool(digest) and not is_anew)
         elif (
             old is None
             or old.warm != state.warm
@@ -195,7 +195,10 @@ class View:
         peer.judge(self._warm_models(peer))
 
     def _warm_models(self, peer: Peer) -> frozenset[ModelDigest]:
-        warm = 0 if peer.state is None else peer.state.warm
+        state = peer.state
+        if state is not None and state.table_digest != peer.table_digest and peer.capabilities:
+            return peer.warm_models  # bits mean nothing with an old table
+        warm = 0 if state is None else state.warm
         if not warm or not peer.capabilities:
             return NONE_WARM
         key = peer.table_digest, warm
@@ -207,10 +210,17 @@ class View:
             found = self._warm[key] = frozenset(models)
         return found
 
-    def _look_up(self, peer: Peer, digest: bytes) -> None:
-        """Give a peer the table of its digest, or none: bits of `warm` mean nothing with an old table."""
+    def _look_up(self, peer: Peer, digest: bytes, *, is_kept: bool = False) -> None:
+        """Give a peer the table of its digest; where that is not here yet, none, or its old one if that is kept.
+
+        Most changes of a table are a model more or a time measured anew. With no table the peer would have no model
+        until the new one has come; with the old one, a job whose model has gone there is refused and placed again.
+        """
         capabilities = self._tables.get(digest)
         was_rated = peer.speed > 0
+        if capabilities is None and is_kept and peer.capabilities:
+            self._judge(peer)
+            return
         if capabilities is None:
             peer.capabilities = {}
             peer.speed = 0.0

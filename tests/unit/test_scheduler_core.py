@@ -654,6 +654,15 @@ def test_an_offer_that_the_sender_misjudged_is_refused_with_the_estimate():
     assert (refusal.why, refusal.estimate_s) == (Reason.QUEUE_FULL, pytest.approx(0.5, abs=0.001))
 
 
+def test_an_offer_is_not_refused_for_a_way_that_its_sender_has_measured():
+    bench = Bench(mean_s=0.01)
+    bench.peer("b", 0.01)
+    payload = 50 * 2**20  # seconds by the prior of the link, which has never been used from here
+    job = make_job(1.0, origin="b", input_bytes=payload, budget_s=0.2)
+    actions = bench.feed(1.0, ev.OfferReceived(offer=1, peer="b", job=job, sender_estimate_s=0.05))
+    assert only(actions, act.Accept).offer == 1
+
+
 def test_an_accepted_offer_is_served_even_where_the_sender_would_be_thought_wrong():
     bench = Bench(mean_s=0.5)
     bench.peer("c", 0.001)

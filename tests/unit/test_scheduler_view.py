@@ -138,15 +138,26 @@ def test_old_records_do_not_bring_a_forgotten_peer_back(view):
     assert view.get("b") is not None
 
 
-def test_a_new_digest_closes_the_old_table_until_the_new_one_is_here(view):
+def test_an_old_table_stands_until_the_new_one_is_here_but_its_bits_do_not_change(view):
     peer = view.get("b")
-    view.merge(make_state(sequence=2, table_digest=b"new-----"), now_s=1.0)
-    assert not peer.capabilities
+    assert peer.warm_models == {"m"}
+    view.merge(make_state(sequence=2, table_digest=b"new-----", warm=0), now_s=1.0)
+    assert set(peer.capabilities) == {"m"}
+    assert peer.warm_models == {"m"}, "bits of a table that is not here mean nothing"
+    view.merge(make_state(sequence=3, table_digest=b"new-----"), now_s=1.0)
     assert view.wants_table(peer, now_s=1.0) == b"new-----"
     view.learn_table(make_table(digest=b"new-----", models=("m", "n")))
     assert set(peer.capabilities) == {"m", "n"}
     assert peer.warm_models == {"m"}
     assert view.wants_table(peer, now_s=9.0) is None
+
+
+@pytest.mark.parametrize("changes", [{"table_digest": b""}, {"table_digest": b"new-----", "epoch": 2}])
+def test_a_node_without_models_or_started_anew_has_no_table(view, changes):
+    peer = view.get("b")
+    view.merge(make_state(sequence=2, **changes), now_s=1.0)
+    assert not peer.capabilities
+    assert not peer.warm_models
 
 
 def test_pulls_are_limited_in_rate_and_back_off(view):
