@@ -55,7 +55,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     slots: Annotated[int, Meta(ge=1, le=16)] = 1
     """Runs of one model at once."""
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
-    """Threads of one run; slots times threads should not exceed the cores."""
+    """Threads of a run that goes alone; runs that go at once share them."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     """Execution providers of this node, best first; a model uses those its manifest names."""
     cpu_share: Annotated[float, Meta(gt=0, le=1)] = 1.0

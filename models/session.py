@@ -51,6 +51,9 @@ RUNTIME_FAULTS: Final = (
 )
 """What onnxruntime raises for a model or an input it cannot deal with."""
 
+COPIED_MAX_BYTES: Final = 32 * 1024 * 1024
+"""Largest graph of which there is a second copy for runs that go at once."""
+
 
 def prepare(manifest: Manifest) -> None:
     """Touch what libraries load on first use, because no file can be opened later.
@@ -101,9 +104,11 @@ class Session:
         chosen = [name for name in providers if name in available]
         if not chosen:
             raise ValueError(f"onnxruntime here has {', '.join(available)}, the model needs one of {providers}")
-        # The class behind onnxruntime.InferenceSession, which keeps the graph's bytes for as long as it lives.
-        self._session = runtime_state.InferenceSession(_options(threads), graph, False, False)
-        self._session.initialize_session(chosen, [{} for _ in chosen], set())
+        self._chosen = chosen
+        self._threads = threads
+        self._session = self._make(graph, threads)
+        self._crowded = self._session
+        """For runs that go at once."""
         self._manifest = manifest
         self._plans = Plans(manifest)
         self._output_names = [spec.name for spec in manifest.outputs]
@@ -111,18 +116,47 @@ class Session:
         self._class_indices = {name: index for index, name in reversed(list(enumerate(names)))}
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
+    def share_threads(self, graph: bytes, *, runs: int) -> None:
+        """Let so many runs that go at once share the threads of one; takes as long as loading the model.
+
+        A run that goes alone is done soonest by all threads. Of several, each is done soonest by its own: threads that
+        wait for one another at every operator cost a tenth of the work, or more where others want the processor, too.
+        The runtime fixes threads per copy of a model, so this is a second one; large models do with one.
+        """
+        threads = max(1, self._threads // runs)
+        on_processor = self.providers == ("CPUExecutionProvider",)
+        if threads == self._threads or len(graph) > COPIED_MAX_BYTES or not on_processor:
+            return
+        try:
+            crowded = self._make(graph, threads)
+        except RUNTIME_FAULTS as error:
+            sys.stderr.write(f"runs that go at once are not given threads of their own: {error}\n")
+            return
+        self._warm_up(crowded)
+        self._crowded = crowded
+
+    def _make(self, graph: bytes, threads: int) -> runtime_state.InferenceSession:
+        """Load the graph."""
+        # The class behind onnxruntime.InferenceSession, which keeps the graph's bytes for as long as it lives.
+        session = runtime_state.InferenceSession(_options(threads), graph, False, False)
+        session.initialize_session(self._chosen, [{} for _ in self._chosen], set())
+        return session
+
     def warm_up(self) -> None:
         """Run once on zeros, so that the first request finds memory and threads ready.
 
         A model that cannot run on zeros is not to blame: the golden check judges it.
         """
+        self._warm_up(self._session)
+
+    def _warm_up(self, session: runtime_state.InferenceSession) -> None:
         feeds = {spec.name: _zeros(spec) for spec in self._manifest.inputs}
         options = RunOptions()
         # The first run takes memory piece by piece while the runtime learns what a run needs; all later ones take it
         # as one block. The pieces would never be used again: for squeezenet 3 of 16 MB.
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
-            self._session.run(self._output_names, feeds, options)
+            session.run(self._output_names, feeds, options)
         except RUNTIME_FAULTS as error:
             sys.stderr.write(f"warm-up run failed: {error}\n")
 
@@ -134,6 +168,7 @@ class Session:
         options: onnxruntime.RunOptions,
         *,
         is_shared: bool = False,
+        is_alone: bool = True,
     ) -> tuple[bytes, int]:
         """Answer one request.
 
@@ -150,6 +185,8 @@ class Session:
         is_shared : bool
             Whether a program may change the payload meanwhile: then only numbers that a model computes with are read
             in place.
+        is_alone : bool
+            Whether no other run goes on as this one begins.
 
         Returns
         -------
@@ -169,7 +206,8 @@ class Session:
         feeds, geometry = self._feeds(plan, payload, is_shared=is_shared)
         post = self._manifest.postprocessing
         names = self._output_names if plan.is_raw or post is None else [post.output]
-        outputs = dict(zip(names, self._session.run(names, feeds, options), strict=True))
+        session = self._session if is_alone else self._crowded
+        outputs = dict(zip(names, session.run(names, feeds, options), strict=True))
         if not plan.is_raw:
             return encode_result(self._read(plan.request, outputs, geometry)), 0
         layout = plan.lay_out(outputs)

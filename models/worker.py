@@ -129,8 +129,14 @@ class Worker:
                 reason = "the program's memory could not be mapped"
                 return protocol.Failed(run=order.run, kind="unmapped", reason=reason, service_s=0.0)
             output = self._memory.output(order.slot)
-            is_shared = order.segment > 0
-            body, size = self._session.answer(order.body, payload, output, options, is_shared=is_shared)
+            body, size = self._session.answer(
+                order.body,
+                payload,
+                output,
+                options,
+                is_shared=order.segment > 0,
+                is_alone=len(self._running) == 1,
+            )
         except self._input_faults as error:
             return _failed(order.run, "input", error, started_s)
         except self._model_faults as error:
@@ -207,7 +213,6 @@ def _load(
 ) -> Worker | None:
     """Import the runtime, give up what is left to give up, load the model and tell the daemon how that went."""
     from models import session as runtime
-    from models.tensors import BadInputError
 
     order = protocol.decode_load(requests.recv(protocol.PACKET_MAX_BYTES))
     manifest = parse_manifest(bytes(memory.input(0)[: order.manifest_bytes]))
@@ -221,16 +226,26 @@ def _load(
     )
     try:
         session = runtime.Session(graph, manifest, threads=order.threads, providers=order.providers)
-        del graph
         session.warm_up()
     except runtime.RUNTIME_FAULTS as error:
         requests.send(protocol.encode(protocol.LoadFailed(reason=protocol.shorten(str(error) or repr(error)))))
         return None
+    # For a second copy of the model, where there will be one.
+    kept = [graph] if order.slots > 1 else []
+    del graph
     runtime.give_back()
     gc.freeze()
     reached = isolated.reached + sealed.reached
     missing = isolated.missing + sealed.missing
     requests.send(protocol.encode(protocol.Ready(providers=session.providers, reached=reached, missing=missing)))
+    if kept:
+
+        def share_threads() -> None:
+            session.share_threads(kept.pop(), runs=order.slots)
+            runtime.give_back()
+
+        # Beside the first requests.
+        threading.Thread(target=share_threads, daemon=True).start()
     return Worker(
         session,
         memory,

@@ -116,7 +116,8 @@ class WorkerProcess:
             return fault
         async with trio.open_nursery() as nursery:
             if self._settings.cpu_share < 1:
-                share = cpushare.limit(self.pid, share=self._settings.cpu_share, threads=self._settings.threads)
+                threads = max(self._settings.threads, self._settings.slots)
+                share = cpushare.limit(self.pid, share=self._settings.cpu_share, threads=threads)
                 self.runs.share = share
                 nursery.start_soon(share.serve)
             nursery.start_soon(self._keep_time, nursery.cancel_scope)

@@ -31,7 +31,7 @@ class LoadOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=
     manifest_bytes: int
     """The manifest lies at the start of the shared memory: it may be longer than a packet."""
     threads: int
-    """Threads for one run."""
+    """Threads for one run that goes alone."""
     providers: tuple[str, ...]
     """Execution providers to try, best first."""
     slots: int

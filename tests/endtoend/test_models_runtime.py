@@ -400,6 +400,57 @@ def test_two_slots_run_at_once(tmp_path):
     with_runtime(use, slots=2)
 
 
+def wide(folder):
+    """As loop, of any width: wide operators are shared by threads, narrow ones are not."""
+    ends = [h.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("a", "b")]
+    count = [
+        h.make_tensor_value_info("i", TensorProto.INT64, []),
+        h.make_tensor_value_info("go", TensorProto.BOOL, []),
+    ]
+    nodes = [h.make_node("Identity", ["go"], ["go_on"]), h.make_node("Tanh", ["a"], ["b"])]
+    go_on = h.make_tensor_value_info("go_on", TensorProto.BOOL, [])
+    body = h.make_graph(nodes, "body", [*count, ends[0]], [go_on, ends[1]])
+    true = h.make_tensor("true", TensorProto.BOOL, [], [True])
+    nodes = [h.make_node("Loop", ["trips", "true", "x"], ["y"], body=body)]
+    inputs = [("trips", "INT64", "int64", [1]), ("x", "FLOAT", "float32", [-1])]
+    return Toy(folder, "wide", nodes, inputs, [("y", "FLOAT", "float32", [-1])], initialisers=[true])
+
+
+async def busy_threads(pid, run, wanted):
+    """Return the threads of a worker that worked for a run."""
+
+    def used_ns():
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return {task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks}
+
+    before = used_ns()
+    [outcome] = await run([wanted])
+    assert isinstance(outcome, RunOutcome)
+    return {thread for thread, spent_ns in used_ns().items() if spent_ns != before.get(thread, 0)}
+
+
+def test_a_run_alone_has_all_threads_and_runs_that_go_at_once_share_them(tmp_path):
+    async def use(runtime):
+        run = await loaded(runtime, wide(tmp_path))
+        [entry] = runtime.statistics()
+
+        async def wait_busy(count):
+            # A thread of the worker still prepares for runs that go at once at first.
+            long = request(trips=np.array([30], np.int64), x=np.ones(1 << 20, np.float32))
+            while len(await busy_threads(entry.pid, run, long)) != count:
+                await trio.lowlevel.checkpoint()
+
+        await wait_busy(2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, [request(trips=np.array([2**60]), x=np.ones(8, np.float32))])
+            await wait_running(runtime)
+            await wait_busy(2)
+            nursery.cancel_scope.cancel()
+        await wait_busy(2)
+
+    with_runtime(use, slots=2, threads=2)
+
+
 def test_a_killed_worker_loses_its_run_and_the_next_run_waits_for_a_new_one(tmp_path):
     async def use(runtime):
         run = await loaded(runtime, loop(tmp_path))
