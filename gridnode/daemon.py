@@ -12,7 +12,7 @@ import socket as socket_module
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import psutil
@@ -34,13 +34,20 @@ from transport.dataplane import DataPlaneConfig, TlsDataPlane
 from transport.files import StateFileError
 from transport.libp2p_imports import leave_out
 
+if TYPE_CHECKING:
+    from models.workerstart import Spare
+
 log = EventLog("daemon")
 
 EXIT_RESTART: Final = 75
 """Told to the service manager when the daemon must simply start anew (EX_TEMPFAIL of sysexits.h)."""
 
 
-def run_daemon(config: Config, state_dir: Path) -> int:
+SPARE_S: Final = 30.0
+"""Time that a spare worker waits for the first model: a slow board needs ten seconds to know what it is to run."""
+
+
+def run_daemon(config: Config, state_dir: Path, *, spare: "Spare | None" = None) -> int:
     """Run a node until it is told to stop.
 
     Parameters
@@ -49,6 +56,8 @@ def run_daemon(config: Config, state_dir: Path) -> int:
         Already checked.
     state_dir : Path
         Of a node that has made or joined a grid.
+    spare : Spare, optional
+        A worker for the first model; stays the caller's to close.
 
     Returns
     -------
@@ -65,7 +74,7 @@ def run_daemon(config: Config, state_dir: Path) -> int:
     try:
         credentials = Credentials(state, clock=time.time)
         epoch = state.next_epoch()
-        return trio.run(_run, config, state, credentials, epoch)
+        return trio.run(_run, config, state, credentials, epoch, spare)
     except StateFileError as error:
         raise StateDirectoryError(str(error)) from error
     except BaseException as error:
@@ -79,9 +88,11 @@ def run_daemon(config: Config, state_dir: Path) -> int:
         state.close()
 
 
-async def _run(config: Config, state: StateDirectory, credentials: Credentials, epoch: int) -> int:
+async def _run(
+    config: Config, state: StateDirectory, credentials: Credentials, epoch: int, spare: "Spare | None"
+) -> int:
     notifier = Notifier(dict(os.environ))
-    node = _make_node(config, state, credentials, epoch)
+    node = _make_node(config, state, credentials, epoch, spare)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey_signals, node, nursery.cancel_scope)
         async with trio.open_nursery() as around:
@@ -89,6 +100,8 @@ async def _run(config: Config, state: StateDirectory, credentials: Credentials, 
                 port = await around.start(_serve_metrics, config, node)
                 node.metrics_address = f"{config.metrics.host}:{port}"
             around.start_soon(_notify, notifier, node)
+            if spare is not None:
+                around.start_soon(_let_go, spare)
             await node.serve()
             around.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
@@ -103,6 +116,12 @@ async def _serve_metrics(config: Config, node: Node, *, task_status: trio.TaskSt
         is_ready=lambda: node.is_ready,
         task_status=task_status,
     )
+
+
+async def _let_go(spare: "Spare") -> None:
+    """End a spare worker that no model wanted."""
+    await trio.sleep(SPARE_S)
+    spare.close()
 
 
 async def _obey_signals(node: Node, scope: trio.CancelScope) -> None:
@@ -147,7 +166,9 @@ async def _notify_stop(notifier: Notifier, node: Node) -> None:
 # ---------------------------------------------------------------- making the parts
 
 
-def _make_node(config: Config, state: StateDirectory, credentials: Credentials, epoch: int) -> Node:
+def _make_node(
+    config: Config, state: StateDirectory, credentials: Credentials, epoch: int, spare: "Spare | None"
+) -> Node:
     # The commands that do not run a daemon must not pay for libp2p, and no daemon for the parts that it never uses.
     leave_out()
     from transport.libp2p_host import Libp2pHost
@@ -174,7 +195,7 @@ def _make_node(config: Config, state: StateDirectory, credentials: Credentials, 
         on_peer_opened=lambda peer: parts["node"].membership.connected(peer),
         on_peer_closed=lambda peer: parts["node"].watch.doubt(peer),
     )  # fmt: skip
-    executor, setup = _make_executor(config, threads, random.Random(f"{seed}/executor"))
+    executor, setup = _make_executor(config, state, threads, random.Random(f"{seed}/executor"), spare)
     own = psutil.Process().pid
 
     def own_pids() -> list[int]:
@@ -208,7 +229,9 @@ def thread_count(config: Config) -> int:
     return max(1, cores // config.scheduler.queue.slots)
 
 
-def _make_executor(config: Config, threads: int, rng: random.Random) -> tuple[Executor, str]:
+def _make_executor(
+    config: Config, state: StateDirectory, threads: int, rng: random.Random, spare: "Spare | None"
+) -> tuple[Executor, str]:
     """Return the executor, and what its measurements depend on."""
     if config.runtime.executor == "emulated":
         from models.emulated import DeviceProfile, EmulatedExecutor
@@ -218,13 +241,15 @@ def _make_executor(config: Config, threads: int, rng: random.Random) -> tuple[Ex
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigError(f"device profile {config.runtime.profile} cannot be used: {error}") from error
         return EmulatedExecutor(device, rng), f"emulated {config.runtime.profile}"
-    from importlib.metadata import version
-
+    from models.admission import PassedGraphs
     from models.runtime import Runtime, RuntimeConfig
+    from models.versions import installed_version
 
     runtime = RuntimeConfig(slots=config.scheduler.queue.slots, threads=threads, cpu_share=config.runtime.cpu_share)
-    setup = f"onnxruntime {version('onnxruntime')} threads {threads} share {config.runtime.cpu_share:g}"
-    return Runtime(runtime, rng), setup
+    setup = f"onnxruntime {installed_version('onnxruntime')} threads {threads} share {config.runtime.cpu_share:g}"
+    passed = PassedGraphs(state.graphs)
+    passed.load()
+    return Runtime(runtime, rng, passed=passed, spare=spare), setup
 
 
 def _host_label() -> str:

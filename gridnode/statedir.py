@@ -99,6 +99,11 @@ class StateDirectory:
         return self.path / "models"
 
     @property
+    def graphs(self) -> Path:
+        """Which graphs passed the check on this machine."""
+        return self.path / "graphs.json"
+
+    @property
     def profiles(self) -> Path:
         """Measured service times."""
         return self.path / "profiles.json"

@@ -1,9 +1,13 @@
 """Letting a graph file in: open it safely and have it checked by a confined process.
 
-Owns the descriptor rules and the daemon's side of models.graphcheck. The descriptor that was checked is the one the
-worker gets, so nothing can be put in its place in between.
+Owns the descriptor rules, the daemon's side of models.graphcheck, and the memory of graphs that passed: a check starts
+a Python with onnx, half of the time from a daemon's start to its first answer. What a check says depends on the graph's
+bytes, the manifest and the rules alone, so the same three pass again. The descriptor that was checked, or read to know
+it again, is the one the worker gets, so nothing can be put in its place in between.
 """
 
+import contextlib
+import hashlib
 import os
 import signal
 import stat
@@ -15,14 +19,23 @@ import msgspec
 import trio
 
 from models import child
+from models.durable import write_durably
 from models.executor import ModelRefusedError
 from models.manifest import Manifest, canonical_bytes
+from models.versions import installed_version
 
 CHECK_MAX_S: Final = 120.0
 """Longest wait for a verdict; a check takes half a second on a desktop and a few on a small board."""
+READ_BYTES: Final = 1 << 20
+"""Of a graph, read at once to know it again."""
 VERDICT_MAX_BYTES: Final = 64 * 1024
 """Most output of a check that is read; a verdict is a line of under 2 kB."""
 
+
+PASSED_MAX: Final = 256
+"""Graphs that are known to have passed, the newest kept: more than a node loads."""
+_RULE_FILES: Final = ("graphcheck.py", "manifest.py")
+"""Where the rules are written: other rules, other verdicts."""
 
 _one_at_a_time: Final = trio.CapacityLimiter(1)
 """A check may take half a gigabyte. And the first of several models is ready to serve sooner than if all were checked
@@ -59,8 +72,54 @@ def open_graph(path: Path) -> int:
     return descriptor
 
 
-async def check_graph(graph: int, manifest: Manifest, *, empty_folder: str) -> None:
-    """Have a graph checked.
+class PassedGraphs:
+    """The graphs that passed on this machine, in a file that only the daemon's user may write.
+
+    Parameters
+    ----------
+    path : Path
+        The file. A damaged one counts as empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rules = b""
+        self._known: list[str] = []
+
+    def load(self) -> None:
+        """Read the file. Blocks."""
+        rules = hashlib.sha256(installed_version("onnx").encode())
+        for name in _RULE_FILES:
+            rules.update(Path(__file__).with_name(name).read_bytes())
+        self._rules = rules.digest()
+        try:
+            self._known = msgspec.json.decode(self._path.read_bytes(), type=list[str])[-PASSED_MAX:]
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            self._known = []
+
+    def name(self, graph: int, manifest: Manifest) -> str:
+        """Return what a verdict depends on, as one digest. Reads the whole file; blocks."""
+        whole = hashlib.sha256(self._rules)
+        whole.update(hashlib.sha256(canonical_bytes(manifest)).digest())
+        offset = 0
+        while piece := os.pread(graph, READ_BYTES, offset):
+            whole.update(piece)
+            offset += len(piece)
+        return whole.hexdigest()
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether a graph of that name passed."""
+        return name in self._known
+
+    def add(self, name: str) -> None:
+        """Take note of a graph that passed. Blocks on fsync; where the disk is full it is checked again next time."""
+        self._known = [*self._known, name][-PASSED_MAX:]
+        with contextlib.suppress(OSError):
+            write_durably(self._path, msgspec.json.encode(self._known))
+
+
+async def check_graph(graph: int, manifest: Manifest, *, empty_folder: str, passed: PassedGraphs | None = None) -> None:
+    """Have a graph checked, unless it is known to have passed.
 
     Parameters
     ----------
@@ -70,14 +129,21 @@ async def check_graph(graph: int, manifest: Manifest, *, empty_folder: str) -> N
         What the graph should be.
     empty_folder : str
         Working folder of the check.
+    passed : PassedGraphs, optional
+        Those that need no check, loaded; a graph that passes joins them.
 
     Raises
     ------
     ModelRefusedError
         It breaks a rule, or the check did not survive it. The publisher's fault.
     """
+    name = await trio.to_thread.run_sync(passed.name, graph, manifest) if passed is not None else ""
+    if passed is not None and name in passed:
+        return
     async with _one_at_a_time:
         await _check(graph, manifest, empty_folder)
+    if passed is not None:
+        await trio.to_thread.run_sync(passed.add, name)
 
 
 async def _check(graph: int, manifest: Manifest, empty_folder: str) -> None:

@@ -21,7 +21,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from models.admission import check_graph, open_graph
+from models.admission import PassedGraphs, check_graph, open_graph
 from models.executor import (
     ExecutorStatistics,
     ModelChange,
@@ -38,7 +38,7 @@ from models.processmemory import process_memory
 from models.segments import Segment
 from models.tensors import InferenceError
 from models.workerprocess import NotBegunError, WorkerProcess
-from models.workerstart import WorkerSettings
+from models.workerstart import Spare, WorkerSettings
 
 log = logging.getLogger("gridnode.models")
 
@@ -139,11 +139,24 @@ class Runtime:
         How.
     rng : random.Random
         For the jitter of restarts.
+    passed : PassedGraphs, optional
+        Graphs that were checked before and need no check.
+    spare : Spare, optional
+        A worker that waits for the first model; stays the caller's to close.
     """
 
-    def __init__(self, config: RuntimeConfig, rng: random.Random) -> None:
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        rng: random.Random,
+        *,
+        passed: PassedGraphs | None = None,
+        spare: Spare | None = None,
+    ) -> None:
         self._config = config
         self._rng = rng
+        self._passed = passed
+        self._spare = spare
         self._models: dict[str, _Model] = {}
         self._changes_in, self._changes_out = trio.open_memory_channel[ModelChange](CHANGES_KEPT)
         self._new_in, self._new_out = trio.open_memory_channel[_Model](0)
@@ -275,7 +288,7 @@ class Runtime:
         graph = open_graph(graph_path)
         model = self._models[digest] = _Model(digest, manifest, graph, providers)
         try:
-            await check_graph(graph, manifest, empty_folder=self._empty_folder)
+            await check_graph(graph, manifest, empty_folder=self._empty_folder, passed=self._passed)
             await self._new_in.send(model)
         except BaseException as error:
             model.fault = error if isinstance(error, ModelRefusedError) else None
@@ -365,4 +378,5 @@ class Runtime:
             cpu_share=self._config.cpu_share,
             load_max_s=self._config.load_max_s,
             empty_folder=self._empty_folder,
+            spare=self._spare,
         )

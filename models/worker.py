@@ -46,13 +46,16 @@ PLAIN_PROVIDERS: Final = frozenset({"CPUExecutionProvider", "XnnpackExecutionPro
 """Providers that need no drivers, hence neither files nor devices."""
 
 
+GRAPH_MARK: Final = b"graph"
+"""The first packet to a worker: the graph's descriptor comes with it."""
+
+
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker is started. Numbers are inherited descriptors."""
 
     requests: int
     control: int
     memory: int
-    graph: int
     slots: int
     parent: int
     accelerated: bool = False
@@ -214,11 +217,15 @@ def _load(
     """Import the runtime, give up what is left to give up, load the model and tell the daemon how that went."""
     from models import session as runtime
 
+    descriptor = _receive_graph(requests)
+    if descriptor is None:
+        return None  # a spare that is not needed
     order = protocol.decode_load(requests.recv(protocol.PACKET_MAX_BYTES))
     manifest = parse_manifest(bytes(memory.input(0)[: order.manifest_bytes]))
     # Whatever libraries load on first use they must load now.
     runtime.prepare(manifest)
-    graph = _read(start.graph)
+    os.chdir(order.empty_folder)
+    graph = _read(descriptor)
     sealed = confine.seal(
         memory_bytes=None if start.accelerated else order.memory_bytes,
         shared_bytes=LENT_MAX_BYTES,
@@ -255,6 +262,16 @@ def _load(
         input_faults=(BadInputError,),
         model_faults=(ModelError, *runtime.RUNTIME_FAULTS),
     )
+
+
+def _receive_graph(requests: socket.socket) -> int | None:
+    """Wait for the graph's descriptor; None where the daemon has gone, or has nothing for us."""
+    mark, descriptors, _, _ = socket.recv_fds(requests, len(GRAPH_MARK), 1)
+    if not mark:
+        return None
+    assert mark == GRAPH_MARK, mark
+    [descriptor] = descriptors
+    return descriptor
 
 
 def _read(descriptor: int) -> bytes:

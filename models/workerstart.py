@@ -1,22 +1,28 @@
 """Starting a worker process, with everything that joins it to the daemon.
 
-Owns the making of sockets, shared memory and log pipe, and the copying of that pipe into the log. What is said over
-them is in models.workerprocess.
+Owns the making of sockets, shared memory and log pipe, the copying of that pipe into the log, and the spare: a worker
+that is started before its model is known. What is said over the sockets is in models.workerprocess.
+
+trio is imported late: a daemon starts its spare first and then imports the rest of itself, while the spare imports the
+runtime on another processor.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import socket
 import subprocess
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-import trio
 
 from models import child
 from models.sharedmemory import SharedMemory
-from models.worker import PLAIN_PROVIDERS, Start
+from models.worker import GRAPH_MARK, PLAIN_PROVIDERS, Start
+
+if TYPE_CHECKING:
+    import trio
 
 log = logging.getLogger("gridnode.models")
 
@@ -35,6 +41,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float
     load_max_s: float
     empty_folder: str
+    spare: "Spare | None" = None
+    """A worker that waits for the first model."""
 
 
 class WorkerEnds:
@@ -53,20 +61,86 @@ class WorkerEnds:
         """Not blocking; plain, since trio's own sockets yield to other tasks on every call."""
         self.control = control
         """Not waited for: a cancellation that finds no room is dropped."""
-        self.output = trio.lowlevel.FdStream(output)
+        self._output = output
         self.memory = memory
+
+    @functools.cached_property
+    def output(self) -> "trio.lowlevel.FdStream":
+        """The process's words."""
+        import trio
+
+        return trio.lowlevel.FdStream(self._output)
+
+    def close(self) -> None:
+        """End the process and let go of everything; only for a worker that nobody uses yet. Blocks for milliseconds."""
+        self.process.kill()
+        self.process.wait()
+        self.requests.close()
+        self.control.close()
+        os.close(self._output)
+        self.memory.close()
 
 
 def start_worker(graph: int, settings: WorkerSettings) -> WorkerEnds:
-    """Start a worker on a graph's descriptor; blocks for a few milliseconds, see models.child.spawn.
+    """Start a worker on a graph's descriptor, or take the spare; blocks for a few milliseconds, see models.child.spawn.
 
     Raises
     ------
     OSError
         The machine is out of processes, memory or descriptors; nothing is left behind.
     """
+    accelerated = not PLAIN_PROVIDERS.issuperset(settings.providers)
+    ends = None if settings.spare is None else settings.spare.take(slots=settings.slots, accelerated=accelerated)
+    if ends is None:
+        ends = _start(slots=settings.slots, accelerated=accelerated, folder=settings.empty_folder)
+    try:
+        socket.send_fds(ends.requests, [GRAPH_MARK], [graph])
+    except OSError:
+        ends.close()
+        raise
+    return ends
+
+
+class Spare:
+    """A worker that has no model yet, confined like any other; whoever makes it closes it.
+
+    Parameters
+    ----------
+    slots : int
+        Runs at once of the model that will be loaded first.
+
+    Raises
+    ------
+    OSError
+        As start_worker().
+    """
+
+    def __init__(self, *, slots: int) -> None:
+        self._slots = slots
+        # The worker goes to the empty folder when it is told of one.
+        self._ends: WorkerEnds | None = _start(slots=slots, accelerated=False, folder="/")
+
+    def take(self, *, slots: int, accelerated: bool) -> WorkerEnds | None:
+        """Hand the worker over, once, to a model that it fits; None where there is none or it has died."""
+        if self._ends is None or slots != self._slots or accelerated:
+            return None
+        ends, self._ends = self._ends, None
+        if ends.process.poll() is None:
+            return ends
+        ends.close()
+        return None
+
+    def close(self) -> None:
+        """End a worker that nobody took."""
+        if self._ends is not None:
+            self._ends.close()
+            self._ends = None
+
+
+def _start(*, slots: int, accelerated: bool, folder: str) -> WorkerEnds:
+    """Start a worker; its model comes later, over the socket."""
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-        memory = SharedMemory.create(settings.slots)
+        memory = SharedMemory.create(slots)
         ours.callback(memory.close)
         requests, far_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.callback(requests.close)
@@ -81,16 +155,15 @@ def start_worker(graph: int, settings: WorkerSettings) -> WorkerEnds:
             requests=far_requests.fileno(),
             control=far_control.fileno(),
             memory=memory.descriptor,
-            graph=graph,
-            slots=settings.slots,
+            slots=slots,
             parent=os.getpid(),
-            accelerated=not PLAIN_PROVIDERS.issuperset(settings.providers),
+            accelerated=accelerated,
         )
         process = child.spawn(
             "models.worker",
             [msgspec.json.encode(start).decode("ascii")],
-            descriptors=(start.requests, start.control, start.memory, graph),
-            folder=settings.empty_folder,
+            descriptors=(start.requests, start.control, start.memory),
+            folder=folder,
             output=far_output,
         )
         requests.setblocking(False)
@@ -99,7 +172,7 @@ def start_worker(graph: int, settings: WorkerSettings) -> WorkerEnds:
     return WorkerEnds(process, requests, control, output, memory)
 
 
-async def copy_log(output: trio.lowlevel.FdStream, *, pid: int, model: str) -> None:
+async def copy_log(output: "trio.lowlevel.FdStream", *, pid: int, model: str) -> None:
     """Pass a worker's words on, as lines, up to LOG_LINES_MAX of them; read to the end all the same."""
     rest = b""
     lines = 0

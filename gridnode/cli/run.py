@@ -11,6 +11,8 @@ from gridnode.errors import GridError
 
 if TYPE_CHECKING:
     from gridnode.config import Config
+    from gridnode.statedir import StateDirectory
+    from models.workerstart import Spare
 
 FILE_NAME = "gridnode.toml"
 
@@ -120,11 +122,37 @@ def run_node(options: argparse.Namespace) -> int:
         _end_with_parent()
     config, _ = read_config(options)
 
+    from gridnode.config import default_state_dir
+    from gridnode.statedir import StateDirectory
+
+    named = Path(config.node.state_dir) if config.node.state_dir else default_state_dir(os.environ)
+    folder: Path = options.state_dir or named
+    # Before all else: the worker imports the runtime on another processor while this one imports the daemon.
+    spare = _start_spare(config, StateDirectory(folder))
+    try:
+        return _run_node(config, folder, spare)
+    finally:
+        if spare is not None:
+            spare.close()
+
+
+def _start_spare(config: "Config", state: "StateDirectory") -> "Spare | None":
+    """Start a worker for the model that a node will most likely load: one that has loaded some before."""
+    if config.runtime.executor != "onnxruntime" or not config.runtime.models or not state.graphs.exists():
+        return None
+    from models.workerstart import Spare
+
+    try:
+        return Spare(slots=config.scheduler.queue.slots)
+    except OSError:
+        return None  # the worker that is needed will say so
+
+
+def _run_node(config: "Config", folder: Path, spare: "Spare | None") -> int:
     import faulthandler
 
     import msgspec
 
-    from gridnode.config import default_state_dir
     from gridnode.daemon import run_daemon
     from gridnode.joining import given_name
     from gridnode.logs import set_up_logging
@@ -135,12 +163,10 @@ def run_node(options: argparse.Namespace) -> int:
     set_up_logging(level=config.log.level, journal="JOURNAL_STREAM" in os.environ)
     # The service manager's watchdog sends SIGABRT to a daemon that hangs: where it hung goes to the log.
     faulthandler.enable(file=2)
-    named = Path(config.node.state_dir) if config.node.state_dir else default_state_dir(os.environ)
-    folder: Path = options.state_dir or named
     if not config.node.name and (name := given_name(StateDirectory(folder))):
         config = msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, name=name))
     try:
-        return run_daemon(config, folder)
+        return run_daemon(config, folder, spare=spare)
     except (ExceptionGroup, ModelError, TransportError) as raised:
         error = foreseen(raised)
         if error is None:
