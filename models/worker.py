@@ -244,7 +244,6 @@ def _load(
     gc.freeze()
     reached = isolated.reached + sealed.reached
     missing = isolated.missing + sealed.missing
-    requests.send(protocol.encode(protocol.Ready(providers=session.providers, reached=reached, missing=missing)))
     if kept:
 
         def share_threads() -> None:
@@ -253,6 +252,7 @@ def _load(
 
         # Beside the first requests.
         threading.Thread(target=share_threads, daemon=True).start()
+    requests.send(protocol.encode(protocol.Ready(providers=session.providers, reached=reached, missing=missing)))
     return Worker(
         session,
         memory,

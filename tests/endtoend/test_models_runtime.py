@@ -416,37 +416,37 @@ def wide(folder):
     return Toy(folder, "wide", nodes, inputs, [("y", "FLOAT", "float32", [-1])], initialisers=[true])
 
 
-async def busy_threads(pid, run, wanted):
-    """Return the threads of a worker that worked for a run."""
-
-    def used_ns():
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        return {task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks}
-
-    before = used_ns()
-    [outcome] = await run([wanted])
-    assert isinstance(outcome, RunOutcome)
-    return {thread for thread, spent_ns in used_ns().items() if spent_ns != before.get(thread, 0)}
+def spent_ns(pid):
+    """Return the processor time of each thread of a process."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks}
 
 
 def test_a_run_alone_has_all_threads_and_runs_that_go_at_once_share_them(tmp_path):
     async def use(runtime):
         run = await loaded(runtime, wide(tmp_path))
         [entry] = runtime.statistics()
+        await run([request(trips=np.array([1]), x=np.ones(8, np.float32))])
+        # Two answer, one obeys, one helps; a fifth prepares for runs that go at once.
+        while len(spent_ns(entry.pid)) > 4:
+            await trio.lowlevel.checkpoint()
 
-        async def wait_busy(count):
-            # A thread of the worker still prepares for runs that go at once at first.
-            long = request(trips=np.array([30], np.int64), x=np.ones(1 << 20, np.float32))
-            while len(await busy_threads(entry.pid, run, long)) != count:
-                await trio.lowlevel.checkpoint()
+        async def busy():
+            """Return the threads that had to do with a few wide runs."""
+            before = spent_ns(entry.pid)
+            long = request(trips=np.array([30], np.int64), x=np.ones(1 << 18, np.float32))
+            for outcome in await run([long] * 5):
+                assert isinstance(outcome, RunOutcome)
+            return {thread for thread, spent in spent_ns(entry.pid).items() if spent != before[thread]}
 
-        await wait_busy(2)
+        alone = await busy()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, [request(trips=np.array([2**60]), x=np.ones(8, np.float32))])
             await wait_running(runtime)
-            await wait_busy(2)
+            at_once = await busy()
             nursery.cancel_scope.cancel()
-        await wait_busy(2)
+        assert len(at_once) == 2
+        assert len(alone - at_once) == 1
 
     with_runtime(use, slots=2, threads=2)
 
