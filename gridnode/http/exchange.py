@@ -90,8 +90,7 @@ class Exchange:
         except BadInputError as error:
             raise error_of("bad_input", str(error)) from error
         except SubmissionError as error:
-            status = 404 if error.reason == Reason.UNKNOWN_MODEL.value else None
-            raise error_of(error.reason, str(error), status=status) from error
+            raise error_of(error.reason, str(error)) from error
         self._handle = self._server.jobs.mint()
         self._server.jobs.add(
             JobEntry(

@@ -92,7 +92,7 @@ def error_reply(error: HttpError) -> Reply:
     return Reply(status=error.status, headers=headers, parts=(_ENCODER.encode({"error": str(error)}),))
 
 
-def error_of(reason: str, message: str, estimate_s: float | None = None, *, status: int | None = None) -> HttpError:
+def error_of(reason: str, message: str, estimate_s: float | None = None) -> HttpError:
     """Return the answer to a job that ended without a result.
 
     Parameters
@@ -101,10 +101,8 @@ def error_of(reason: str, message: str, estimate_s: float | None = None, *, stat
         A scheduler Reason, or bad_input.
     estimate_s : float, optional
         Best completion time known at a refusal, in seconds.
-    status : int, optional
-        Replaces the one that belongs to the reason.
     """
-    status = status or _STATUS.get(reason, 500)
+    status = _STATUS.get(reason, 500)
     if reason not in _NAMED:  # a peer's words, not fit for a header
         reason = ""
     retry_after_s = None
