@@ -10,6 +10,7 @@ from benches.peers.measuring import say
 from benches.peers.peer_gridnode import Local, Remote, stop_all
 from benches.peers.workloads import Requests
 from gridnode.client import Grid
+from gridnode.errors import GridError
 
 MODEL = "squeezenet"
 PEERS = (5, 20)
@@ -20,21 +21,21 @@ CALM_S = 10.0
 
 
 def measure(folder: Path, plan: Any) -> dict[str, Any]:
-    """Return the parts `grid` and `fleet` of a run's document."""
+    """Return the parts `grid` and `fleet` of a run's document; what fails is said, and missing in them."""
     local, remote = Local(folder), Remote(folder)
-    local.install([MODEL])
-    remote.install([MODEL])
-    grid = local.grid
-    try:
-        grid.start(n1=[MODEL])
-        grid.join("n2", "n3")
-        found: dict[str, Any] = {"grid": _cold(local, remote, folder, plan.starts)}
-        found["fleet"] = {}
-        for peers in PEERS:
-            found["fleet"][str(peers)] = _idle_among(grid, peers, plan.window_s)
-    finally:
-        stop_all()
-    return found
+    found: dict[str, Any] = {"grid": {}, "fleet": {}}
+    faults: dict[str, str] = {}
+    with measuring.blaming("grid of three", faults):
+        local.install([MODEL])
+        remote.install([MODEL])
+        local.grid.start(n1=[MODEL])
+        local.grid.join("n2", "n3")
+        found["grid"] = _cold(local, remote, folder, plan.starts)
+    for peers in PEERS:
+        with measuring.blaming(f"idle among {peers} peers", faults):
+            found["fleet"][str(peers)] = _idle_among(local.grid, peers, plan.window_s)
+    stop_all()
+    return found | ({"fleet_errors": faults} if faults else {})
 
 
 def _cold(local: Local, remote: Remote, folder: Path, starts: int) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _wait_acquainted(grid: Any, names: list[str]) -> None:
         try:
             with Grid(str(grid.nodes[waiting[0]].socket)) as client:
                 alive = client.status()["peers_alive"]
-        except OSError:
+        except (GridError, OSError):
             alive = 0
         if alive >= len(names) - 1:
             waiting.pop(0)

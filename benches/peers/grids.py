@@ -10,11 +10,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from benches.peers import processes
 from benches.peers.ways import PeerError
+from gridnode.client import Grid
+from gridnode.errors import GridError
 
 COMMAND_S = 120.0
 """Longest time of one command."""
@@ -33,11 +36,13 @@ class Node:
         self._log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, models: Sequence[str]) -> None:
+    def start(self, models: Sequence[str], *, http: bool) -> None:
         """Start the daemon with default settings but for addresses: loopback, and ports that stay; returns at once."""
         words = [sys.executable, "-P", "-m", "gridnode", "run", "--preset", "loopback", "--name", self.name]
         words += ["--state-dir", str(self.state), "--socket", str(self.socket), "--log-level", "warning"]
         words += ["--set", f"runtime.models={json.dumps(list(models))}"]
+        if http:  # off by default
+            words += ["--set", "http.enabled=true", "--set", "http.port=0"]
         for plane, port in zip(("control", "data", "door"), self._ports, strict=True):
             words += ["--set", f"network.{plane}.port={port}"]  # others find a node again where it was before
         with self._log.open("ab") as log:
@@ -97,6 +102,8 @@ class PrivateGrid:
         folder.mkdir()
         self._folder = folder
         self.models = tuple(models)
+        self.http = False
+        """Whether daemons started from now on have their HTTP port open."""
         self.nodes = {"n1": Node(folder, "n1")}
         self._own = ("--state-dir", str(self.nodes["n1"].state), "--owner-dir", str(folder / "owner"))
         gridnode("grid", "create", "bench", *self._own)
@@ -105,6 +112,7 @@ class PrivateGrid:
 
     def join(self, *names: str) -> None:
         """Let nodes join through n1, which must run."""
+        self.wait_answering("n1")
         for name in names:
             if name not in self.nodes:
                 node = Node(self._folder, name)
@@ -116,13 +124,49 @@ class PrivateGrid:
         """Start nodes by name, each with the models it is to run, where they do not run yet."""
         for name, wanted in models.items():
             if not self.nodes[name].is_running:
-                self.nodes[name].start(wanted)
+                self.nodes[name].start(wanted, http=self.http)
+
+    def wait_answering(self, name: str) -> None:
+        """Wait until a daemon that was started answers its programs."""
+        node, until_s = self.nodes[name], time.monotonic() + COMMAND_S
+        while time.monotonic() < until_s:
+            node.check()
+            with contextlib.suppress(GridError, OSError), Grid(str(node.socket), patience_s=0.1) as client:
+                client.status()
+                return
+            time.sleep(0.05)
+        raise PeerError(f"daemon {name} did not answer within {COMMAND_S:.0f} s")
 
     def stop(self) -> None:
         for node in self.nodes.values():
             node.ask_to_stop()
         for node in self.nodes.values():
             node.stop()
+
+
+def make(folder: Path, sources: Path, models: Sequence[str]) -> PrivateGrid:
+    """Make a grid of two nodes: n1 has taken, checked and measured the models, n2 runs none. Nothing runs then."""
+    grid = PrivateGrid(folder, sources, models)
+    try:
+        grid.start(n1=models)
+        grid.join("n2")
+        _wait_ready(grid.nodes["n1"], models)
+    finally:
+        grid.stop()
+    return grid
+
+
+def _wait_ready(node: Node, models: Sequence[str]) -> None:
+    until_s = time.monotonic() + COMMAND_S
+    with Grid(str(node.socket)) as client:
+        while True:
+            node.check()
+            states = {item["name"]: item["state"] for item in client.models()["items"]}
+            if all(states.get(name) == "ready" for name in models):
+                return
+            if time.monotonic() > until_s:
+                raise PeerError(f"gridnode: the models were not ready within {COMMAND_S:.0f} s: {states}")
+            time.sleep(0.1)
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,12 +1,13 @@
 """What is measured, and how: latency and processor time in turn, requests per second, cold start, idle cost."""
 
+import contextlib
 import os
 import statistics
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from benches.peers import processes
 from benches.peers.figures import Series, rotated, with_ratios
@@ -19,6 +20,8 @@ POLL_S = 0.01
 """Between two tries to get the first answer."""
 FIRST_ANSWER_S = 120.0
 IN_FLIGHT = (1, 8, 32)
+Rows = dict[str, dict[str, object]]
+"""Figures by way."""
 BASES = {"vs_inprocess": "inprocess", "vs_grpc": "grpc", "vs_grpc_tls": "grpc-tls", "vs_socket": "socket"}
 
 
@@ -30,25 +33,54 @@ def say(text: str) -> None:
 # ---------------------------------------------------------------- latency
 
 
-def latency(ways: Mapping[str, Way], requests: Requests, *, rounds: int, calls: int) -> dict[str, dict[str, object]]:
-    """Ask all ways in turn, a block of calls each, and check every answer; return a row for each way."""
-    callers = {name: way.caller(requests) for name, way in ways.items()}
-    for name, call in callers.items():
-        for number in range(WARM_UP):
-            check(name, requests, number, call(number))
+def latency(ways: Mapping[str, Way], requests: Requests, *, rounds: int, calls: int) -> Rows:
+    """Ask all ways in turn, a block of calls each, and check every answer; return a row for each way.
+
+    A way that fails gets a row that says how, and takes no part from then on.
+    """
+    faults: dict[str, str] = {}
     found = {name: Series() for name in ways}
-    for turn in range(rounds):
-        for name in rotated(list(ways), turn):
-            pids = [os.getpid(), *ways[name].server_pids()]
-            before_s = processes.cpu_s(pids)
-            times_s = _block(name, callers[name], requests, calls)
-            found[name].cpu_s.append((processes.cpu_s(pids) - before_s) / calls)
-            found[name].times_s.append(times_s)
-    rows = {name: series.row() for name, series in found.items()}
-    with_ratios(rows, {name: series.p50s() for name, series in found.items()}, bases=BASES)
-    cpu = {name: series.cpu_s for name, series in found.items()}
-    with_ratios(rows, cpu, bases={f"cpu_{key}": base for key, base in BASES.items()})
-    return rows
+    callers: dict[str, Call] = {}
+    with contextlib.ExitStack() as stack:
+        for name, way in ways.items():
+            stack.enter_context(way.passing_connections())
+            with blaming(name, faults):
+                callers[name] = way.caller(requests)
+                _block(name, callers[name], requests, WARM_UP)
+        for turn in range(rounds):
+            for name in rotated(list(ways), turn):
+                if name in faults:
+                    continue
+                with blaming(name, faults):
+                    pids = [os.getpid(), *ways[name].server_pids()]
+                    before_s = processes.cpu_s(pids)
+                    times_s = _block(name, callers[name], requests, calls)
+                    found[name].cpu_s.append((processes.cpu_s(pids) - before_s) / calls)
+                    found[name].times_s.append(times_s)
+    whole = {name: series for name, series in found.items() if name not in faults}
+    rows = {name: series.row() for name, series in whole.items()}
+    with_ratios(rows, {name: series.p50s() for name, series in whole.items()}, bases=BASES)
+    with_ratios(
+        rows,
+        {name: series.cpu_s for name, series in whole.items()},
+        bases={f"cpu_{key}": base for key, base in BASES.items()},
+    )
+    return with_faults(rows, faults, ways)
+
+
+@contextlib.contextmanager
+def blaming(name: str, faults: dict[str, str]) -> Iterator[None]:
+    """Note what goes wrong with a way as that way's fault: one broken peer must not cost the others' figures."""
+    try:
+        yield
+    except Exception as error:  # every peer's library has errors of its own
+        faults[name] = f"{type(error).__name__}: {error!s:.300}"
+        say(f"failed: {name}: {faults[name]}")
+
+
+def with_faults(rows: Rows, faults: Mapping[str, str], order: Iterable[str]) -> Rows:
+    """Return rows in the order of their ways, those of failed ways with the fault alone."""
+    return {name: {"error": faults[name]} if name in faults else rows[name] for name in order}
 
 
 def _block(name: str, call: Call, requests: Requests, calls: int) -> list[float]:
@@ -65,29 +97,33 @@ def _block(name: str, call: Call, requests: Requests, calls: int) -> list[float]
 # ---------------------------------------------------------------- requests per second
 
 
-def throughput(
-    ways: Mapping[str, Way], requests: Requests, *, rounds: int, seconds: float
-) -> dict[str, dict[str, object]]:
+def throughput(ways: Mapping[str, Way], requests: Requests, *, rounds: int, seconds: float) -> Rows:
     """Keep 1, 8 and 32 requests in flight, all ways in turn; return a row for each way."""
     rates: dict[str, dict[int, list[float]]] = {name: {depth: [] for depth in IN_FLIGHT} for name in ways}
     refused: dict[str, Counter[str]] = {name: Counter() for name in ways}
+    faults: dict[str, str] = {}
     for depth in IN_FLIGHT:
         for turn in range(rounds):
             for name in rotated(list(ways), turn):
-                flood = ways[name].flood(requests, depth, seconds)
-                rates[name][depth].append(flood.answered / flood.took_s)
-                refused[name].update(flood.refused)
-    rows: dict[str, dict[str, object]] = {
-        name: {f"rps_{depth}": statistics.median(rates[name][depth]) for depth in IN_FLIGHT} for name in ways
+                if name in faults:
+                    continue
+                with blaming(name, faults):
+                    flood = ways[name].flood(requests, depth, seconds)
+                    rates[name][depth].append(flood.answered / flood.took_s)
+                    refused[name].update(flood.refused)
+    rows: Rows = {
+        name: {f"rps_{depth}": statistics.median(rates[name][depth]) for depth in IN_FLIGHT}
+        for name in ways
+        if name not in faults
     }
-    for name, counts in refused.items():
-        rows[name]["unanswered"] = counts.total()
-        if counts:
-            rows[name]["error"] = "; ".join(f"{count} x {text}" for text, count in counts.most_common(3))
+    for name, row in rows.items():
+        row["unanswered"] = refused[name].total()
+        if refused[name]:
+            row["error"] = "; ".join(f"{count} x {text}" for text, count in refused[name].most_common(3))
     for depth in IN_FLIGHT:
-        per_round = {name: rates[name][depth] for name in ways}
+        per_round = {name: rates[name][depth] for name in rows}
         with_ratios(rows, per_round, bases={f"rps_{depth}_{key}": base for key, base in BASES.items()})
-    return rows
+    return with_faults(rows, faults, ways)
 
 
 # ---------------------------------------------------------------- cold start, idle cost
@@ -98,8 +134,8 @@ def first_answer(way: Way, requests: Requests) -> None:
     until_s = time.monotonic() + FIRST_ANSWER_S
     while True:
         try:
-            call = way.caller(requests)
-            check(way.name, requests, 0, call(0))
+            with way.passing_connections():
+                check(way.name, requests, 0, way.caller(requests)(0))
             return
         except way.starting as error:
             if time.monotonic() > until_s:

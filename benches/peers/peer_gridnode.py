@@ -1,12 +1,17 @@
 """gridnode, by its public interface only: the client over the own daemon's socket, and over a second node."""
 
+import os
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from benches.peers import grids
 from benches.peers.grids import PrivateGrid
+from benches.peers.httpcall import KeptConnection
+from benches.peers.openinference import LENGTH_HEADER, binary_detections, binary_request, binary_tensor
 from benches.peers.ways import Call, Flood, PeerError, Way, flood_by_futures
 from benches.peers.workloads import Requests, detections_array
 from gridnode.client import Grid
@@ -54,32 +59,30 @@ class Local(Way):
     nodes: ClassVar[tuple[str, ...]] = ("n1",)
     """Whose processes a request passes through."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._grid: PrivateGrid | None = None
+        self._client: Grid | None = None
+
     def install(self, models: Sequence[str]) -> None:
         """Make the grid, and let its first node fetch, check and measure the models."""
         key = self.folder, tuple(models)
         if key not in _GRIDS:
-            grid = _GRIDS[key] = PrivateGrid(self.folder / f"grid{len(_GRIDS)}", self.folder, models)
-            grid.start(n1=models)
-            self.grid = grid
-            self._wait_ready(models)
-            grid.join("n2")
-            grid.stop()
-        self.grid = _GRIDS[key]
+            place = self.folder / f"grid-{os.getpid()}-{len(_GRIDS)}"
+            _GRIDS[key] = grids.make(place, self.folder, models)
+        self._grid = _GRIDS[key]
 
-    def _wait_ready(self, models: Sequence[str]) -> None:
-        import time
+    @property
+    def grid(self) -> PrivateGrid:
+        """The grid that install has made."""
+        assert self._grid is not None, "install comes first"
+        return self._grid
 
-        until_s = time.monotonic() + 120.0
-        node = self.grid.nodes["n1"]
-        while time.monotonic() < until_s:
-            node.check()
-            if node.socket.exists():
-                with Grid(str(node.socket)) as client:
-                    states = {item["name"]: item["state"] for item in client.models()["items"]}
-                if all(states.get(name) == "ready" for name in models):
-                    return
-            time.sleep(0.1)
-        raise PeerError(f"gridnode: the models were not ready within 120 s: {states}")
+    @property
+    def client(self) -> Grid:
+        """The client that open has connected."""
+        assert self._client is not None, "open comes first"
+        return self._client
 
     def start(self, models: Sequence[str]) -> None:
         self.install(models)
@@ -92,12 +95,12 @@ class Local(Way):
 
     def caller(self, requests: Requests) -> Call:
         name, inputs, options = requests.workload.name, _inputs(requests), _options(requests)
-        infer, read = self._client.infer, self._reader(requests)
+        infer, read = self.client.infer, self._reader(requests)
         return lambda number: read(infer(name, inputs[number % len(inputs)], **options))
 
     def flood(self, requests: Requests, in_flight: int, seconds: float) -> Flood:
         name, inputs, options = requests.workload.name, _inputs(requests), _options(requests)
-        submit, read = self._client.submit, self._reader(requests)
+        submit, read = self.client.submit, self._reader(requests)
 
         def ask(number: int) -> Callable[[], np.ndarray]:
             handle = submit(name, inputs[number % len(inputs)], **options)
@@ -127,10 +130,13 @@ class Local(Way):
         return [pid for name in self.nodes for pid in self.grid.nodes[name].pids()]
 
     def close(self) -> None:
-        self._client.close()
+        super().close()
+        if self._client is not None:
+            self._client.close()
 
     def stop(self) -> None:
-        self.grid.stop()
+        if self._grid is not None:
+            self._grid.stop()
 
 
 class Remote(Local):
@@ -143,3 +149,39 @@ class Remote(Local):
     entry = "n2"
     hops = 1
     nodes = ("n1", "n2")
+
+
+class Http(Local):
+    """Client, own daemon by the Open Inference Protocol with binary tensors, worker."""
+
+    name = "http"
+    label = "gridnode HTTP"
+    encrypted = "no"
+    starting = (GridError, PeerError, OSError, HTTPException)
+
+    def install(self, models: Sequence[str]) -> None:
+        super().install(models)
+        self.grid.http = True
+
+    def stop(self) -> None:
+        super().stop()
+        if self._grid is not None:
+            self._grid.http = False
+
+    def caller(self, requests: Requests) -> Call:
+        port = int(self.client.status()["http_address"].rpartition(":")[2])
+        connection = KeptConnection(port)
+        self._connections.append(connection)
+        path = f"/v2/models/{requests.workload.name}/infer"
+        asked = [binary_request(requests, number) for number in range(len(requests.raw))]
+        read = binary_detections if requests.workload.kind == "detector" else binary_tensor
+
+        def call(number: int) -> np.ndarray:
+            body, headers = asked[number % len(asked)]
+            response = connection.post(path, body, headers)
+            return read(response.read(), int(response.headers[LENGTH_HEADER]))
+
+        return call
+
+    def flood(self, requests: Requests, in_flight: int, seconds: float) -> Flood:
+        return Way.flood(self, requests, in_flight, seconds)

@@ -30,7 +30,6 @@ class BareSocket(Way):
 
     def start(self, models) -> None:
         self._numbers = {name: number for number, name in enumerate(models)}
-        self._connections: list[socket.socket] = []
         super().start(models)
 
     def caller(self, requests: Requests) -> Call:
@@ -52,11 +51,6 @@ class BareSocket(Way):
             return answer_array(workload, bytes(buffer[:size]))
 
         return call
-
-    def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
-        self._connections.clear()
 
 
 def serve() -> None:

@@ -1,12 +1,14 @@
 """One run of the comparison: which ways take part, in which phases, and what is kept of it."""
 
 import contextlib
+import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from benches.peers import goals, machine, measuring, workloads
 from benches.peers.measuring import say
 from benches.peers.processes import ROOT
-from benches.peers.ways import Way
+from benches.peers.ways import PeerError, Way
 from benches.peers.workloads import Requests
 
 WAYS = {
@@ -23,16 +25,34 @@ WAYS = {
     "socket": "peer_socket:BareSocket",
     "grpc": "peer_grpc:Grpc",
     "grpc-tls": "peer_grpc:GrpcTls",
+    "zenoh": "peer_zenoh:Zenoh",
+    "fastapi": "peer_fastapi:FastApi",
     "local": "peer_gridnode:Local",
     "remote": "peer_gridnode:Remote",
+    "http": "peer_gridnode:Http",
+    "ray-http": "peer_ray:RayHttp",
+    "ray-handle": "peer_ray:RayHandle",
+    "ray-http-optimised": "peer_ray:RayHttpOptimised",
+    "ray-handle-optimised": "peer_ray:RayHandleOptimised",
 }
 """All ways, in the order in which they are shown."""
 
 PHASES: dict[str, tuple[str, ...]] = {
-    "main": tuple(WAYS),
+    "main": tuple(name for name in WAYS if not name.startswith("ray-")),
+    "Ray": ("inprocess", "grpc", "ray-http", "ray-handle"),
+    "Ray, optimised": ("inprocess", "grpc", "ray-http-optimised", "ray-handle-optimised"),
 }
-"""Which ways are interleaved: what is too heavy to stand beside others has a phase of its own, with the two ways that
-ratios are taken to."""
+"""Which ways are interleaved. A cluster of a dozen processes would disturb the others, and its mode is set by the
+environment: so each has a phase and a process of its own, with the two ways beside it that ratios are taken to."""
+
+
+def phase_environment(phase: str) -> dict[str, str]:
+    """Return what the processes of a phase find in their environment, beside ours."""
+    if phase == "main":
+        return {}
+    from benches.peers import peer_ray
+
+    return peer_ray.environment(peer_ray.DEFAULT if phase == "Ray" else peer_ray.OPTIMISED)
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,8 @@ class Plan:
     """Of idle processor time, in seconds."""
 
 
+FLOODED = ("slice-150kb", "squeezenet")
+"""Workloads whose requests per second are measured: one of transport alone, one of a network."""
 PARTS = ("standing", "fleet", "latency", "throughput")
 
 
@@ -91,49 +113,82 @@ def perform(plan: Plan) -> dict[str, Any]:
             for name in wanted
             for found in [workloads.describe(folder, name)]
         }
-        if "standing" in plan.parts:
-            document["standing"] = _standing(chosen, folder, plan)
         if "fleet" in plan.parts and {"local", "remote"} & set(chosen):
             from benches.peers import fleet
 
             document |= fleet.measure(folder, plan)
         for phase, members in PHASES.items():
-            ways = {name: chosen[name] for name in members if name in chosen}
-            if ways and (phase == "main" or set(ways) - set(PHASES["main"])):
-                say(f"phase {phase}: {', '.join(ways)}")
-                document["phases"][phase] = _phase(ways, folder, plan)
+            names = tuple(name for name in members if name in chosen)
+            if phase == "main" or set(names) - set(PHASES["main"]):
+                say(f"phase {phase}: {', '.join(names)}")
+                found = _phase_in_a_process(phase, names, folder, plan)
+                document["standing"] |= found.pop("standing")
+                document["phases"][phase] = found
     main = document["phases"].get("main", {"latency": {}, "throughput": {}})
     document["goals"] = [vars(item) for item in goals.judge(document | main)]
     document["took_s"] = round(time.monotonic() - begin_s, 1)
     return document
 
 
-def _standing(chosen: Mapping[str, type[Way]], folder: Path, plan: Plan) -> dict[str, Any]:
+def _phase_in_a_process(phase: str, names: Sequence[str], folder: Path, plan: Plan) -> dict[str, Any]:
+    """Measure a phase in a process of its own, which shares no pages with servers that this run loaded before."""
+    order, answer = folder / "order.json", folder / "answer.json"
+    order.write_text(json.dumps({"names": names, "plan": asdict(plan)}))
+    environment = dict(os.environ) | phase_environment(phase)
+    command = [sys.executable, "-m", "benches.peers.run", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise PeerError(f"phase {phase} failed with exit code {done.returncode}; its last words are above")
+    found: dict[str, Any] = json.loads(answer.read_text())
+    return found
+
+
+def _measure_phase(folder: Path) -> None:
+    """Measure one phase: first what servers cost one at a time, then all of them in turn."""
+    order = json.loads((folder / "order.json").read_text())
+    plan = Plan(**{key: tuple(value) if isinstance(value, list) else value for key, value in order["plan"].items()})
+    classes = {name: way_class(name) for name in order["names"]}
+    found: dict[str, Any] = {"standing": {}, "latency": {}, "throughput": {}}
+    if "standing" in plan.parts:
+        own = {name: cls for name, cls in classes.items() if name in PHASES["main"]}
+        heavy = {name: cls for name, cls in classes.items() if cls.is_heavy}
+        found["standing"] = _standing(heavy or own, folder, plan)
+    if {"latency", "throughput"} & set(plan.parts):
+        found |= _in_turn(classes, folder, plan)
+    (folder / "answer.json").write_text(json.dumps(found))
+
+
+def _standing(classes: Mapping[str, type[Way]], folder: Path, plan: Plan) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     requests = Requests(folder, "squeezenet")
-    for name, cls in chosen.items():
+    for name, cls in classes.items():
         if cls.stands:
             say(f"cold start and idle: {name}")
             way = cls(folder)
-            with contextlib.ExitStack() as stack:
+            faults: dict[str, str] = {}
+            with contextlib.ExitStack() as stack, measuring.blaming(name, faults):
                 stack.callback(way.stop)
-                rows[name] = measuring.standing(way, requests, starts=plan.starts, window_s=plan.window_s)
+                starts = 1 if cls.is_heavy else plan.starts
+                rows[name] = measuring.standing(way, requests, starts=starts, window_s=plan.window_s)
+            if faults:
+                rows[name] = {"error": faults[name]}
     return rows
 
 
-def _phase(classes: Mapping[str, type[Way]], folder: Path, plan: Plan) -> dict[str, Any]:
+def _in_turn(classes: Mapping[str, type[Way]], folder: Path, plan: Plan) -> dict[str, Any]:
     """Start the ways of a phase, measure them in turn, end them."""
     found: dict[str, Any] = {"latency": {}, "throughput": {}}
     with _running(classes, folder, plan.workloads) as ways:
         for name in plan.workloads:
             requests = Requests(folder, name)
             for way in ways.values():
-                measuring.first_answer(way, requests)
+                with measuring.blaming(way.name, {}):  # it will fail again below, where its row is made
+                    measuring.first_answer(way, requests)
             if "latency" in plan.parts:
                 say(f"latency: {name}")
                 calls = plan.calls if requests.workload.kind == "slice" else max(1, plan.calls // 2)
                 found["latency"][name] = measuring.latency(ways, requests, rounds=plan.rounds, calls=calls)
-            if "throughput" in plan.parts and name in ("squeezenet", "slice-150kb"):
+            if "throughput" in plan.parts and name in FLOODED:
                 say(f"requests per second: {name}")
                 found["throughput"][name] = measuring.throughput(
                     ways, requests, rounds=plan.rounds, seconds=plan.flood_s
@@ -150,7 +205,12 @@ def _running(classes: Mapping[str, type[Way]], folder: Path, models: Sequence[st
             way = ways[name] = cls(folder)
             way.install(models)
             stack.callback(way.stop)
+        for way in ways.values():
             way.start(models)
             way.open()
             stack.callback(way.close)
         yield ways
+
+
+if __name__ == "__main__":
+    _measure_phase(Path(sys.argv[1]))

@@ -4,16 +4,17 @@ A way starts its server processes, opens a client, and answers calls. The server
 holds what its API's user would hold: a connection kept open, a channel, a handle.
 """
 
+import contextlib
 import queue
 import subprocess
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -35,6 +36,12 @@ class PeerError(Exception):
     """A peer did not start, or answered wrongly; the message says which and what."""
 
 
+class Closable(Protocol):
+    """A connection."""
+
+    def close(self) -> None: ...
+
+
 class Way:
     """One way of asking a model."""
 
@@ -53,6 +60,8 @@ class Way:
     environment: ClassVar[dict[str, str]] = {}
     stands: ClassVar[bool] = True
     """Whether it has servers whose start and idle cost can be told."""
+    is_heavy: ClassVar[bool] = False
+    """Whether it starts so slowly that once must do."""
     refusals: ClassVar[tuple[type[Exception], ...]] = ()
     """What a call raises where the server, in good order, did not answer it; counted under load."""
     starting: ClassVar[tuple[type[Exception], ...]] = ()
@@ -63,6 +72,7 @@ class Way:
         self.mark = f"{self.name}-{id(self):x}-{time.monotonic_ns():x}"
         self.address = ""
         self._server: subprocess.Popen[str] | None = None
+        self._connections: list[Closable] = []
 
     @classmethod
     def missing(cls) -> str:
@@ -106,7 +116,22 @@ class Way:
 
     def flood(self, requests: Requests, in_flight: int, seconds: float) -> "Flood":
         """Keep so many requests in flight for so long. Threads, unless overridden."""
-        return flood_by_threads([self.caller(requests) for _ in range(in_flight)], requests, seconds)
+        with self.passing_connections():
+            return flood_by_threads([self.caller(requests) for _ in range(in_flight)], requests, seconds)
+
+    @contextlib.contextmanager
+    def passing_connections(self) -> Iterator[None]:
+        """Close, at the end, the connections that callers open meanwhile."""
+        kept = len(self._connections)
+        try:
+            yield
+        finally:
+            self._hang_up(kept)
+
+    def _hang_up(self, kept: int = 0) -> None:
+        for connection in self._connections[kept:]:
+            connection.close()
+        del self._connections[kept:]
 
     def server_pids(self) -> list[int]:
         """Return the processes of the server side."""
@@ -114,6 +139,7 @@ class Way:
 
     def close(self) -> None:
         """Disconnect the client."""
+        self._hang_up()
 
     def stop(self) -> None:
         """End the server side."""
