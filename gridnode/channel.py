@@ -6,6 +6,7 @@ this module. Payloads are received straight into a buffer of their own.
 """
 
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -15,12 +16,16 @@ from gridnode.control import (
     ANSWER_MAX_BYTES,
     HEADER_MAX_BYTES,
     PREFIX_BYTES,
+    SEGMENT_MAX_BYTES,
     Buffer,
     ServerMessage,
+    Share,
     decode_prefix,
     decode_server,
+    encode_frame,
 )
 from gridnode.errors import DaemonUnreachableError
+from gridnode.segment import SHARED_MIN_BYTES, Segment
 
 READ_BYTES: Final = 64 * 1024
 """Read buffer: several small answers come in one system call."""
@@ -28,6 +33,8 @@ SEND_BUFFER_BYTES: Final = 1024 * 1024
 """Asked of the kernel, which may grant less: a whole JPEG frame should leave in one call."""
 SEND_PARTS_MAX: Final = 64
 """Pieces handed over in one sendmsg; the kernel takes 1024."""
+DESCRIPTOR_BYTES: Final = 4
+"""A C int, as which the kernel takes a descriptor."""
 READS_MAX: Final = 64
 """Reads in a row before others get their turn, 4 MiB of small frames."""
 
@@ -114,6 +121,8 @@ class Channel:
     ----------
     path : str
         Of the daemon's Unix socket.
+    shares : bool, default True
+        Whether payloads may be left in memory shared with the daemon.
 
     Raises
     ------
@@ -121,7 +130,9 @@ class Channel:
         The socket cannot be connected to.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, shares: bool = True) -> None:
+        self._may_share = shares
+        self._segment: Segment | None = None
         self._assembler = FrameAssembler()
         self._outgoing: deque[Buffer] = deque()
         self.outgoing_bytes = 0
@@ -143,6 +154,24 @@ class Channel:
             if part:
                 self._outgoing.append(part)
                 self.outgoing_bytes += len(part)
+
+    @property
+    def has_shared(self) -> bool:
+        """Whether memory was handed to the daemon."""
+        return self._segment is not None
+
+    def put(self, key: bytes, parts: Sequence[Buffer], payload_bytes: int) -> int | None:
+        """Copy a payload into the shared memory, until ``release``; None where it is to be sent with its frame."""
+        if payload_bytes < SHARED_MIN_BYTES:
+            return None
+        if self._segment is None:
+            self._share()
+        return None if self._segment is None else self._segment.put(key, parts, payload_bytes)
+
+    def release(self, key: bytes) -> None:
+        """Note that the daemon has told the outcome of a key, and reads its payload no more."""
+        if self._segment is not None:
+            self._segment.release(key)
 
     def flush(self) -> None:
         """Send what the socket takes now; raises DaemonUnreachableError when the connection is gone."""
@@ -189,6 +218,26 @@ class Channel:
         self._outgoing.clear()
         self.outgoing_bytes = 0
         self.socket.close()
+        if self._segment is not None:
+            self._segment.close()
+
+    def _share(self) -> None:
+        """Make memory for payloads and hand it over; where that cannot be done, payloads are sent as ever."""
+        if self._may_share and not self.outgoing_bytes:  # the descriptor goes with the first byte of its frame
+            try:
+                self._segment = Segment(self._announce)
+            except BlockingIOError:
+                return  # no room in the socket just now
+            except OSError:
+                self._may_share = False
+
+    def _announce(self, descriptor: int) -> None:
+        """Send the memory's frame, with its descriptor."""
+        frame = encode_frame(Share(segment_bytes=SEGMENT_MAX_BYTES))
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor.to_bytes(DESCRIPTOR_BYTES, sys.byteorder))
+        sent = self.socket.sendmsg((frame,), (rights,), socket.MSG_NOSIGNAL)
+        if sent < len(frame):
+            self.send(frame[sent:])
 
     def _forget(self, sent: int) -> None:
         """Drop the bytes that were sent."""

@@ -97,8 +97,8 @@ class Question:
         self.error: GridError | None = None
 
 
-def encode_job(job: Job, *, now_s: float) -> bytes:
-    """Encode the head of a job's frame, with the budget that is left; its parts follow on the socket."""
+def encode_job(job: Job, *, now_s: float, place: int | None = None) -> bytes:
+    """Encode a job's frame, with the budget that is left; without a place in shared memory, its parts follow it."""
     request, options = job.request, job.request.options
     message = Submit(
         key=job.key,
@@ -111,8 +111,10 @@ def encode_job(job: Job, *, now_s: float) -> bytes:
         newest_wins=options.newest_wins,
         tenant=options.tenant or "",
         body=request.body,
+        place=place,
+        place_bytes=0 if place is None else request.payload_bytes,
     )
-    return encode_frame(message, request.payload_bytes)
+    return encode_frame(message, request.payload_bytes if place is None else 0)
 
 
 def overdue_error(job: Job) -> JobDeadlineError:

@@ -7,10 +7,10 @@ returns. Grid calls from the thread that waits, AsyncGrid from its tasks.
 from collections.abc import Callable, Collection
 
 from gridnode.channel import Channel
-from gridnode.errors import DaemonUnreachableError, GridError
+from gridnode.errors import DaemonUnreachableError, GridError, ProtocolError
 from gridnode.jobs import Job, encode_job
 from gridnode.link import Link
-from gridnode.session import Session
+from gridnode.session import OUTCOMES, Session
 
 
 class Links:
@@ -32,6 +32,8 @@ class Links:
         self._before_close = before_close
         self._channels: dict[Link, Channel] = {}
         self._links: dict[Channel, Link] = {}
+        self._shares = True
+        """Whether payloads may be left in shared memory; not once a daemon that had some ended the connection."""
 
     @property
     def channels(self) -> Collection[Channel]:
@@ -81,6 +83,8 @@ class Links:
         """Hand over the frames that have come."""
         received = self.session.received
         for message, payload in channel.receive():
+            if isinstance(message, OUTCOMES):
+                channel.release(message.key)
             received(link, message, payload, now_s=now_s)
 
     def _flush(self, link: Link, channel: Channel, now_s: float) -> None:
@@ -95,7 +99,7 @@ class Links:
         """Connect to entries until one takes the connection or all pause."""
         while (path := self.session.choose_entry(now_s)) is not None:
             try:
-                channel = Channel(path)
+                channel = Channel(path, shares=self._shares)
             except OSError as error:
                 reason = error.strerror or str(error)
                 self.session.refused(path, f"cannot be connected to: {reason}", now_s=now_s)
@@ -112,12 +116,18 @@ class Links:
             if channel is None:
                 continue
             if isinstance(what, Job):
-                channel.send(encode_job(what, now_s=now_s), what.request.parts)
+                self._send_job(channel, what, now_s)
             else:
                 channel.send(what)
         for channel in tuple(self._links):
             if channel.outgoing_bytes:
                 self.write(channel, now_s)
+
+    def _send_job(self, channel: Channel, job: Job, now_s: float) -> None:
+        """Queue a job's frame; its payload is left in shared memory, or sent along where there is no room for it."""
+        request = job.request
+        place = channel.put(job.key, request.parts, request.payload_bytes)
+        channel.send(encode_job(job, now_s=now_s, place=place), request.parts if place is None else ())
 
     def _close_finished(self, now_s: float) -> None:
         """Close the connections the session is through with."""
@@ -134,6 +144,9 @@ class Links:
 
     def _drop(self, link: Link, trouble: GridError, now_s: float) -> None:
         """Close a connection and let the session send its jobs elsewhere."""
+        channel = self._channels.get(link)
+        if channel is not None and channel.has_shared and isinstance(trouble, ProtocolError):
+            self._shares = False  # it may be the memory that the daemon could not take
         self._close_channel(link)
         self.session.lost(link, trouble, now_s=now_s)
 

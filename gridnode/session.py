@@ -54,7 +54,8 @@ _REPEATABLE: Final = frozenset({"status", "peers", "models", "explain"})
 
 Frame = tuple[Link, bytes | Job]
 """What is to be sent on a link: a frame, or a job, which whoever carries it encodes (gridnode.jobs.encode_job)."""
-_OUTCOMES: Final = (JobDone, JobError)
+OUTCOMES: Final = (JobDone, JobError)
+"""Messages with which a daemon is done with a key."""
 
 
 class Session:
@@ -224,7 +225,7 @@ class Session:
             self.due_s = min(self.due_s, link.due_s())  # its next silence may call for action before this one would
         if link.state is LinkState.GREETING and not isinstance(message, ServerHello | Goodbye):
             raise ProtocolError(f"daemon at {link.path} sent {type(message).__name__} before its hello")
-        if isinstance(message, _OUTCOMES):
+        if isinstance(message, OUTCOMES):
             self._take_outcome(link, message, payload, now_s=now_s)
         elif isinstance(message, Answer):
             self._take_answer(message)
