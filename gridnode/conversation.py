@@ -11,7 +11,6 @@ import trio
 
 from gridnode.driver import Driver
 from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
-from gridnode.nurseries import collapsing
 from gridnode.translate import job_from_wire, state_to_wire
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import PeerState, Reason
@@ -25,6 +24,7 @@ from transport.wire import (
     JobProgress,
     JobRefused,
     JobResult,
+    PeerUnreachableError,
     RemoteProtocolError,
     TransportError,
 )
@@ -119,7 +119,10 @@ class Conversation:
         self._node = node
         self._handles: dict[bytes, int] = {}
         self._outbox: deque[tuple[DataMessage, Sequence[Buffer]]] = deque()
-        self._wake = trio.Event()
+        self._has_rest = False
+        """Whether a part of what was sent last waits for flush."""
+        self._listening = trio.CancelScope()
+        """What listens for cancels is called off when there is something to send, or nothing to cancel any more."""
 
     def covered(self) -> tuple[bytes, ...]:
         """Return the keys of the peer's jobs that this node's state counts, on whichever connections they came."""
@@ -162,19 +165,33 @@ class Conversation:
         )
 
     def say(self, message: DataMessage) -> None:
-        """Queue a report; an older report of the same kind and key that has not left yet is replaced."""
+        """Send a report, or queue it; an older report of the same kind and key that has not left yet is replaced."""
         for index, (waiting, _) in enumerate(self._outbox):
             if type(waiting) is type(message) and getattr(waiting, "key", None) == getattr(message, "key", None):
                 self._outbox[index] = (message, ())
                 return
-        self._outbox.append((message, ()))
-        self._wake.set()
+        self._push(message, ())
 
     def end(self, key: bytes, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
-        """Queue a job's outcome."""
+        """Send a job's outcome, or queue it."""
         self._jobs.close_for(self._exchange.peer, self._handles.pop(key))
-        self._outbox.append((message, payload))
-        self._wake.set()
+        self._push(message, payload)
+        if not self._handles:
+            self._listening.cancel()
+
+    def _push(self, message: DataMessage, payload: Sequence[Buffer]) -> None:
+        """Send in this very call, if nothing waits and the connection takes it; else have the talking task do it."""
+        if not self._outbox and not self._has_rest:
+            try:
+                self._has_rest = not self._exchange.send_nowait(message, payload)
+            except PeerUnreachableError:
+                pass  # whoever listens finds the connection closed
+            except (trio.WouldBlock, TransportError):  # what is wrong with it shows when the talking task sends it
+                self._outbox.append((message, payload))
+        else:
+            self._outbox.append((message, payload))
+        if self._outbox or self._has_rest:
+            self._listening.cancel()
 
     def cancel(self, key: bytes) -> None:
         """Tell the core that the peer wants no answer for a key; one that has ended is left."""
@@ -190,30 +207,27 @@ class Conversation:
     async def run(self) -> None:
         """Talk until every job has had its outcome; raises TransportError when the connection breaks before."""
         try:
-            with collapsing(TransportError):
-                await self._talk()
+            await self._talk()
         except BaseException:
             self.abandon()
             raise
 
     async def _talk(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
-            while self._handles:
-                if self._outbox:
-                    await self._send_next()
-                else:
-                    await self._wake.wait()
-                    self._wake = trio.Event()
-            nursery.cancel_scope.cancel()
-        # The last outcomes leave when nobody listens any more: a peer that has its answer may send its next job over
-        # this connection at once, and that one is not ours to receive.
-        while self._outbox:
-            await self._send_next()
+        """Listen for cancels; what could not be sent in the call that made it is sent in between.
 
-    async def _send_next(self) -> None:
-        message, payload = self._outbox.popleft()
-        await self._exchange.send(message, payload)
+        The last outcome leaves when nobody listens any more: a peer that has its answer may send its next job over
+        this connection at once, and that one is not ours to receive.
+        """
+        while self._handles or self._outbox or self._has_rest:
+            if self._has_rest:
+                await self._exchange.flush()
+                self._has_rest = False
+            elif self._outbox:
+                message, payload = self._outbox.popleft()
+                await self._exchange.send(message, payload)
+            else:
+                with trio.CancelScope() as self._listening:
+                    await self._listen()
 
     async def _listen(self) -> None:
         while True:
@@ -221,3 +235,5 @@ class Conversation:
             if not isinstance(message, JobCancel):
                 raise RemoteProtocolError(f"peer sent {type(message).__name__} while its job is served")
             self.cancel(message.key)
+            if not self._handles or self._outbox or self._has_rest:
+                return

@@ -114,6 +114,22 @@ class Exchange(Protocol):
         """
         ...
 
+    def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
+        """Send a frame in this very call; False where a part of it waits for flush(), or for the next send.
+
+        Raises
+        ------
+        trio.WouldBlock
+            It would have to wait; nothing was done.
+        PeerUnreachableError
+            The connection broke.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Send what send_nowait() left; raises as send()."""
+        ...
+
     async def receive(self) -> tuple[DataMessage, memoryview]:
         """Receive the next frame; the payload is a buffer of its own (empty where there is none).
 

@@ -10,6 +10,7 @@ caller has one.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 import trio
@@ -20,6 +21,9 @@ from transport.certificates import PeerCertificate
 from transport.framing import Frame, FrameReceiver, encode_prefix, total_bytes
 from transport.securestream import SecureStream
 from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
+
+FRAMES_IN_A_ROW: Final = 16
+"""Frames taken before other tasks get a turn: about 1 ms of small questions."""
 
 
 class FrameLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,6 +126,8 @@ class Connection:
         self._receiver = FrameReceiver(payload_max_bytes=limits.payload_max_bytes)
         self._taken_bytes = 0
         self._deadline_s = math.inf
+        self._in_a_row = 0
+        """Frames taken since there was a wait."""
 
     @property
     def peer(self) -> str:
@@ -153,13 +159,60 @@ class Connection:
         LocalProtocolError, FrameTooLargeError
             The message is too large: the caller's fault; nothing was sent.
         """
+        parts, size = self._encode(message, payload)
+        try:
+            has_left = self._stream.send_nowait(parts)
+        except trio.WouldBlock:
+            await self._send_slowly(parts, size)
+        except PeerUnreachableError:
+            self.close()
+            raise
+        else:
+            if not has_left:
+                await self._send_slowly((), size)
+        self._count_sent(parts)
+
+    def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
+        """Send a frame in this very call; False where a part of it waits for flush(), or for the next send.
+
+        Raises
+        ------
+        trio.WouldBlock
+            Something else is being sent, or the frame is not small; nothing was done.
+        PeerUnreachableError
+            The connection broke.
+        LocalProtocolError, FrameTooLargeError
+            The message is too large: the caller's fault; nothing was sent.
+        """
+        parts, _ = self._encode(message, payload)
+        try:
+            has_left = self._stream.send_nowait(parts)
+        except PeerUnreachableError:
+            self.close()
+            raise
+        self._count_sent(parts)
+        return has_left
+
+    async def flush(self) -> None:
+        """Send what send_nowait() left; raises as send()."""
+        await self._send_slowly((), 0)
+
+    def _encode(self, message: DataMessage, payload: Sequence[Buffer]) -> tuple[Sequence[Buffer], int]:
         header = wire.encode(message)
         size = total_bytes(payload)
         prefix = encode_prefix(header, size, payload_max_bytes=self._limits.payload_max_bytes)
+        return [prefix + header, *payload] if size else (prefix + header,), size
+
+    def _count_sent(self, parts: Sequence[Buffer]) -> None:
+        self._traffic.frames_sent += 1
+        self._traffic.bytes_sent += total_bytes(parts)
+
+    async def _send_slowly(self, parts: Sequence[Buffer], size: int) -> None:
+        """Send what the socket does not take at once, or what waits for another frame; within its time."""
         allowed_s = self._limits.time_s(size)
         try:
             with trio.fail_after(allowed_s):
-                await self._stream.send([prefix + header, *payload])
+                await self._stream.send(parts)
         except trio.TooSlowError as error:
             self.close()
             message_text = f"{self.peer} did not take a frame of {size} bytes within {allowed_s:.1f} s"
@@ -170,8 +223,6 @@ class Connection:
         finally:
             if self._stream.is_closed:  # cancelled half way
                 self.close()
-        self._traffic.frames_sent += 1
-        self._traffic.bytes_sent += len(prefix) + len(header) + size
 
     async def receive(self, *, patience_s: float = math.inf) -> tuple[DataMessage, memoryview]:
         """Receive a frame. Cancelling it loses nothing.
@@ -189,7 +240,7 @@ class Connection:
             The peer sent nonsense or stalled in a frame; the connection is closed.
         """
         try:
-            frame = await self._receive_frame(trio.current_time() + patience_s)
+            frame = await self._receive_frame(patience_s)
             message = wire.decode_data(frame.header)
         except TransportError:
             self.close()
@@ -198,16 +249,12 @@ class Connection:
         self._traffic.bytes_received += len(frame.header) + len(frame.payload)
         return message, frame.payload
 
-    async def _receive_frame(self, patient_until_s: float) -> Frame:
+    async def _receive_frame(self, patience_s: float) -> Frame:
         while True:
-            await self._take_budget()
+            if self._receiver.payload_bytes_due and not self._taken_bytes:
+                await self._take_budget()
             is_fresh = self._receiver.is_between_frames
-            with trio.CancelScope(deadline=patient_until_s if is_fresh else self._deadline_s) as scope:
-                count = await self._stream.receive_into(self._receiver.wanted())
-            if scope.cancelled_caught and is_fresh:
-                raise PeerUnreachableError(f"{self.peer} was silent for too long")
-            if scope.cancelled_caught:
-                raise RemoteProtocolError(f"{self.peer} began a frame and stopped in the middle of it")
+            count = await self._fill(patience_s if is_fresh else None)
             if count == 0:
                 where = "" if is_fresh else " in the middle of a frame"
                 raise PeerUnreachableError(f"{self.peer} closed the connection{where}")
@@ -217,22 +264,49 @@ class Connection:
             if frame is not None:
                 self._deadline_s = math.inf
                 self._give_budget_back()
+                await self._give_way()
                 return frame
+
+    async def _give_way(self) -> None:
+        """Let other tasks run now and then, while frames are there without a wait."""
+        self._in_a_row += 1
+        if self._in_a_row >= FRAMES_IN_A_ROW:
+            self._in_a_row = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _fill(self, patience_s: float | None) -> int:
+        """Receive some bytes of a frame, or those with which one begins, for which there is patience.
+
+        A limit is set only where there is a wait: most frames have come whole when their first bytes are seen.
+        """
+        view = self._receiver.wanted()
+        count = self._stream.receive_nowait(view)
+        if count is None or count:
+            return count or 0
+        self._in_a_row = 0
+        if patience_s == math.inf:
+            return await self._stream.receive_into(view)
+        deadline_s = self._deadline_s if patience_s is None else trio.current_time() + patience_s
+        with trio.CancelScope(deadline=deadline_s):
+            return await self._stream.receive_into(view)
+        if patience_s is not None:
+            raise PeerUnreachableError(f"{self.peer} was silent for too long")
+        raise RemoteProtocolError(f"{self.peer} began a frame and stopped in the middle of it")
 
     async def _take_budget(self) -> None:
         """Before a payload is allocated; waiting here is our doing, so the frame's time starts afterwards."""
         due = self._receiver.payload_bytes_due
-        if due and not self._taken_bytes:
-            await self._budget.take(due)
-            if self.is_closed:  # meanwhile, by close_peer
-                self._budget.give_back(due)
-                raise PeerUnreachableError("the connection was closed on this side")
-            self._taken_bytes = due
-            self._deadline_s = trio.current_time() + self._limits.time_s(due)
+        await self._budget.take(due)
+        if self.is_closed:  # meanwhile, by close_peer
+            self._budget.give_back(due)
+            raise PeerUnreachableError("the connection was closed on this side")
+        self._taken_bytes = due
+        self._deadline_s = trio.current_time() + self._limits.time_s(due)
 
     def _give_budget_back(self) -> None:
-        self._budget.give_back(self._taken_bytes)
-        self._taken_bytes = 0
+        if self._taken_bytes:
+            self._budget.give_back(self._taken_bytes)
+            self._taken_bytes = 0
 
     def close(self) -> None:
         """Close at once; tasks inside get PeerUnreachableError."""

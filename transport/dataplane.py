@@ -66,6 +66,14 @@ class TlsExchange:
         """Send a frame; see transport.base.Exchange."""
         await self._connection.send(message, payload)
 
+    def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
+        """Send a frame in this call; see transport.base.Exchange."""
+        return self._connection.send_nowait(message, payload)
+
+    async def flush(self) -> None:
+        """Send what send_nowait() left; see transport.base.Exchange."""
+        await self._connection.flush()
+
     async def receive(self) -> tuple[DataMessage, memoryview]:
         """Receive a frame; see transport.base.Exchange."""
         return await self._connection.receive()

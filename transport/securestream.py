@@ -80,6 +80,10 @@ class SecureStream:
         self._outgoing = ssl.MemoryBIO()
         self.ssl_object: Final = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._send_lock = trio.Lock()
+        self._rest = memoryview(b"")
+        """Encrypted, and not taken by the socket yet."""
+        self._is_drained = False
+        """Whether the last read took all there was, so that another would be in vain."""
         self._is_closed = False
 
     @property
@@ -140,6 +144,17 @@ class SecureStream:
             if count or not await self._refill():
                 return count
 
+    def receive_nowait(self, view: memoryview) -> int | None:
+        """Fill a buffer from what the socket has given already; 0 when nothing is there, None at the peer's goodbye.
+
+        Raises
+        ------
+        PeerUnreachableError, RemoteProtocolError
+            As receive_into().
+        """
+        self._check_open()
+        return self._decrypt(view)
+
     def _decrypt(self, view: memoryview) -> int | None:
         """Decrypt what has arrived; 0 when nothing is there, None when the peer said goodbye."""
         count = 0
@@ -158,20 +173,61 @@ class SecureStream:
         return count
 
     async def _refill(self) -> bool:
-        """Read the socket once; False at its end."""
+        """Read the socket once, waiting until there is something; False at its end."""
         while True:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check_open()
+            if self._is_drained:
+                await self._wait("read")
             try:
                 count = self._socket.recv_into(_scratch)
             except BlockingIOError:
-                await self._wait("read")
+                self._is_drained = True
                 continue
             except OSError as error:
                 raise PeerUnreachableError(f"the connection broke: {error}") from error
+            self._is_drained = count < READ_BYTES
             self._incoming.write(memoryview(_scratch)[:count])
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            if not self._is_drained:  # a fast peer must not keep the loop to itself
+                await trio.lowlevel.cancel_shielded_checkpoint()
             return count > 0
+
+    def send_nowait(self, parts: Sequence[Buffer]) -> bool:
+        """Encrypt and send buffers one behind the other, as far as that needs no waiting.
+
+        Returns
+        -------
+        bool
+            Whether all has left; else send_rest() must be called before anything else is sent.
+
+        Raises
+        ------
+        trio.WouldBlock
+            Something is being sent, or the message is not small; nothing was done.
+        PeerUnreachableError
+            The connection broke.
+        """
+        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        size = sum(map(len, views))
+        if size > WRITE_BYTES or self._rest or self._send_lock.locked():
+            raise trio.WouldBlock
+        self._check_open()
+        for view in [memoryview(b"".join(views))] if size <= JOIN_BYTES else views:
+            self.ssl_object.write(view)
+        data = self._outgoing.read()
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.close()
+            raise PeerUnreachableError(f"the connection broke: {error}") from error
+        self._rest = memoryview(data)[sent:]
+        return not self._rest
+
+    async def send_rest(self) -> None:
+        """Send what send_nowait() left; cancelling it half way leaves the stream unusable: close it."""
+        await self.send(())
 
     async def send(self, parts: Sequence[Buffer]) -> None:
         """Encrypt and send buffers one behind the other; cancelling it half way leaves the stream unusable: close it.
@@ -182,11 +238,12 @@ class SecureStream:
             The connection broke.
         """
         views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
-        if sum(len(view) for view in views) <= JOIN_BYTES:
-            views = [memoryview(b"".join(views))]
+        if sum(map(len, views)) <= JOIN_BYTES:
+            views = [memoryview(b"".join(views))] if views else []
         async with self._send_lock:
             is_done = False
             try:
+                await self._flush()
                 for view in views:
                     await self._send_view(view)
                 await self._flush()
@@ -201,19 +258,21 @@ class SecureStream:
             self.ssl_object.write(view[start : start + WRITE_BYTES])
             if self._outgoing.pending >= WRITE_BYTES:
                 await self._flush()
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _flush(self) -> None:
-        rest = memoryview(self._outgoing.read())
+        """Send all that is encrypted."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while rest:
+        while self._rest or self._outgoing.pending:
             self._check_open()
+            if not self._rest:
+                self._rest = memoryview(self._outgoing.read())
             try:
-                rest = rest[self._socket.send(rest) :]
+                self._rest = self._rest[self._socket.send(self._rest) :]
             except BlockingIOError:
                 await self._wait("write")
             except OSError as error:
                 raise PeerUnreachableError(f"the connection broke: {error}") from error
-        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _flush_nowait(self) -> None:
         """Send a last alert if the socket takes it at once; it is a courtesy."""
@@ -253,7 +312,7 @@ class SecureStream:
             return
         self._is_closed = True
         # Behind half a record a goodbye would only look like a damaged one.
-        if not self._send_lock.locked() and not self._outgoing.pending:
+        if not self._send_lock.locked() and not self._outgoing.pending and not self._rest:
             with contextlib.suppress(ssl.SSLError, ValueError):  # always: the answer is not waited for
                 self.ssl_object.unwrap()
             self._flush_nowait()

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import trio
 import trio.testing
 
@@ -19,9 +20,20 @@ class Line:
 
     peer = "asker"
 
-    def __init__(self):
+    def __init__(self, way):
+        self.way = way
         self.is_listened_to = False
         self.sent = []
+
+    def send_nowait(self, message, payload=()):
+        if self.way == "waits":
+            raise trio.WouldBlock
+        self.sent.append((type(message), "in the call"))
+        return self.way == "at once"
+
+    async def flush(self):
+        self.sent.append(("rest", self.is_listened_to))
+        await trio.lowlevel.checkpoint()
 
     async def receive(self):
         self.is_listened_to = True
@@ -41,10 +53,18 @@ def header(number):
     )
 
 
-def test_nobody_listens_any_more_when_the_last_answer_leaves():
+@pytest.mark.parametrize(
+    ("way", "sent"),
+    [
+        ("waits", [(JobFailed, False), (JobFailed, False)]),
+        ("at once", [(JobFailed, "in the call"), (JobFailed, "in the call")]),
+        ("in part", [(JobFailed, "in the call"), ("rest", False), (JobFailed, "in the call"), ("rest", False)]),
+    ],
+)
+def test_nobody_listens_any_more_when_an_answer_has_left(way, sent):
     async def main():
         core = Core(CoreConfig(), node_id="n", epoch=1, rng=random.Random(1), now_s=0.0)
-        jobs, line = JobTable(), Line()
+        jobs, line = JobTable(), Line(way)
         conversation = Conversation(line, jobs=jobs, driver=Driver(core, clock=trio.current_time), node="n")
         for number in (1, 2):
             conversation.admit(header(number), b"")
@@ -55,6 +75,8 @@ def test_nobody_listens_any_more_when_the_last_answer_leaves():
                 entry = jobs.get(handle)
                 failure = Failure(reason=Reason.MODEL_FAILED.value, message="")
                 entry.responder.fail(failure, core.state_record(now_s=trio.current_time()), estimate_s=None)
-        assert line.sent == [(JobFailed, True), (JobFailed, False)]
+                await trio.testing.wait_all_tasks_blocked()
+                assert line.is_listened_to == (handle == 1)
+        assert line.sent == sent
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
