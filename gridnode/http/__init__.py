@@ -1,1 +1,1 @@
-"""HTTP of the daemon: metrics now."""
+"""HTTP of the daemon: metrics and health on one port, the Open Inference Protocol on another."""

@@ -207,7 +207,12 @@ def describe_model(manifest: Manifest, digest: str) -> ModelMetadata:
         image = TensorMetadata(name=PICTURE_INPUT, datatype=BYTES, shape=(1,))
         picture = PictureMetadata(inputs=(image,), outputs=tuple(derived) or outputs)
     return ModelMetadata(
-        name=manifest.name, versions=(digest,), platform="onnx", inputs=inputs, outputs=outputs, picture=picture
+        name=manifest.name,
+        versions=(digest,),
+        platform="onnxruntime_onnx",
+        inputs=inputs,
+        outputs=outputs,
+        picture=picture,
     )
 
 

@@ -30,8 +30,8 @@ from models.manifest import Manifest
 from models.tensors import ALIGNMENT_BYTES, PAYLOAD_MAX_BYTES, BadInputError, Buffer, TensorHeader, layout
 
 JSON_MAX_BYTES: Final = 4 * 1024 * 1024
-"""Largest JSON of a request: 150,000 numbers with 20 digits each. It is read in one go, in some 30 ms; more tensors
-than that come as binary data."""
+"""Largest JSON of a request: 190,000 numbers with 20 digits each. It is read in one go, in some 30 ms; more than that
+comes as binary data."""
 
 _PADDING: Final = bytes(ALIGNMENT_BYTES)
 _DECODER: Final = msgspec.json.Decoder(InferRequest)
