@@ -8,14 +8,16 @@ Times are seconds; deadlines are absolute on the clock of trio.current_time().
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
-import trio
 
 from models.manifest import Manifest, ModelError
 from models.segments import Segment
 from models.tensors import Buffer, InferenceError
+
+if TYPE_CHECKING:
+    import trio  # the check of a graph needs the errors here, and starts a Python each time
 
 
 class ModelRefusedError(ModelError):
@@ -114,7 +116,7 @@ class ExecutorStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class Executor(Protocol):
     """Loads models and runs requests on them."""
 
-    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(self, *, task_status: "trio.TaskStatus[None]" = ...) -> None:
         """Run until cancelled; everything else may be called only meanwhile. Ends with all workers gone."""
         ...
 
@@ -197,6 +199,6 @@ class Executor(Protocol):
         """Return a snapshot per model, sorted by digest."""
         ...
 
-    def changes(self) -> trio.MemoryReceiveChannel[ModelChange]:
+    def changes(self) -> "trio.MemoryReceiveChannel[ModelChange]":
         """Return the bounded channel of changes; one reader. When it is full the oldest are dropped."""
         ...

@@ -32,11 +32,25 @@ ABSENT: Final = (
     "libp2p.crypto.rsa",
     "libp2p.crypto.secp256k1",
     "libp2p.discovery",
+    "libp2p.rcmgr.allowlist",
+    "libp2p.rcmgr.cidr_limits",
+    "libp2p.rcmgr.circuit_breaker",
+    "libp2p.rcmgr.connection_lifecycle",
+    "libp2p.rcmgr.connection_limits",
+    "libp2p.rcmgr.connection_pool",
+    "libp2p.rcmgr.connection_tracker",
+    "libp2p.rcmgr.graceful_degradation",
+    "libp2p.rcmgr.memory_limits",
+    "libp2p.rcmgr.memory_pool",
+    "libp2p.rcmgr.memory_stats",
     "libp2p.rcmgr.prometheus_exporter",
+    "libp2p.rcmgr.rate_limiter",
+    "libp2p.rcmgr.token_bucket",
     "libp2p.relay",
     "libp2p.security.pnet",
     "libp2p.security.tls",
     "libp2p.transport.quic",
+    "libp2p.utils.version",
     "multiaddr.resolvers",
     "prometheus_client",
 )
@@ -84,7 +98,15 @@ class _IdleResolver:
         _touch(f"multiaddr.resolvers.DNSResolver.{name}")
 
 
-_STAND_INS: Final[Mapping[str, Mapping[str, type]]] = {"multiaddr.resolvers": {"DNSResolver": _IdleResolver}}
+def _agent_version() -> str:
+    """Stand in for libp2p's own, which reads its metadata with the standard library's mail parser at import."""
+    return f"py-libp2p/{VERSION}"
+
+
+_STAND_INS: Final[Mapping[str, Mapping[str, object]]] = {
+    "libp2p.utils.version": {"get_agent_version": _agent_version},
+    "multiaddr.resolvers": {"DNSResolver": _IdleResolver},
+}
 
 
 class _EmptyLoader(Loader):
