@@ -87,10 +87,10 @@ class Segment:
     def __init__(self, announce: Callable[[int], None]) -> None:
         self._arena = Arena(SEGMENT_MAX_BYTES)
         self._blocks: dict[bytes, int] = {}
-        descriptor = _make_memory(SEGMENT_MAX_BYTES)
+        descriptor = make_memory(SEGMENT_MAX_BYTES)
         try:
             self._map = mmap.mmap(descriptor, SEGMENT_MAX_BYTES)
-            _seal(descriptor)
+            seal(descriptor)
             announce(descriptor)
         finally:
             os.close(descriptor)
@@ -134,7 +134,7 @@ class Segment:
         self._map.close()
 
 
-def _make_memory(size_bytes: int) -> int:
+def make_memory(size_bytes: int) -> int:
     """Return a descriptor of new memory, of which only pages that are written to take any."""
     if sys.platform != "linux":
         raise OSError("no memory without a file on this system")
@@ -147,7 +147,7 @@ def _make_memory(size_bytes: int) -> int:
     return descriptor
 
 
-def _seal(descriptor: int) -> None:
+def seal(descriptor: int) -> None:
     """Fix the memory's size, which its readers insist on, and keep them from writing where the kernel can."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS | _SEAL_FUTURE_WRITE)
