@@ -55,7 +55,8 @@ class Carrier:
     def submit(self, request: Request, deadline_s: float | None) -> Job:
         """Open a job and have it sent, as far as a daemon is there to take it."""
         with self._lock:
-            self._check_open()
+            if self.is_closed:
+                raise _closed()
             now_s = monotonic()
             job = self._session.open(request, budget_s=deadline_s, now_s=now_s)
             self._push(now_s)
@@ -75,7 +76,8 @@ class Carrier:
     def ask(self, what: QueryKind, argument: str, *, within_s: float) -> Question:
         """Ask the daemon and wait for its answer, or an error."""
         with self._lock:
-            self._check_open()
+            if self.is_closed:
+                raise _closed()
             now_s = monotonic()
             question = self._session.ask(what, argument, within_s=within_s, now_s=now_s)
             self._push(now_s)
@@ -94,7 +96,8 @@ class Carrier:
         has_looked = False
         with self._lock:
             while not is_done():
-                self._check_open()
+                if self.is_closed:
+                    raise _closed()
                 now_s = monotonic()
                 if now_s >= until_s and has_looked:
                     return False
@@ -122,10 +125,6 @@ class Carrier:
                 self.changed.wait()  # the leader polls the wake socket; it is closed after it let go
         self._wake_in.close()
         self._wake_out.close()
-
-    def _check_open(self) -> None:
-        if self.is_closed:
-            raise GridError("this Grid is closed; make a new one")
 
     def _is_on_its_way(self, job: Job) -> bool:
         """Whether a submit may return: the job was sent, or no daemon is there to be waited for."""
@@ -219,3 +218,7 @@ class Carrier:
         """Tell the followers when anything ended."""
         if self._session.take_ended() and self._followers:
             self.changed.notify_all()
+
+
+def _closed() -> GridError:
+    return GridError("this Grid is closed; make a new one")

@@ -37,6 +37,7 @@ DESCRIPTOR_BYTES: Final = 4
 """A C int, as which the kernel takes a descriptor."""
 READS_MAX: Final = 64
 """Reads in a row before others get their turn, 4 MiB of small frames."""
+_EMPTY: Final = bytearray()
 
 
 class FrameAssembler:
@@ -48,7 +49,7 @@ class FrameAssembler:
         self._start = 0
         self._end = 0
         self._message: ServerMessage | None = None
-        self._payload = bytearray()
+        self._payload = _EMPTY
         self._payload_end = 0
 
     @property
@@ -77,29 +78,31 @@ class FrameAssembler:
                 return
             message, payload = self._message, self._payload
             assert message is not None, "a frame begins with its header"
-            self._message, self._payload, self._payload_end = None, bytearray(), 0
+            self._message, self._payload = None, _EMPTY
             yield message, payload
 
     def _begin_frame(self) -> bool:
         """Decode the header if it is all there, and take the payload, or as much of it as came along."""
-        have = self._end - self._start
-        if have < PREFIX_BYTES:
+        start, end = self._start, self._end
+        if end - start < PREFIX_BYTES:
             return False
-        header_bytes, payload_bytes = decode_prefix(self._buffer, self._start, header_max_bytes=ANSWER_MAX_BYTES)
-        if have < PREFIX_BYTES + header_bytes:
+        header_bytes, payload_bytes = decode_prefix(self._buffer, start, header_max_bytes=ANSWER_MAX_BYTES)
+        start += PREFIX_BYTES
+        body = start + header_bytes
+        if end < body:
             return False
-        header = self._start + PREFIX_BYTES
-        body = header + header_bytes
-        self._message = decode_server(self._view[header:body])
-        self._start = min(body + payload_bytes, self._end)
-        if body + payload_bytes == self._start:
-            self._payload = self._buffer[body : self._start]
+        self._message = decode_server(self._view[start:body])
+        if end >= body + payload_bytes:
+            end = body + payload_bytes
+            self._payload = self._buffer[body:end]
         else:
             self._payload = bytearray(payload_bytes)
-            self._payload[: self._start - body] = self._view[body : self._start]
-        self._payload_end = self._start - body
-        if self._start == self._end:
+            self._payload[: end - body] = self._view[body:end]
+        self._payload_end = end - body
+        if end == self._end:
             self._start = self._end = 0
+        else:
+            self._start = end
         return True
 
     def _make_room(self) -> None:
@@ -185,7 +188,11 @@ class Channel:
                 return
             except OSError as error:
                 raise DaemonUnreachableError(f"broke off while a request was sent: {error.strerror}") from error
-            self._forget(sent)
+            if sent == self.outgoing_bytes:
+                self._outgoing.clear()
+                self.outgoing_bytes = 0
+            else:
+                self._forget(sent)
 
     def receive(self) -> Iterator[tuple[ServerMessage, Buffer]]:
         """Yield the frames that are there now.
@@ -240,11 +247,8 @@ class Channel:
             self.send(frame[sent:])
 
     def _forget(self, sent: int) -> None:
-        """Drop the bytes that were sent."""
+        """Drop the bytes that were sent, fewer than there are."""
         self.outgoing_bytes -= sent
-        if not self.outgoing_bytes:
-            self._outgoing.clear()
-            return
         while sent >= len(self._outgoing[0]):
             sent -= len(self._outgoing.popleft())
         if sent:

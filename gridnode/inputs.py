@@ -99,6 +99,8 @@ _Encoded = tuple[RequestBody, tuple[Buffer, ...], int]
 
 def _encode(source: "Input") -> _Encoded:
     """Choose the encoding by the input's type, without importing numpy or Pillow for it."""
+    if isinstance(source, dict):
+        return _encode_tensors(source)
     numpy, pillow = sys.modules.get("numpy"), sys.modules.get("PIL.Image")
     if numpy is not None and isinstance(source, numpy.ndarray):
         return _encode_array(source)
@@ -136,8 +138,7 @@ def _encode_array(array: "Array") -> _Encoded:
     _check_size(width, height)
     if array.shape[2] == 1:
         array = numpy.repeat(array, 3, axis=2)
-    pixels = _bytes_of(numpy.ascontiguousarray(array))
-    return _frame(pixels, width=width, height=height)
+    return _frame(numpy.ascontiguousarray(array).data.cast("B"), width=width, height=height)
 
 
 def _encode_image(image: "Image") -> _Encoded:
@@ -239,7 +240,7 @@ def _encode_tensors(tensors: "Mapping[str, Array]") -> _Encoded:
         if gap:
             parts.append(_PADDING[:gap])
         if array.nbytes:
-            parts.append(_bytes_of(array.astype(dtype, order="C", copy=False)))
+            parts.append(array.astype(dtype, order="C", copy=False).data.cast("B"))
     return form.body, tuple(parts), form.payload_bytes
 
 
@@ -279,8 +280,3 @@ def _header_of(name: object, dtype: "dtype[Any]", shape: tuple[int, ...]) -> Ten
     if len(shape) > RANK_MAX:
         raise InvalidInputError(f"input {name!r} has {len(shape)} dimensions, at most {RANK_MAX} are allowed")
     return TensorHeader(name=name, dtype=dtype.name, shape=shape)
-
-
-def _bytes_of(array: "Array") -> memoryview:
-    """Look at a contiguous array's bytes without copying them."""
-    return array.data.cast("B")

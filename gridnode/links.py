@@ -69,7 +69,10 @@ class Links:
         link = self._links.get(channel)
         if link is not None:
             try:
-                self._flush(link, channel, now_s)
+                channel.flush()
+            except DaemonUnreachableError as error:
+                self.read(channel, now_s)  # its last words: answers, and perhaps why it went
+                self._drop(link, error, now_s)
             except BaseException as error:
                 self._give_up(link, error, now_s)
 
@@ -86,14 +89,6 @@ class Links:
             if isinstance(message, OUTCOMES):
                 channel.release(message.key)
             received(link, message, payload, now_s=now_s)
-
-    def _flush(self, link: Link, channel: Channel, now_s: float) -> None:
-        """Send; where that fails, take the daemon's last words: answers, and perhaps why it went."""
-        try:
-            channel.flush()
-        except DaemonUnreachableError:
-            self._take_all(link, channel, now_s)
-            raise
 
     def _connect(self, now_s: float) -> None:
         """Connect to entries until one takes the connection or all pause."""

@@ -276,22 +276,22 @@ class Session:
 
     def _place(self, work: Job | Question, link: Link, *, now_s: float) -> None:
         """Queue a job or query for sending on a link."""
-        if isinstance(work, Job) and work.deadline_s is not None and work.deadline_s <= now_s:
-            self._work.end_job(work, now_s=now_s, error=self._overdue(work))
-            return
+        if isinstance(work, Job):
+            if work.deadline_s is not None and work.deadline_s <= now_s:
+                self._work.end_job(work, now_s=now_s, error=self._overdue(work))
+                return
+            if work.submissions:
+                self.resubmissions += 1
+            else:
+                work.troubled_s = None
+            work.submissions += 1
+            self._outgoing.append((link, work))
+        else:
+            self._outgoing.append((link, encode_frame(work.query)))
         self._work.place(work, link)
         if link.owed == 1:
             link.note_word(now_s)  # an idle daemon owes none; its silence counts from now
             self.due_s = min(self.due_s, link.due_s())
-        if isinstance(work, Question):
-            self._outgoing.append((link, encode_frame(work.query)))
-            return
-        work.submissions += 1
-        if work.submissions == 1:
-            work.troubled_s = None
-        else:
-            self.resubmissions += 1
-        self._outgoing.append((link, work))
 
     def _replace_lost(self, job: Job, trouble: GridError, *, now_s: float) -> None:
         """Unplace a job whose link is gone, or end it when that happened too often."""
