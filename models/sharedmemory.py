@@ -13,8 +13,9 @@ import mmap
 import os
 from typing import Final, Self
 
-MAPPED_MAX_BYTES: Final = 256 * 1024 * 1024
-"""Shared memory of one worker, all slots together: two slots of the largest payload in and out."""
+MAPPED_MAX_BYTES: Final = 512 * 1024 * 1024
+"""Shared memory of one worker, all slots together: four slots of the largest payload in and out. These are addresses;
+memory is what payloads touch."""
 
 REGION_MAX_BYTES: Final = 64 * 1024 * 1024
 """Largest region: the largest payload there is."""
@@ -28,8 +29,8 @@ def region_bytes(slots: int) -> int:
 
     Examples
     --------
-    >>> region_bytes(1) // 2**20, region_bytes(2) // 2**20, region_bytes(8) // 2**20
-    (64, 64, 16)
+    >>> region_bytes(1) // 2**20, region_bytes(4) // 2**20, region_bytes(8) // 2**20
+    (64, 64, 32)
     """
     share = MAPPED_MAX_BYTES // (2 * slots)
     return min(REGION_MAX_BYTES, share - share % mmap.PAGESIZE)

@@ -75,6 +75,8 @@ class Worker:
         Memory of programs.
     requests : socket
         Whence orders come and whither answers go; shared by the threads.
+    share_threads : callable
+        Prepares the session for runs that go at once; called once, in a thread of its own, when two of them do.
     options : callable
         Makes the runtime's options of one run.
     input_faults, model_faults : tuples of exception types
@@ -88,6 +90,7 @@ class Worker:
         mappings: Mappings,
         requests: socket.socket,
         *,
+        share_threads: Callable[[], None],
         options: "Callable[[], RunOptions]",
         input_faults: tuple[type[Exception], ...],
         model_faults: tuple[type[Exception], ...],
@@ -96,6 +99,7 @@ class Worker:
         self._memory = memory
         self._mappings = mappings
         self._requests = requests
+        self._share_threads: Callable[[], None] | None = share_threads
         self._options = options
         self._input_faults = input_faults
         self._model_faults = model_faults
@@ -138,7 +142,7 @@ class Worker:
                 output,
                 options,
                 is_shared=order.segment > 0,
-                is_alone=len(self._running) == 1,
+                is_alone=self._is_alone(),
             )
         except self._input_faults as error:
             return _failed(order.run, "input", error, started_s)
@@ -161,6 +165,16 @@ class Worker:
         if order.offset < 0 or order.offset % ALIGNMENT_BYTES or end > memory.nbytes:
             raise BadInputError(f"payload of {order.payload_bytes} bytes at {order.offset} lies outside of its memory")
         return memory[order.offset : end]
+
+    def _is_alone(self) -> bool:
+        """Tell whether one run goes on. The first time that it does not, more of it is expected."""
+        if len(self._running) == 1:
+            return True
+        with self._lock:
+            prepare, self._share_threads = self._share_threads, None
+        if prepare is not None:
+            threading.Thread(target=prepare, daemon=True).start()
+        return False
 
     def _begin(self, run: int) -> "RunOptions":
         """Make a run known to cancel()."""
@@ -237,27 +251,24 @@ def _load(
     except runtime.RUNTIME_FAULTS as error:
         requests.send(protocol.encode(protocol.LoadFailed(reason=protocol.shorten(str(error) or repr(error)))))
         return None
-    # For a second copy of the model, where there will be one.
-    kept = [graph] if order.slots > 1 else []
     del graph
     runtime.give_back()
     gc.freeze()
     reached = isolated.reached + sealed.reached
     missing = isolated.missing + sealed.missing
-    if kept:
 
-        def share_threads() -> None:
-            session.share_threads(kept.pop(), runs=order.slots)
-            runtime.give_back()
+    def share_threads() -> None:
+        session.share_threads(_read(descriptor), runs=order.slots)
+        os.close(descriptor)
+        runtime.give_back()
 
-        # Beside the first requests.
-        threading.Thread(target=share_threads, daemon=True).start()
     requests.send(protocol.encode(protocol.Ready(providers=session.providers, reached=reached, missing=missing)))
     return Worker(
         session,
         memory,
         mappings,
         requests,
+        share_threads=share_threads,
         options=runtime.RunOptions,
         input_faults=(BadInputError,),
         model_faults=(ModelError, *runtime.RUNTIME_FAULTS),
@@ -277,9 +288,7 @@ def _receive_graph(requests: socket.socket) -> int | None:
 def _read(descriptor: int) -> bytes:
     """Read a file from its start, whatever its offset: the descriptor is shared with the daemon."""
     with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as mapping:
-        data = mapping[:]
-    os.close(descriptor)
-    return data
+        return mapping[:]
 
 
 def _obey(control: socket.socket, worker: Worker, mappings: Mappings) -> None:

@@ -430,10 +430,10 @@ def test_a_run_alone_has_all_threads_and_runs_that_go_at_once_share_them(tmp_pat
     async def use(runtime):
         run = await loaded(runtime, wide(tmp_path))
         [entry] = runtime.statistics()
-        await run([request(trips=np.array([1]), x=np.ones(8, np.float32))])
-        # Two answer, one obeys, one helps; a fifth prepares for runs that go at once.
-        while len(spent_ns(entry.pid)) > 4:
-            await trio.lowlevel.checkpoint()
+        short = request(trips=np.array([1]), x=np.ones(8, np.float32))
+        await run([short])
+        # Two answer, one obeys, one helps.
+        assert len(spent_ns(entry.pid)) == 4
 
         async def busy():
             """Return the threads that had to do with a few wide runs."""
@@ -449,10 +449,16 @@ def test_a_run_alone_has_all_threads_and_runs_that_go_at_once_share_them(tmp_pat
             began = sum(spent_ns(entry.pid).values())
             while sum(spent_ns(entry.pid).values()) < began + 20e6:
                 await trio.lowlevel.checkpoint()
+            await run([short])
+            while len(spent_ns(entry.pid)) > 4:  # a fifth prepares for runs that go at once
+                await trio.lowlevel.checkpoint()
             at_once = await busy()
             nursery.cancel_scope.cancel()
         assert len(at_once) <= 2
         assert alone - at_once
+        while any(entry.running for entry in runtime.statistics()):
+            await trio.lowlevel.checkpoint()
+        assert await busy() - at_once
 
     with_runtime(use, slots=2, threads=2)
 
