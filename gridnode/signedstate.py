@@ -136,11 +136,13 @@ class SignedState:
     # ------------------------------------------------------------ life
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled. What is on disk is in force at once; peers are asked when there are any."""
-        await self._round()
+        """Run until cancelled. What is on disk is in force at once; peers are asked while others begin with it."""
+        self._credentials.grid_time.observe(self.client.signed_time_s)
+        self._raise_alarm()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._greet_neighbours)
             task_status.started()
+            await self._round()
             await self._keep_fresh()
 
     async def _greet_neighbours(self) -> None:
