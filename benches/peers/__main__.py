@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benches.peers import machine, tables, workloads
 from benches.peers.measuring import say
+from benches.peers.processes import die_politely
 from benches.peers.run import PARTS, WAYS, Plan, perform
 from benches.peers.ways import PeerError
 
@@ -120,4 +121,5 @@ def show(document: dict, shown: list[tables.Table]) -> None:
 
 
 if __name__ == "__main__":
+    die_politely()
     raise SystemExit(main())

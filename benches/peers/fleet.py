@@ -1,5 +1,6 @@
 """What concerns gridnode alone: a grid of three that starts at once, and nodes that idle among many peers."""
 
+import contextlib
 import statistics
 import time
 from pathlib import Path
@@ -22,9 +23,16 @@ CALM_S = 10.0
 
 def measure(folder: Path, plan: Any) -> dict[str, Any]:
     """Return the parts `grid` and `fleet` of a run's document; what fails is said, and missing in them."""
-    local, remote = Local(folder), Remote(folder)
     found: dict[str, Any] = {"grid": {}, "fleet": {}}
     faults: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop_all)
+        _fill(found, faults, folder, plan)
+    return found | ({"fleet_errors": faults} if faults else {})
+
+
+def _fill(found: dict[str, Any], faults: dict[str, str], folder: Path, plan: Any) -> None:
+    local, remote = Local(folder), Remote(folder)
     with measuring.blaming("grid of three", faults):
         local.install([MODEL])
         remote.install([MODEL])
@@ -34,8 +42,6 @@ def measure(folder: Path, plan: Any) -> dict[str, Any]:
     for peers in PEERS:
         with measuring.blaming(f"idle among {peers} peers", faults):
             found["fleet"][str(peers)] = _idle_among(local.grid, peers, plan.window_s)
-    stop_all()
-    return found | ({"fleet_errors": faults} if faults else {})
 
 
 def _cold(local: Local, remote: Remote, folder: Path, starts: int) -> dict[str, Any]:
@@ -47,8 +53,6 @@ def _cold(local: Local, remote: Remote, folder: Path, starts: int) -> dict[str, 
         local.grid.stop()
         begin_s = time.monotonic()
         local.grid.start(n1=[MODEL], n2=(), n3=())
-        for way in (local, remote):
-            way.open()
         for name, took_s in measuring.first_answers_s([local, remote], requests, begin_s).items():
             found[name].append(took_s)
         for way in (local, remote):

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benches.peers import processes
@@ -145,27 +145,31 @@ class PrivateGrid:
 
 
 def make(folder: Path, sources: Path, models: Sequence[str]) -> PrivateGrid:
-    """Make a grid of two nodes: n1 has taken, checked and measured the models, n2 runs none. Nothing runs then."""
+    """Make a grid of two nodes that have run before: n1 has taken, checked and measured the models, n2 runs none."""
     grid = PrivateGrid(folder, sources, models)
     try:
         grid.start(n1=models)
         grid.join("n2")
-        _wait_ready(grid.nodes["n1"], models)
+        grid.start(n2=())
+        grid.wait_answering("n2")
+        _wait_models(grid.nodes["n1"], dict.fromkeys(models, "ready"))
+        _wait_models(grid.nodes["n2"], dict.fromkeys(models, "unwanted"))
     finally:
         grid.stop()
     return grid
 
 
-def _wait_ready(node: Node, models: Sequence[str]) -> None:
+def _wait_models(node: Node, wanted: Mapping[str, str]) -> None:
+    """Wait until models stand so on a node."""
     until_s = time.monotonic() + COMMAND_S
     with Grid(str(node.socket)) as client:
         while True:
             node.check()
             states = {item["name"]: item["state"] for item in client.models()["items"]}
-            if all(states.get(name) == "ready" for name in models):
+            if all(states.get(name) == state for name, state in wanted.items()):
                 return
             if time.monotonic() > until_s:
-                raise PeerError(f"gridnode: the models were not ready within {COMMAND_S:.0f} s: {states}")
+                raise PeerError(f"{node.name}: models are {states} after {COMMAND_S:.0f} s, wanted are {wanted}")
             time.sleep(0.1)
 
 

@@ -182,6 +182,7 @@ def first_answers_s(ways: Sequence[Way], requests: Requests, begin: float) -> di
     found: dict[str, float] = {}
 
     def wait(way: Way) -> None:
+        way.open()
         first_answer(way, requests)
         found[way.name] = time.monotonic() - begin
 

@@ -1,6 +1,7 @@
 """gridnode, by its public interface only: the client over the own daemon's socket, and over a second node."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -20,6 +21,8 @@ from gridnode.results import Result
 
 DEADLINE_S = 30.0
 """Of each request: no answer of this bench takes so long, so that nothing is refused for being late."""
+
+SOCKET_POLL_S = 0.005
 
 _GRIDS: dict[tuple[Path, tuple[str, ...]], PrivateGrid] = {}
 """One grid per set of models; all ways share it, so that no idle daemons stand beside those measured."""
@@ -91,7 +94,12 @@ class Local(Way):
             self.grid.start(**{self.entry: ()})
 
     def open(self) -> None:
-        self._client = Grid(str(self.grid.nodes[self.entry].socket))
+        """Connect as soon as there is a socket: the client's own pauses between tries are longer than ours."""
+        node = self.grid.nodes[self.entry]
+        while not node.socket.exists():
+            node.check()
+            time.sleep(SOCKET_POLL_S)
+        self._client = Grid(str(node.socket))
 
     def caller(self, requests: Requests) -> Call:
         name, inputs, options = requests.workload.name, _inputs(requests), _options(requests)

@@ -59,7 +59,7 @@ class RayHttp(Way):
     name = "ray-http"
     label = "Ray Serve, HTTP"
     between = 2
-    needs = ("ray", "ray.serve")
+    needs = ("ray", "starlette")
     extra = "bench-ray"
     is_heavy = True
 

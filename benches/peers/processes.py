@@ -6,6 +6,7 @@ leave their parent, workers of others clear their environment, nobody does both.
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,3 +103,8 @@ def idle_cpu(pids: list[int], *, window_s: float) -> float:
     before_s, start_s = cpu_s(pids), time.monotonic()
     time.sleep(window_s)
     return (cpu_s(pids) - before_s) / (time.monotonic() - start_s)
+
+
+def die_politely() -> None:
+    """Let SIGTERM unwind the stack, so that whoever ends a run ends its servers too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

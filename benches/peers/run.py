@@ -15,7 +15,7 @@ from typing import Any
 
 from benches.peers import goals, machine, measuring, workloads
 from benches.peers.measuring import say
-from benches.peers.processes import ROOT
+from benches.peers.processes import ROOT, die_politely
 from benches.peers.ways import PeerError, Way
 from benches.peers.workloads import Requests
 
@@ -136,9 +136,13 @@ def _phase_in_a_process(phase: str, names: Sequence[str], folder: Path, plan: Pl
     order.write_text(json.dumps({"names": names, "plan": asdict(plan)}))
     environment = dict(os.environ) | phase_environment(phase)
     command = [sys.executable, "-m", "benches.peers.run", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
-    if done.returncode:
-        raise PeerError(f"phase {phase} failed with exit code {done.returncode}; its last words are above")
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as child:
+        try:
+            child.wait()
+        finally:
+            child.terminate()  # where we are ended ourselves: it takes its servers along
+    if child.returncode:
+        raise PeerError(f"phase {phase} failed with exit code {child.returncode}; its last words are above")
     found: dict[str, Any] = json.loads(answer.read_text())
     return found
 
@@ -176,9 +180,11 @@ def _standing(classes: Mapping[str, type[Way]], folder: Path, plan: Plan) -> dic
 
 
 def _in_turn(classes: Mapping[str, type[Way]], folder: Path, plan: Plan) -> dict[str, Any]:
-    """Start the ways of a phase, measure them in turn, end them."""
+    """Start the ways of a phase, measure them in turn, end them. One that does not start has a row that says so."""
     found: dict[str, Any] = {"latency": {}, "throughput": {}}
-    with _running(classes, folder, plan.workloads) as ways:
+    faults: dict[str, str] = {}
+    with _running(classes, folder, plan.workloads, faults) as ways:
+        absent = {name: {"error": fault} for name, fault in faults.items()}
         for name in plan.workloads:
             requests = Requests(folder, name)
             for way in ways.values():
@@ -187,30 +193,35 @@ def _in_turn(classes: Mapping[str, type[Way]], folder: Path, plan: Plan) -> dict
             if "latency" in plan.parts:
                 say(f"latency: {name}")
                 calls = plan.calls if requests.workload.kind == "slice" else max(1, plan.calls // 2)
-                found["latency"][name] = measuring.latency(ways, requests, rounds=plan.rounds, calls=calls)
+                rows = measuring.latency(ways, requests, rounds=plan.rounds, calls=calls)
+                found["latency"][name] = rows | absent
             if "throughput" in plan.parts and name in FLOODED:
                 say(f"requests per second: {name}")
-                found["throughput"][name] = measuring.throughput(
-                    ways, requests, rounds=plan.rounds, seconds=plan.flood_s
-                )
+                rows = measuring.throughput(ways, requests, rounds=plan.rounds, seconds=plan.flood_s)
+                found["throughput"][name] = rows | absent
     return found
 
 
 @contextlib.contextmanager
-def _running(classes: Mapping[str, type[Way]], folder: Path, models: Sequence[str]) -> Iterator[dict[str, Way]]:
-    """Hold the servers and clients of some ways."""
+def _running(
+    classes: Mapping[str, type[Way]], folder: Path, models: Sequence[str], faults: dict[str, str]
+) -> Iterator[dict[str, Way]]:
+    """Hold the servers and clients of some ways; what does not start is put into ``faults``."""
     with contextlib.ExitStack() as stack:
-        ways = {}
-        for name, cls in classes.items():
-            way = ways[name] = cls(folder)
-            way.install(models)
+        ways = {name: cls(folder) for name, cls in classes.items()}
+        for name, way in ways.items():
             stack.callback(way.stop)
-        for way in ways.values():
-            way.start(models)
-            way.open()
-            stack.callback(way.close)
-        yield ways
+            with measuring.blaming(name, faults):
+                way.install(models)
+        for name, way in ways.items():
+            if name not in faults:
+                with measuring.blaming(name, faults):
+                    way.start(models)
+                    way.open()
+                    stack.callback(way.close)
+        yield {name: way for name, way in ways.items() if name not in faults}
 
 
 if __name__ == "__main__":
+    die_politely()
     _measure_phase(Path(sys.argv[1]))
