@@ -6,13 +6,12 @@ the connection returns to the pool when the executor has answered.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Final
 
-import msgspec
 import trio
 
-from gridnode.config import HANDOVER_TIMEOUT_S
 from gridnode.driver import Driver
+from gridnode.errands import Cancellable, Errand, Way
 from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
 from gridnode.logs import EventLog, short
 from gridnode.stolen import serve_stolen
@@ -33,7 +32,6 @@ from transport.wire import (
     DataMessage,
     FrameTooLargeError,
     JobAccepted,
-    JobCancel,
     JobFailed,
     JobOffer,
     JobPayload,
@@ -46,60 +44,13 @@ from transport.wire import (
     RemoteProtocolError,
     StealAnswer,
     StealRequest,
+    TransportError,
 )
 
 log = EventLog("outbound")
 
 SMALL_BYTES: Final = 32 * 1024
 """Up to this size a payload's transfer is a round trip; above it, it tells the link's goodput."""
-
-
-class Cancellable(Protocol):
-    """Something of ours at a peer."""
-
-    def cancel(self, nursery: trio.Nursery) -> None:
-        """Stop it; ``nursery`` runs the task that tells the peer."""
-        ...
-
-
-class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job went to its executor, for measuring the link. A lease has none: the thief's asking began it."""
-
-    began_s: float
-    """When there was a connection."""
-    setup_s: float
-    """How long that had taken."""
-    input_bytes: int
-
-
-class Errand:
-    """One command under way at a peer; can be cancelled from outside."""
-
-    __slots__ = ("_cancel_sent", "exchange", "key", "scope", "sent")
-
-    def __init__(self, key: bytes) -> None:
-        self.key = key
-        self.scope = trio.CancelScope()
-        self.exchange: Exchange | None = None
-        self.sent = False
-        """Whether the payload has left completely, so that the peer must be told."""
-        self._cancel_sent = False
-
-    def cancel(self, nursery: trio.Nursery) -> None:
-        """Stop the errand; ``nursery`` runs the task that tells the peer."""
-        if not self.sent or self.exchange is None:
-            self.scope.cancel()
-        elif not self._cancel_sent:
-            self._cancel_sent = True
-            self.scope.deadline = trio.current_time() + HANDOVER_TIMEOUT_S
-            nursery.start_soon(self._tell, self.exchange)
-
-    async def _tell(self, exchange: Exchange) -> None:
-        try:
-            with trio.move_on_after(HANDOVER_TIMEOUT_S):
-                await exchange.send(JobCancel(key=self.key))
-        except PeerUnreachableError:
-            self.scope.cancel()
 
 
 class Outbound:
@@ -160,7 +111,10 @@ class Outbound:
         """Begin to send or offer a job."""
         errand = self._errands[action.command] = Errand(entry.job.key)
         self._commands[action.peer, entry.job.key] = action.command
-        self._nursery.start_soon(self._run_send, action, entry, errand)
+        if isinstance(action, Send) and (begun := self._begin(action, entry, errand)) is not None:
+            self._nursery.start_soon(self._run_begun, action, entry, errand, *begun)
+        else:
+            self._nursery.start_soon(self._run_send, action, entry, errand)
 
     def start_steal(self, action: Steal) -> None:
         """Begin to ask a peer for work."""
@@ -195,7 +149,50 @@ class Outbound:
 
     # ------------------------------------------------------------ sending
 
+    def _begin(self, action: Send, entry: JobEntry, errand: Errand) -> tuple[Exchange, Way] | None:
+        """Send a job in this very call, if a connection is at hand and takes it: its way begins before its task."""
+        exchange = self._data.take(action.peer)
+        if exchange is None:
+            return None
+        way = Way(began_s=self._driver.clock(), setup_s=0.0, input_bytes=entry.job.input_bytes)
+        try:
+            errand.sent = exchange.send_nowait(self._make_send(action, entry, now_s=way.began_s), entry.payload)
+        except trio.WouldBlock:
+            exchange.finish()
+        except TransportError:
+            pass  # what is wrong shows again where it is waited for
+        else:
+            errand.exchange = exchange
+            return exchange, way
+        self._data.give_back(exchange)
+        return None
+
+    def _make_send(self, action: Send | Offer, entry: JobEntry, *, now_s: float) -> JobSend:
+        assert action.job is not None
+        header = job_to_wire(action.job, entry.body, now_s=now_s)
+        return JobSend(job=header, estimate_s=_seconds(action.estimate_s), state=state_to_wire(self._own_state()))
+
+    async def _run_begun(self, action: Send, entry: JobEntry, errand: Errand, exchange: Exchange, way: Way) -> None:
+        """Follow a job that was sent in the call that asked for it."""
+        ended = False
+        try:
+            with errand.scope:
+                if not errand.sent:
+                    await exchange.flush()
+                    errand.sent = True
+                await self.follow(exchange, action.command, entry.job.key, way)
+                ended = True
+                exchange.finish()
+        except PeerUnreachableError as error:
+            log.debug("send_failed", peer=short(action.peer), connected=True, error=error)
+        except (RemoteProtocolError, FrameTooLargeError) as error:
+            self._on_misbehaviour(action.peer, str(error))
+        finally:
+            self._data.give_back(exchange)
+            self._close(action, entry, ended=ended, connected=True)
+
     async def _run_send(self, action: Send | Offer, entry: JobEntry, errand: Errand) -> None:
+        """Get a connection, and send or offer a job over it."""
         connected = False
         ended = False
         try:
@@ -209,12 +206,7 @@ class Outbound:
                     if isinstance(action, Offer):
                         ended = not await self._offer(exchange, action, entry)
                     else:
-                        assert action.job is not None
-                        header = job_to_wire(action.job, entry.body, now_s=began_s)
-                        message = JobSend(
-                            job=header, estimate_s=_seconds(action.estimate_s), state=state_to_wire(self._own_state())
-                        )
-                        await exchange.send(message, entry.payload)
+                        await exchange.send(self._make_send(action, entry, now_s=began_s), entry.payload)
                     if not ended:
                         errand.sent = True
                         await self.follow(exchange, action.command, entry.job.key, way)
@@ -227,11 +219,15 @@ class Outbound:
         except (RemoteProtocolError, FrameTooLargeError) as error:
             self._on_misbehaviour(action.peer, str(error))
         finally:
-            self._errands.pop(action.command, None)
-            if self._commands.get((action.peer, entry.job.key)) == action.command:
-                del self._commands[action.peer, entry.job.key]
-            if not ended:
-                self._driver.post(SendFailed(command=action.command, connected=connected))
+            self._close(action, entry, ended=ended, connected=connected)
+
+    def _close(self, action: Send | Offer, entry: JobEntry, *, ended: bool, connected: bool) -> None:
+        """Forget a command, and tell the core where it has had no answer."""
+        self._errands.pop(action.command, None)
+        if self._commands.get((action.peer, entry.job.key)) == action.command:
+            del self._commands[action.peer, entry.job.key]
+        if not ended:
+            self._driver.post(SendFailed(command=action.command, connected=connected))
 
     async def _offer(self, exchange: Exchange, action: Offer, entry: JobEntry) -> bool:
         """Offer a job; on acceptance send its payload. Returns False when the peer refused."""

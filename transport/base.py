@@ -168,6 +168,14 @@ class DataPlane(Protocol):
         """Tell where a peer's data port is, best first; an empty sequence forgets it."""
         ...
 
+    def take(self, peer: str) -> Exchange | None:
+        """Lease an idle pooled connection in this very call; None where there is none. give_back() ends the lease."""
+        ...
+
+    def give_back(self, exchange: Exchange) -> None:
+        """End a lease by take(); the connection is kept if the exchange was finished."""
+        ...
+
     def exchange(self, peer: str) -> AbstractAsyncContextManager[Exchange]:
         """Lease a pooled connection, or make one.
 

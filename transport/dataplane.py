@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from transport.admission import Credentials, PendingLimit
-from transport.base import Buffer, DataAddress, ExchangeHandler
+from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler
 from transport.certificates import CertificateRefusedError, PeerCertificate
 from transport.connection import ByteBudget, Connection, Traffic
 from transport.dataplane_records import DataPlaneConfig, DataPlaneStatistics
@@ -48,35 +48,35 @@ class TlsExchange:
     """One question and its answers; implements transport.base.Exchange."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self.is_finished = False
         """Whether the connection may be used again."""
 
     @property
     def peer(self) -> str:
         """Certified PeerID of the other side."""
-        return self._connection.peer
+        return self.connection.peer
 
     @property
     def certificate(self) -> PeerCertificate:
         """The peer's certificate; its roles say what the peer may ask for."""
-        return self._connection.certificate
+        return self.connection.certificate
 
     async def send(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
         """Send a frame; see transport.base.Exchange."""
-        await self._connection.send(message, payload)
+        await self.connection.send(message, payload)
 
     def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
         """Send a frame in this call; see transport.base.Exchange."""
-        return self._connection.send_nowait(message, payload)
+        return self.connection.send_nowait(message, payload)
 
     async def flush(self) -> None:
         """Send what send_nowait() left; see transport.base.Exchange."""
-        await self._connection.flush()
+        await self.connection.flush()
 
     async def receive(self) -> tuple[DataMessage, memoryview]:
         """Receive a frame; see transport.base.Exchange."""
-        return await self._connection.receive()
+        return await self.connection.receive()
 
     def finish(self) -> None:
         """Say that the exchange is complete."""
@@ -149,6 +149,21 @@ class TlsDataPlane:
             is_clean = True
         finally:
             self._pool.release(connection, is_reusable=is_clean and exchange.is_finished)
+
+    def take(self, peer: str) -> TlsExchange | None:
+        """Lease an idle pooled connection; see transport.base.DataPlane."""
+        connection = self._pool.take(peer)
+        if connection is None:
+            return None
+        if not self._is_still_good(connection):
+            connection.close()
+            return None
+        return TlsExchange(connection)
+
+    def give_back(self, exchange: Exchange) -> None:
+        """End a lease by take(); see transport.base.DataPlane."""
+        assert isinstance(exchange, TlsExchange), "an exchange goes back to the plane that it came from"
+        self._pool.release(exchange.connection, is_reusable=exchange.is_finished)
 
     async def _lease(self, peer: str) -> Connection:
         while True:

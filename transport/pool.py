@@ -90,21 +90,22 @@ class ConnectionPool:
             None could be made.
         """
         while True:
-            connection = self._take_idle(peer)
+            connection = self.take(peer)
             if connection is not None:
-                self.reused += 1
                 return connection
             if self._make_room(peer):
                 return await self._make(peer)
             await self._room.park()
 
-    def _take_idle(self, peer: str) -> Connection | None:
+    def take(self, peer: str) -> Connection | None:
+        """Return an idle connection, if there is one; as lease()."""
         while connections := self._idle.get(peer):
             connection = connections.pop()
             if not connections:
                 del self._idle[peer]
             connection.idle_since_s = math.inf
             if connection.is_reusable:
+                self.reused += 1
                 return connection
             self.stale += 1
             connection.close()
