@@ -103,11 +103,11 @@ class AsyncGrid:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._draining: list[Channel] = []
         self._wakes_at_s = float("inf")
+        self._pulse: anyio.Event | None = None
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
         self._nudge = anyio.Event()
-        self._pulse = anyio.Event()
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._keep_time)
@@ -195,8 +195,9 @@ class AsyncGrid:
     async def ask(self, what: QueryKind, argument: str = "") -> dict[str, Any]:
         """Send any query of the control protocol."""
         self._check_open()
-        question = self._session.ask(what, argument, within_s=ANSWER_S, now_s=anyio.current_time())
-        self._push()
+        now_s = anyio.current_time()
+        question = self._session.ask(what, argument, within_s=ANSWER_S, now_s=now_s)
+        self._push(now_s)
         try:
             await self._wait(question)
         finally:
@@ -226,8 +227,9 @@ class AsyncGrid:
     def _submit(self, request: Request, deadline_s: float | None) -> Job:
         """Open a job and send what the socket takes of it."""
         self._check_open()
-        job = self._session.open(request, budget_s=deadline_s, now_s=anyio.current_time())
-        self._push()
+        now_s = anyio.current_time()
+        job = self._session.open(request, budget_s=deadline_s, now_s=now_s)
+        self._push(now_s)
         return job
 
     async def _wait(self, work: Job | Question) -> None:
@@ -239,10 +241,12 @@ class AsyncGrid:
 
     def _cancel(self, job: Job) -> bool:
         """End a job that has not ended and tell the daemon."""
-        was_open = self._session.cancel(job, now_s=anyio.current_time())
-        if was_open:
-            self._push()
-        return was_open
+        if job.ended:
+            return False
+        now_s = anyio.current_time()
+        self._session.cancel(job, now_s=now_s)
+        self._push(now_s)
+        return True
 
     def _check_open(self) -> None:
         if self._tasks is None:
@@ -259,9 +263,9 @@ class AsyncGrid:
 
     # ------------------------------------------------------------ tasks
 
-    def _push(self) -> None:
+    def _push(self, now_s: float) -> None:
         """Do at once what can be done, and see that a task does the rest."""
-        self._links.advance(anyio.current_time())
+        self._links.advance(now_s)
         self._announce()
 
     def _announce(self) -> None:
@@ -280,8 +284,15 @@ class AsyncGrid:
 
     def _signal(self) -> None:
         """Let streams look again."""
-        self._pulse.set()
-        self._pulse = anyio.Event()
+        if self._pulse is not None:
+            self._pulse.set()
+            self._pulse = None
+
+    async def _wait_signal(self) -> None:
+        """Wait until a stream should look again."""
+        if self._pulse is None:
+            self._pulse = anyio.Event()
+        await self._pulse.wait()
 
     def _serve(self, channel: Channel) -> None:
         """Start a reader for a new connection."""
@@ -302,15 +313,16 @@ class AsyncGrid:
             self._nudge = anyio.Event()
             with anyio.CancelScope(deadline=self._wakes_at_s):
                 await self._nudge.wait()
-            self._push()
+            self._push(anyio.current_time())
 
     async def _read(self, channel: Channel) -> None:
         """Take the frames of one connection until it is closed."""
         try:
             while channel in self._links.channels:
                 await anyio.wait_readable(channel.socket)
-                self._links.read(channel, anyio.current_time())
-                self._push()
+                now_s = anyio.current_time()
+                self._links.read(channel, now_s)
+                self._push(now_s)
         except anyio.ClosedResourceError:
             return  # closed by us while we waited
 

@@ -55,7 +55,7 @@ class AsyncStream:
             if self._window.can_send:
                 await self._send()
             else:
-                await self._grid._pulse.wait()
+                await self._grid._wait_signal()
         await anyio.lowlevel.checkpoint()
         return item_of(self._window.take_outcome())
 
@@ -107,7 +107,7 @@ class AsyncStream:
             if self._window.can_send:
                 await self._send()
             else:
-                await self._grid._pulse.wait()
+                await self._grid._wait_signal()
 
     async def _send(self) -> None:
         """Send the waiting frame if there is room for it."""
