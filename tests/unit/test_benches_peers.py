@@ -106,6 +106,12 @@ def test_a_goal_that_needs_a_missing_figure_is_not_judged():
     assert {judgement.verdict for judgement in found.values()} == {"not measured"}
 
 
+def test_a_goal_says_which_way_is_better():
+    said = {judgement.what: judgement.goal for judgement in goals.judge(document())}
+    assert said["local, squeezenet 600 kB, p50 vs in-process"] == "<= 1.12x"
+    assert said["requests/s squeezenet, 8 and 32 in flight, vs in-process"] == ">= 0.9x"
+
+
 def test_idle_processor_time_is_judged_in_percent_of_a_core():
     found = verdicts(document(fleet={"5": {"idle_cpu": 0.0019}, "20": {"idle_cpu": 0.03}}))
     assert found["idle CPU per node with 5 peers"].measured == "0.19 %"
@@ -161,7 +167,7 @@ def test_markdown_has_one_line_per_row_and_aligns_figures_to_the_right():
 
 def test_only_what_stands_between_the_markers_is_replaced():
     text = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
-    new = tables.replace_between_markers(text, "figures")
+    new = tables.replace_between_markers(text, "\nfigures\n\n")
     assert new == f"before\n{tables.BEGIN}\n\nfigures\n\n{tables.END}\nafter\n"
     assert tables.replace_between_markers(new, "figures") == new
 

@@ -51,7 +51,7 @@ def test_the_detectors_keep_their_size(wheel):
     assert sizes["models/zoo/street/street-small.onnx"] <= 400_000
 
 
-@pytest.mark.parametrize("name", ["runtime.txt", "dev.txt", "bootstrap.txt"])
+@pytest.mark.parametrize("name", ["runtime.txt", "dev.txt", "bench.txt", "bootstrap.txt"])
 def test_every_locked_package_has_a_version_and_hashes(name):
     entries = re.split(r"\n(?=\S)", (LOCKS / name).read_text().strip())
     assert len(entries) > 3
