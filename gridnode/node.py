@@ -166,6 +166,7 @@ class Node:
             default_deadline_s=self.config.scheduler.placement.default_deadline_s,
             is_ready=lambda: self.is_ready,
             is_offered=self.insight.is_offered,
+            forget_segment=self._forget_segment,
         )
 
     def _forget_segment(self, segment: Segment) -> None:

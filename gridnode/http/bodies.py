@@ -15,8 +15,6 @@ ENCODINGS: Final = {"gzip": 31, "deflate": 15}
 """Content encodings that are taken, and what zlib calls them."""
 PICTURES: Final = ("image/jpeg", "image/png")
 """Content types of bodies that are a picture and nothing else."""
-HELD_MAX_BYTES: Final = 256 * 1024 * 1024
-"""Bodies held at once for all connections together: four of the largest."""
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,21 +30,8 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     """Whether there is no JSON: the body is a JPEG or PNG."""
 
 
-class Room:
-    """Memory for bodies, shared by all connections."""
-
-    def __init__(self, most_bytes: int = HELD_MAX_BYTES) -> None:
-        self._left_bytes = most_bytes
-
-    def take(self, size: int) -> None:
-        """Reserve room; raises HttpError where there is none."""
-        if size > self._left_bytes:
-            raise HttpError(503, "memory for requests in flight is spent: try again later", retry_after_s=1)
-        self._left_bytes -= size
-
-    def give(self, size: int) -> None:
-        """Free room."""
-        self._left_bytes += size
+Allocate = Callable[[int], memoryview]
+"""Returns where so many bytes for workers are to be received."""
 
 
 def held_bytes(head: Head, *, most_bytes: int) -> int:
@@ -70,6 +55,7 @@ async def read_body(
     data: bytes,
     *,
     most_bytes: int,
+    allocate: Allocate,
     in_thread: Callable[[Callable[[], memoryview]], Awaitable[memoryview]],
 ) -> Body:
     """Receive a request's body.
@@ -80,6 +66,8 @@ async def read_body(
         The head as received.
     most_bytes : int
         Largest body, after decompression too.
+    allocate : Allocate
+        For what is received as it goes to workers; called once at most.
     in_thread : callable
         Does what takes long in a thread.
 
@@ -92,8 +80,9 @@ async def read_body(
     """
     if not head.is_chunked and head.encoding not in ENCODINGS:
         text_bytes = _text_bytes(head, head.body_bytes)
-        text = await receiver.read_exactly(text_bytes)
-        binary = await receiver.read_exactly(head.body_bytes - text_bytes)
+        text = await receiver.read_into(memoryview(bytearray(text_bytes)))
+        binary_bytes = head.body_bytes - text_bytes
+        binary = await receiver.read_into(allocate(binary_bytes)) if binary_bytes else memoryview(b"")
     else:
         whole = await _read_whole(receiver, head, data, most_bytes=most_bytes)
         if head.encoding in ENCODINGS:
@@ -120,7 +109,7 @@ def _text_bytes(head: Head, body_bytes: int) -> int:
 
 async def _read_whole(receiver: Receiver, head: Head, data: bytes, *, most_bytes: int) -> memoryview:
     if not head.is_chunked:
-        return await receiver.read_exactly(head.body_bytes)
+        return await receiver.read_into(memoryview(bytearray(head.body_bytes)))
     body = ChunkedBody(data, most_bytes=most_bytes)
     while (rest := body.feed(await receiver.read_some())) is None:
         pass

@@ -6,6 +6,7 @@ sent ahead wait in the read buffer for their turn; while some wait there, nobody
 """
 
 import contextlib
+import functools
 import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gridnode.http.bodies import Body, held_bytes, read_body
+from gridnode.http.bodies import Allocate, Body, held_bytes, read_body
 from gridnode.http.exchange import Exchange
 from gridnode.http.heads import CONTINUE, Head, HeadMemory, HttpError
+from gridnode.http.memory import Holding
 from gridnode.http.receiving import Receiver
 from gridnode.http.responses import Reply, error_reply
 from gridnode.logs import EventLog
@@ -142,49 +144,57 @@ class Connection:
         data = await self._receiver.read_head()
         head = self._heads.parse(data)
         self._server.check_origin(head)
-        size = held_bytes(head, most_bytes=self._server.config.body_bytes)
-        self._server.room.take(size)
+        most_bytes = self._server.config.body_bytes
+        holding = self._server.memory.hold(held_bytes(head, most_bytes=most_bytes))
         exchange = None
         try:
-            body = await self._read_body(head, data)
-            exchange = await self._answer(head, body)
+            exchange = await self._answer(head, data, holding)
         finally:
             if exchange is None:
-                self._server.room.give(size)
-            else:
-                exchange.hold(size)
+                holding.release()
 
     def _have_patience(self) -> None:
         """Give a request that comes in the time that it has earned; called before each wait for the program."""
         if self._is_reading:
             self._patience.deadline = self._due_s + self._receiver.received / RATE_MIN
 
-    async def _read_body(self, head: Head, data: bytes) -> Body:
-        if head.expects_continue and not self._receiver.has_data and send_some(self._plain, [CONTINUE]):
-            raise EOFError("program reads nothing")
-        body = await read_body(
-            self._receiver, head, data, most_bytes=self._server.config.body_bytes, in_thread=self._server.in_thread
-        )
-        self._is_reading = False
-        self._patience.deadline = math.inf
-        return body
-
-    async def _answer(self, head: Head, body: Body) -> Exchange | None:
-        """Answer a request; return what is under way for it, if anything is."""
+    async def _answer(self, head: Head, data: bytes, holding: Holding) -> Exchange | None:
+        """Read a request's body and answer it; return what is under way for it and has taken the body, if anything."""
+        try:
+            model, error = self._server.documents.model_to_run(head), None
+        except HttpError as found:
+            model, error = None, found
+        name = model[1].manifest.name if model is not None else ""
+        body = await self._read_body(head, data, functools.partial(holding.buffer, model=name))
         self._is_busy = True
         self._is_head = head.method == "HEAD"
         self._is_closing = self._is_closing or not head.keeps_alive
         try:
-            model = self._server.documents.model_to_run(head)
-            if model is None:
-                self.reply(self._server.documents.answer(head, body.text))
-                return None
-            exchange = self._exchange = Exchange(self._server, self)
-            await exchange.begin(model, body)
-        except HttpError as error:
-            self.reply(error_reply(error))
-            return None
-        return exchange
+            if error is not None:
+                raise error
+            if model is not None:
+                exchange = self._exchange = Exchange(self._server, self)
+                await exchange.begin(model, body, holding)
+                return exchange
+            self.reply(self._server.documents.answer(head, body.text))
+        except HttpError as found:
+            self.reply(error_reply(found))
+        return None
+
+    async def _read_body(self, head: Head, data: bytes, allocate: Allocate) -> Body:
+        if head.expects_continue and not self._receiver.has_data and send_some(self._plain, [CONTINUE]):
+            raise EOFError("program reads nothing")
+        body = await read_body(
+            self._receiver,
+            head,
+            data,
+            most_bytes=self._server.config.body_bytes,
+            allocate=allocate,
+            in_thread=self._server.in_thread,
+        )
+        self._is_reading = False
+        self._patience.deadline = math.inf
+        return body
 
     async def _refuse(self, error: HttpError) -> None:
         """Answer a request that was not read to its end, and end the connection."""

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from gridnode.catalogue import Resolved
 from gridnode.http.bodies import Body
+from gridnode.http.memory import Holding
 from gridnode.http.oip import ResponseParameters
 from gridnode.http.requests import Inference, Wanted, read_picture, read_raw, read_request
 from gridnode.http.responses import Reply, encode_response, error_of, error_reply, result_reply
 from gridnode.jobtable import Answer, Failure, JobEntry
 from gridnode.submissions import SubmissionError, explain, make_job
 from models.bodies import ResultBody, decode_result
+from models.executor import Place
 from models.tensors import BadInputError, Buffer, InferenceError
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import Job, PeerState, Reason
@@ -55,10 +57,10 @@ class Exchange:
         self._wanted = Wanted(outputs=())
         self._job: Job | None = None
         self._handle = 0
-        self._held_bytes = 0
+        self._holding: Holding | None = None
         self._has_ended = False
 
-    async def begin(self, model: tuple[str, Resolved], body: Body) -> None:
+    async def begin(self, model: tuple[str, Resolved], body: Body, holding: Holding) -> None:
         """Make the request a job.
 
         Parameters
@@ -67,6 +69,8 @@ class Exchange:
             The name as asked for, and what it stands for.
         body : Body
             As received.
+        holding : Holding
+            Where it lies; released with the job's outcome, unless this raises.
 
         Raises
         ------
@@ -91,6 +95,7 @@ class Exchange:
             raise error_of("bad_input", str(error)) from error
         except SubmissionError as error:
             raise error_of(error.reason, str(error)) from error
+        self._holding = holding
         self._handle = self._server.jobs.mint()
         self._server.jobs.add(
             JobEntry(
@@ -99,6 +104,7 @@ class Exchange:
                 body=message.body,
                 payload=inference.parts,
                 responder=self,
+                place=_place(inference, body, holding),
                 is_hasty=True,
             )
         )
@@ -114,13 +120,6 @@ class Exchange:
         if len(body.text) <= INLINE_BYTES:
             return read()
         return await self._server.in_thread(read)
-
-    def hold(self, size: int) -> None:
-        """Keep so many bytes of the server's room until the job's outcome."""
-        if self._has_ended:
-            self._server.room.give(size)
-        else:
-            self._held_bytes = size
 
     def abandon(self) -> None:
         """Cancel the job: its program has gone."""
@@ -198,8 +197,14 @@ class Exchange:
 
     def _end(self) -> None:
         self._has_ended = True
-        self._server.room.give(self._held_bytes)
-        self._held_bytes = 0
+        if self._holding is not None:
+            self._holding.release()
+
+
+def _place(inference: Inference, body: Body, holding: Holding) -> Place | None:
+    """Return where workers can read the payload in place: where it is all that was received into the buffer."""
+    is_whole = len(inference.parts) == 1 and inference.payload_bytes == len(body.binary)
+    return holding.place if is_whole else None
 
 
 def _make_reply(

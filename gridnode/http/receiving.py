@@ -78,9 +78,9 @@ class Receiver:
             raise HttpError(431, f"head of the request has more than {HEAD_MAX_BYTES} bytes")
         return self._take(end - self._start)
 
-    async def read_exactly(self, wanted: int) -> memoryview:
-        """Return so many bytes, in a buffer of their own; raises EOFError."""
-        target = memoryview(bytearray(wanted))
+    async def read_into(self, target: memoryview) -> memoryview:
+        """Fill a buffer and return it; raises EOFError."""
+        wanted = len(target)
         have = min(wanted, self._end - self._start)
         target[:have] = self._view[self._start : self._start + have]
         self._start += have

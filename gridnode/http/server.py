@@ -17,16 +17,17 @@ from gridnode.config import HttpConfig
 from gridnode.control import make_key
 from gridnode.driver import Driver
 from gridnode.errors import StateDirectoryError
-from gridnode.http.bodies import Room
 from gridnode.http.connection import Connection
 from gridnode.http.documents import Documents
 from gridnode.http.heads import Head, HttpError
+from gridnode.http.memory import BodyMemory
 from gridnode.http.responses import error_reply
 from gridnode.jobtable import JobTable
 from gridnode.logs import EventLog
 from gridnode.modelhouse import ModelHouse
 from gridnode.nurseries import collapsing
 from gridnode.program import NodeNames
+from models.segments import Segment
 
 log = EventLog("http")
 
@@ -51,6 +52,8 @@ class HttpServer:
         Says whether the node takes work.
     is_offered : callable
         Says whether any node reachable runs the model of a digest.
+    forget_segment : callable
+        Lets go of memory that workers share.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class HttpServer:
         default_deadline_s: float,
         is_ready: Callable[[], bool],
         is_offered: Callable[[str], bool],
+        forget_segment: Callable[[Segment], None],
     ) -> None:
         self.config = config
         self.node = node
@@ -74,7 +78,7 @@ class HttpServer:
         self.nodes = nodes
         self.default_deadline_s = default_deadline_s
         self.documents = Documents(models, is_ready=is_ready, is_offered=is_offered)
-        self.room = Room()
+        self.memory = BodyMemory(forget_segment)
         self._threads = trio.CapacityLimiter(THREADS)
         self._id = os.urandom(16)
         self.client = self._id.hex()[:16]
@@ -129,12 +133,15 @@ class HttpServer:
             raise StateDirectoryError(
                 f"http port {host}:{port} cannot be opened: {error.strerror}; set http.port, or http.enabled=false"
             ) from error
-        async with trio.open_nursery() as nursery:
-            for listener in listeners:
-                nursery.start_soon(self._accept_all, listener.socket, nursery)
-            port = listeners[0].socket.getsockname()[1]
-            task_status.started(port)
-            log.info("http_listening", host=host, port=port)
+        port = listeners[0].socket.getsockname()[1]
+        try:
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(self._accept_all, listener.socket, nursery)
+                task_status.started(port)
+                log.info("http_listening", host=host, port=port)
+        finally:
+            self.memory.close()
 
     async def _accept_all(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         """Accept programs until cancelled; they are served in the nursery."""

@@ -39,6 +39,7 @@ RECORDED = {
         b'{"binary_data":true}}],"parameters":{"priority":2,"timeout":5000000}}',
     ),
 }
+IMAGE = {"name": "image", "shape": [1], "datatype": "BYTES"}
 
 
 @pytest.fixture
@@ -104,6 +105,13 @@ def test_what_tritonclient_sends_is_understood(real_grid, address, model_input):
     assert binary[4 : 4 + binary[0]] == best
 
 
+def test_the_worker_reads_a_body_where_it_was_received(real_grid, address, model_input):
+    replay(address, "binary", model_input.tobytes())
+    [worker] = real_grid["n1"].workers()
+    maps = [one.path for one in worker.memory_maps(grouped=True)]
+    assert any("gridnode-payloads" in path for path in maps), maps
+
+
 def test_tensors_as_json_give_the_same_numbers(real_grid, ask, model_input):
     status, told, _ = ask("POST", "/v2/models/tiny/infer", as_json(model_input))
     assert status == 200
@@ -129,8 +137,11 @@ def test_compressed_bodies_are_understood(real_grid, ask, model_input, encoding,
 def test_a_picture_is_answered_as_to_a_program_of_our_own(real_grid, ask, picture):
     with real_grid["n1"].client() as grid:
         ours = grid.infer("tiny", picture, deadline_s=10.0)
-    given = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(picture).decode()]}
+    given = IMAGE | {"data": [base64.b64encode(picture).decode()]}
+    behind = len(picture).to_bytes(4, "little") + picture  # not where a payload begins: the worker gets a copy
+    text = json.dumps({"inputs": [IMAGE | {"parameters": {"binary_data_size": len(behind)}}]}).encode()
     ways = [
+        ask("POST", "/v2/models/tiny/infer", text + behind, Inference_Header_Content_Length=len(text)),
         ask("POST", "/v2/models/tiny/infer", picture, Content_Type="image/jpeg"),
         ask("POST", "/v2/models/tiny/infer", json.dumps({"inputs": [given]})),
     ]

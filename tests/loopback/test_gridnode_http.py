@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from gridnode.errors import StateDirectoryError
-from gridnode.http.bodies import HELD_MAX_BYTES
 from gridnode.http.heads import HEAD_MAX_BYTES
+from gridnode.http.memory import HELD_MAX_BYTES
 from gridnode.http.receiving import READ_BYTES
 from gridnode.http.requests import JSON_MAX_BYTES
 from gridnode.sandbox import SandboxDevice
@@ -370,7 +370,7 @@ def test_nonsense_costs_its_connection_and_nothing_else(run_port, name):
         assert answer[1]["connection"] == "close"
         assert await program.hear() is None
         assert (await other.ask(request()))[0] == 200
-        assert sandbox.nodes["one"].running.http.room._left_bytes == HELD_MAX_BYTES
+        assert sandbox.nodes["one"].running.http.memory.left_bytes == HELD_MAX_BYTES
 
     run_port(scenario)
 
@@ -411,7 +411,7 @@ def test_a_wrong_request_costs_itself_alone(run_port, name):
         assert words in error_in(answer)
         assert "connection" not in answer[1]
         assert (await program.ask(request()))[0] == 200
-        assert sandbox.nodes["one"].running.http.room._left_bytes == HELD_MAX_BYTES
+        assert sandbox.nodes["one"].running.http.memory.left_bytes == HELD_MAX_BYTES
 
     run_port(scenario)
 
@@ -509,7 +509,7 @@ def test_a_job_whose_program_has_gone_is_cancelled(run_port):
         await program.stream.aclose()
         await sandbox.wait_until(lambda: not len(node.jobs), limit_s=1.0)
         assert node.report.snapshot().ended == {"cancelled": 1}
-        assert node.http.room._left_bytes == HELD_MAX_BYTES
+        assert node.http.memory.left_bytes == HELD_MAX_BYTES
 
     run_port(scenario, models_s={"m": 2.0})
 
@@ -554,13 +554,13 @@ def test_bodies_of_all_connections_share_one_bound(run_port):
         programs = [await connect() for _ in range(HELD_MAX_BYTES // size)]
         for program in programs:
             await program.say(request(body(size), b"", length=size))
-        room = sandbox.nodes["one"].running.http.room
-        await sandbox.wait_until(lambda: not room._left_bytes, limit_s=1.0)
+        memory = sandbox.nodes["one"].running.http.memory
+        await sandbox.wait_until(lambda: not memory.left_bytes, limit_s=1.0)
         answer = await (await connect()).ask(request())
         assert (answer[0], answer[1]["retry-after"]) == (503, "1")
         for program in programs:
             await program.stream.aclose()
-        await sandbox.wait_until(lambda: room._left_bytes == HELD_MAX_BYTES, limit_s=1.0)
+        await sandbox.wait_until(lambda: memory.left_bytes == HELD_MAX_BYTES, limit_s=1.0)
         assert (await (await connect()).ask(request()))[0] == 200
 
     run_port(scenario)
