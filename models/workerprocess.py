@@ -314,24 +314,36 @@ class WorkerProcess:
         """Receive one record; None where the worker is gone or talks nonsense."""
         while True:
             await trio.lowlevel.wait_readable(self._requests)
-            try:
-                packet = self._requests.recv(protocol.PACKET_MAX_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return None
-            if not packet:
-                return None
-            try:
-                return protocol.decode_answer(packet)
-            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-                log.error("worker_talked_nonsense pid=%d error=%r", self.pid, str(error))
-                return None
+            with contextlib.suppress(BlockingIOError):
+                return self._receive_nowait()
+
+    def _receive_nowait(self) -> protocol.Answer | None:
+        """Receive one record as _receive does; raises BlockingIOError where there is none."""
+        try:
+            packet = self._requests.recv(protocol.PACKET_MAX_BYTES)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return None
+        if not packet:
+            return None
+        try:
+            return protocol.decode_answer(packet)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            log.error("worker_talked_nonsense pid=%d error=%r", self.pid, str(error))
+            return None
 
     async def _read_answers(self) -> None:
         """Take answers until the process ends or talks nonsense."""
-        while (answer := await self._receive()) is not None:
-            if not await self._take_answer(answer):
+        while True:
+            await trio.lowlevel.wait_readable(self._requests)
+            try:
+                answer = self._receive_nowait()
+            except BlockingIOError:
+                continue
+            if answer is None:
+                break
+            if not (self.runs.take_answer(answer) if isinstance(answer, protocol.Done) else await self._fail(answer)):
                 self.end_reason = "it broke the protocol and was killed"
                 return
         # Its sockets close a moment before it has ended: let it tell its status by itself.
@@ -340,21 +352,23 @@ class WorkerProcess:
             status = await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
             self.end_reason = f"it ended by {signal.Signals(-status).name}" if status < 0 else "it gave up by itself"
 
-    async def _take_answer(self, answer: protocol.Answer) -> bool:
-        """Deal with one record; returns whether it made sense."""
-        if not isinstance(answer, protocol.Done | protocol.Failed):
+    async def _fail(self, answer: protocol.Answer) -> bool:
+        """Deal with a record that is no result; returns whether it made sense."""
+        if not isinstance(answer, protocol.Failed):
             return False
-        if isinstance(answer, protocol.Failed) and answer.kind == "unmapped":
-            run = self.runs.reclaim(answer.run)
-            if run is None:
-                return False
-            log.warning("segment_refused pid=%d reason=%r", self.pid, answer.reason)
-            # As long as the payload may be: this happens once per program and worker, if ever.
-            self.runs.fill(run)
-            while not self._send(run, now_s=trio.current_time()):
-                await trio.lowlevel.wait_writable(self._requests)
-            return True
-        return self.runs.take_answer(answer)
+        if answer.kind != "unmapped":
+            return self.runs.take_answer(answer)
+        run = self.runs.reclaim(answer.run)
+        if run is None:
+            return False
+        log.warning("segment_refused pid=%d reason=%r", self.pid, answer.reason)
+        if run.has_ended:
+            return self.runs.take_answer(answer)
+        # As long as the payload may be: this happens once per program and worker, if ever.
+        self.runs.fill(run)
+        while not self._send(run, now_s=trio.current_time()):
+            await trio.lowlevel.wait_writable(self._requests)
+        return True
 
     async def _end(self) -> None:
         """Kill, wait for, and let go of everything; all runs end as lost."""

@@ -1,13 +1,16 @@
 """The runs of one worker, without a worker: the test speaks for it."""
 
+import fcntl
 import math
+import os
 
 import pytest
 import trio
 import trio.testing
 
-from models.executor import RunDeadlineError, RunOutcome, RunRequest, WorkerLostError
+from models.executor import Place, RunDeadlineError, RunOutcome, RunRequest, WorkerLostError
 from models.mappings import Loans
+from models.segments import Segment
 from models.sharedmemory import SharedMemory
 from models.tensors import BadInputError, InferenceError
 from models.workerprotocol import Done, Failed
@@ -22,9 +25,16 @@ class Bench:
         self.told = []
         self.memory = SharedMemory.create(2)
         self.lent, self.returned = [], []
-        loans = Loans(lend=lambda segment: self.lent.append(segment.number) or True, end=lambda number: True)
-        self.runs = WorkerRuns("m", 2, self.memory, loans=loans, cancel=self.cancelled.append)
+        self.loans = Loans(lend=self.note(self.lent), end=self.note(self.returned))
+        self.runs = WorkerRuns("m", 2, self.memory, loans=self.loans, cancel=self.cancelled.append)
         self.runs.free_all()
+
+    def note(self, numbers):
+        def take(what):
+            numbers.append(getattr(what, "number", what))
+            return True
+
+        return take
 
     def open(self, payload=b"abc", *, deadline_s=math.inf, send=True):
         slot = self.runs.take_nowait()
@@ -176,3 +186,41 @@ async def test_memory_is_let_go_of_once_no_thread_writes_to_it(bench, nursery):
     bench.runs.copied(run)
     with pytest.raises(ValueError, match="released"):
         bench.memory.input(run.slot)
+
+
+@on_bench
+async def test_a_payload_in_lent_memory_is_given_back_with_the_slot_and_copied_where_it_cannot_be_mapped(
+    bench, nursery
+):
+    descriptor = os.memfd_create("program", os.MFD_ALLOW_SEALING)
+    os.pwrite(descriptor, b"payload", 64)
+    os.ftruncate(descriptor, 4096)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    segment = Segment(descriptor, 4096)
+    request = RunRequest(body=b"", payload=segment.piece(64, 7), deadline_s=math.inf, place=Place(segment, 64))
+
+    def begin():
+        run = bench.runs.open(bench.runs.take_nowait(), request, on_end=bench.told.append)
+        lent = bench.runs.lend(run)
+        bench.runs.sent(run, now_s=trio.current_time())
+        return run, lent
+
+    run, lent = begin()
+    assert (lent, run.segment, bench.lent) == (True, segment.number, [segment.number])
+    bench.loans.forget(segment.number)
+    assert bench.returned == []
+    assert bench.runs.take_answer(bench.done(run))
+    assert bench.returned == [segment.number]
+
+    run, lent = begin()
+    assert lent
+    assert bench.runs.reclaim(run.number + 1) is None
+    assert bench.runs.reclaim(run.number) is run
+    assert bench.runs.reclaim(run.number) is None, "it is not lent any more"
+    bench.runs.fill(run)
+    assert bytes(bench.memory.input(run.slot)[:7]) == b"payload"
+    assert bench.runs.take_answer(bench.done(run))
+    assert bench.returned == [segment.number] * 2
+    run, lent = begin()
+    assert not lent
+    segment.close()
