@@ -1,8 +1,9 @@
 """Carries frames for threads that wait: of all of them one leads, and no thread of ours stands between.
 
-Owns the lock, the lead and the socket by which a leader is woken. A call is one sendmsg and one recv_into in the
+Owns the lock, the lead and the socket by which a leader is woken. A call is one send, one poll and one recv_into in the
 calling thread. The leader alone polls the sockets and carries frames, for the others too; when its own wait is over
-another takes the lead. Nothing moves while no thread is inside a call; the daemon works on.
+another takes the lead. The others sleep until their own wait is over, or the lead is theirs: an answer wakes one
+thread, however many wait. Nothing moves while no thread is inside a call; the daemon works on.
 """
 
 import select
@@ -31,13 +32,15 @@ class Carrier:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._links = Links(session, on_open=self._watch, before_close=self._unwatch)
-        self._lock = threading.Lock()
-        self.changed = threading.Condition(self._lock)
-        """The lock on all this, and what followers wait for."""
+        self.lock = threading.Lock()
+        """The lock on all this."""
         self.is_closed = False
         self.is_led = False
         """Whether a thread polls the sockets."""
-        self._followers = 0
+        self._leads_until: Callable[[], bool] | None = None
+        """What the leader waits for."""
+        self._followers: list[_Follower] = []
+        self._let_go = threading.Condition(self.lock)
         self._wakes_at_s = float("inf")
         self._has_news = False
         """Whether a socket was ready since the session last acted."""
@@ -54,7 +57,7 @@ class Carrier:
 
     def submit(self, request: Request, deadline_s: float | None) -> Job:
         """Open a job and have it sent, as far as a daemon is there to take it."""
-        with self._lock:
+        with self.lock:
             if self.is_closed:
                 raise _closed()
             now_s = monotonic()
@@ -66,7 +69,7 @@ class Carrier:
 
     def cancel(self, job: Job) -> bool:
         """End a job and tell the daemon; returns False when it had ended before."""
-        with self._lock:
+        with self.lock:
             now_s = monotonic()
             was_open = self._session.cancel(job, now_s=now_s)
             if was_open:
@@ -75,7 +78,7 @@ class Carrier:
 
     def ask(self, what: QueryKind, argument: str, *, within_s: float) -> Question:
         """Ask the daemon and wait for its answer, or an error."""
-        with self._lock:
+        with self.lock:
             if self.is_closed:
                 raise _closed()
             now_s = monotonic()
@@ -93,36 +96,44 @@ class Carrier:
             The client was closed meanwhile.
         """
         until_s = float("inf") if timeout_s is None else monotonic() + timeout_s
-        has_looked = False
-        with self._lock:
-            while not is_done():
-                if self.is_closed:
-                    raise _closed()
-                now_s = monotonic()
-                if now_s >= until_s and has_looked:
-                    return False
-                has_looked = True
-                if self.is_led:
-                    self._follow(until_s - now_s)
-                else:
-                    self._lead(is_done, until_s, now_s)
+        has_looked = leads = False
+        with self.lock:
+            try:
+                while not is_done():
+                    if self.is_closed:
+                        raise _closed()
+                    now_s = monotonic()
+                    if now_s >= until_s and has_looked:
+                        return False
+                    has_looked = True
+                    if leads or not self.is_led:
+                        leads = self.is_led = True
+                        self._lead(is_done, until_s, now_s)
+                    else:
+                        self._follow(is_done, until_s - now_s)
+            finally:
+                if leads:
+                    self.is_led = False
+                if not self.is_led:
+                    self._pass_on()
         return True
 
     def notify(self) -> None:
-        """Let every waiting thread look again; the lock is held."""
-        self._wake_leader()
-        self.changed.notify_all()
+        """Wake the threads whose wait is over; the lock is held."""
+        self._wake_followers()
+        if self.is_led and self._leads_until is not None and (self.is_closed or self._leads_until()):
+            self._wake_leader()
 
     def close(self) -> None:
         """End all work and close the connections; calling it again does nothing."""
-        with self._lock:
+        with self.lock:
             if self.is_closed:
                 return
             self.is_closed = True
             self._links.close(monotonic())
             self.notify()
             while self.is_led:
-                self.changed.wait()  # the leader polls the wake socket; it is closed after it let go
+                self._let_go.wait()  # the leader polls the wake socket; it is closed after it let go
         self._wake_in.close()
         self._wake_out.close()
 
@@ -135,6 +146,8 @@ class Carrier:
     def _push(self, now_s: float) -> None:
         """Do at once what can be done, and wake a leader that would oversleep the rest; the lock is held."""
         self._advance(now_s)
+        if self.is_led or self._followers:
+            self.notify()
         if self.is_led and (self._session.due_s < self._wakes_at_s or self._polled_changed or self._links.has_outgoing):
             self._wake_leader()
 
@@ -142,47 +155,61 @@ class Carrier:
         """Let the session act."""
         self._links.advance(now_s)
         self._has_news = False
-        self._announce_ended()
+        self._session.take_ended()
 
-    def _follow(self, timeout_s: float) -> None:
-        """Wait until something changed; another thread carries the frames."""
-        self._followers += 1
+    def _follow(self, is_done: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until the wait is over, or it is this thread's turn to lead."""
+        follower = _Follower(is_done)
+        self._followers.append(follower)
+        self.lock.release()
         try:
-            self.changed.wait(None if timeout_s == float("inf") else max(timeout_s, 0.0))
+            follower.turn.acquire(timeout=-1 if timeout_s == float("inf") else max(timeout_s, 0.0))
         finally:
-            self._followers -= 1
+            self.lock.acquire()
+            self._followers.remove(follower)
 
     def _lead(self, is_done: Callable[[], bool], until_s: float, now_s: float) -> None:
         """Carry frames once: send and connect, wait for the sockets, receive."""
-        self.is_led = True
-        try:
-            if self._has_news or self._session.due_s <= now_s:
-                self._advance(now_s)
-                if is_done() or self.is_closed:
-                    return
-            self._wakes_at_s = min(self._session.due_s, until_s)
-            for number, events in self._wait_ready(self._wakes_at_s - now_s):
-                channel = self._polled.get(number)
-                if channel is not None and events != select.POLLOUT:
-                    self._links.read(channel, monotonic())
-                elif number == self._wake_in.fileno():
-                    self._wake_in.recv(4096)
-            self._announce_ended()
-        finally:
-            self.is_led = False
-            if self._followers or self.is_closed:
-                self.changed.notify_all()
+        if self._has_news or self._session.due_s <= now_s:
+            self._advance(now_s)
+            self._wake_followers()
+            if is_done() or self.is_closed:
+                return
+        self._leads_until = is_done
+        self._wakes_at_s = min(self._session.due_s, until_s)
+        for number, events in self._wait_ready(self._wakes_at_s - now_s):
+            channel = self._polled.get(number)
+            if channel is not None and events != select.POLLOUT:
+                self._links.read(channel, monotonic())
+            elif number == self._wake_in.fileno():
+                self._wake_in.recv(4096)
+        self._session.take_ended()
+        self._wake_followers()
+
+    def _wake_followers(self) -> None:
+        """Wake those whose wait is over, and no others: many may wait."""
+        for follower in self._followers:
+            if self.is_closed or follower.is_done():
+                follower.wake()
+
+    def _pass_on(self) -> None:
+        """Wake the next leader; nobody leads."""
+        for follower in self._followers:
+            if follower.wake():
+                break
+        if self.is_closed:
+            self._let_go.notify_all()
 
     def _wait_ready(self, timeout_s: float) -> list[tuple[int, int]]:
         """Wait without the lock until a socket is ready or the time is over; returns descriptors and events."""
         if self._polls_writers or self._links.has_outgoing:
             self._watch_writers()
         self._polled_changed = False
-        self._lock.release()
+        self.lock.release()
         try:
             ready = self._poll.poll(None if timeout_s == float("inf") else max(0.0, timeout_s) * 1000)
         finally:
-            self._lock.acquire()
+            self.lock.acquire()
         self._has_news = bool(ready)
         return ready
 
@@ -214,10 +241,25 @@ class Carrier:
             except BlockingIOError:
                 return  # it is woken already, many times over
 
-    def _announce_ended(self) -> None:
-        """Tell the followers when anything ended."""
-        if self._session.take_ended() and self._followers:
-            self.changed.notify_all()
+
+class _Follower:
+    """A thread that waits while another leads."""
+
+    __slots__ = ("_is_woken", "is_done", "turn")
+
+    def __init__(self, is_done: Callable[[], bool]) -> None:
+        self.is_done = is_done
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self._is_woken = False
+
+    def wake(self) -> bool:
+        """Let the thread go on; returns False when it was woken before."""
+        if self._is_woken:
+            return False
+        self._is_woken = True
+        self.turn.release()
+        return True
 
 
 def _closed() -> GridError:

@@ -37,14 +37,14 @@ class _Feed:
             # The source is the user's code: whatever it raises belongs to the consumer, in his thread.
             self.failure = error
         finally:
-            with self._carrier.changed:
+            with self._carrier.lock:
                 self.window.source_ended = True
                 self._carrier.notify()
 
     def _take(self, image: "Input") -> bool:
         """Put one frame into the window; returns False when the stream is over."""
         self._carrier.wait(lambda: self.is_over or self.window.can_arrive)
-        with self._carrier.changed:
+        with self._carrier.lock:
             if self.is_over:
                 return False
             self.window.arrive(image)
@@ -64,7 +64,7 @@ class _Feed:
 
     def send(self) -> None:
         """Send the waiting frame if there is room for it."""
-        with self._carrier.changed:
+        with self._carrier.lock:
             flight = self.window.take_to_send()
         if flight is None:
             return
@@ -73,12 +73,12 @@ class _Feed:
             flight.job = self._carrier.submit(request, self._plan.deadline_s)
         except (GridError, TypeError) as error:
             flight.error = error
-        with self._carrier.changed:
+        with self._carrier.lock:
             self._carrier.notify()
 
     def stop(self) -> None:
         """Take no more frames and cancel those in the grid."""
-        with self._carrier.changed:
+        with self._carrier.lock:
             self.is_stopped = True
             jobs = self.window.open_jobs()
             self._carrier.notify()
@@ -95,7 +95,7 @@ def run_stream(carrier: Carrier, frames: "Iterable[Input]", plan: "StreamPlan[In
         while True:
             carrier.wait(lambda: window.has_outcome or window.can_send or window.is_finished)
             feed.send()
-            with carrier.changed:
+            with carrier.lock:
                 if window.is_finished:
                     break
                 outcome = window.take_outcome() if window.has_outcome else None

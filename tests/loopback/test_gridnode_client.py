@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from gridnode import carrier, channel
+from gridnode.carrier import Carrier
 from gridnode.client import AsyncGrid, Grid, default_sockets
 from gridnode.control import (
     Answer,
@@ -449,6 +450,54 @@ def test_a_leading_thread_wakes_for_what_others_need(path, frame, way):
         held.cancel()
         leader.join(10)
         assert not leader.is_alive()
+
+
+def test_threads_that_wait_sleep_until_their_own_wait_is_over(path, monkeypatch):
+    turns = []
+
+    def follow(self, *args):
+        turns.append(threading.get_ident())
+        follow_once(self, *args)
+
+    follow_once = Carrier._follow
+    monkeypatch.setattr(Carrier, "_follow", follow)
+    count = 12
+    with Daemon(path, silent) as daemon, Grid(path) as grid:
+        handles = [grid.submit("street", FRAME) for _ in range(count)]
+        threads = [threading.Thread(target=handle.result) for handle in handles]
+        for thread in threads:
+            thread.start()
+        while not grid._carrier.is_led or len(grid._carrier._followers) < count - 1:
+            os.sched_yield()
+        for handle, thread in reversed(list(zip(handles, threads, strict=True))):
+            daemon.peers[0].say(done(handle.key))
+            thread.join(10)
+            assert not thread.is_alive()
+    assert len(turns) < 2 * count
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_cancel_ends_the_wait_of_another_thread_though_the_daemon_is_mute(path, number):
+    class Mute(Daemon):
+        def _handle(self, peer, message, payload):
+            if not isinstance(message, CancelJob):
+                super()._handle(peer, message, payload)
+
+    with Mute(path, silent), Grid(path) as grid:
+        handles = [grid.submit("street", FRAME) for _ in range(2)]
+        threads = [threading.Thread(target=wait_for_end, args=(handle,)) for handle in handles]
+        threads[0].start()
+        while not grid._carrier.is_led:
+            os.sched_yield()
+        threads[1].start()
+        while not grid._carrier._followers:
+            os.sched_yield()
+        handles[number].cancel()
+        threads[number].join(PING_S / 2)
+        assert not threads[number].is_alive()
+        handles[1 - number].cancel()
+        threads[1 - number].join(PING_S / 2)
+        assert not threads[1 - number].is_alive()
 
 
 def wait_for_end(handle):
