@@ -5,7 +5,7 @@ A connection that breaks before means that nobody waits for the answers: the job
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -26,7 +26,6 @@ from transport.wire import (
     JobResult,
     PeerUnreachableError,
     RemoteProtocolError,
-    TransportError,
 )
 
 COVERED_MAX = 256
@@ -110,19 +109,34 @@ class Conversation:
         Takes the events.
     node : str
         PeerID of this node.
+    nursery : trio.Nursery
+        Runs the task that sends what the connection does not take at once.
+    on_over : callable
+        Told each time when every job has had its outcome.
     """
 
-    def __init__(self, exchange: Exchange, *, jobs: JobTable, driver: Driver, node: str) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        jobs: JobTable,
+        driver: Driver,
+        node: str,
+        nursery: trio.Nursery,
+        on_over: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._nursery = nursery
+        self._on_over = on_over
         self._exchange = exchange
         self._jobs = jobs
         self._driver = driver
         self._node = node
         self._handles: dict[bytes, int] = {}
         self._outbox: deque[tuple[DataMessage, Sequence[Buffer]]] = deque()
-        self._has_rest = False
-        """Whether a part of what was sent last waits for flush."""
-        self._listening = trio.CancelScope()
-        """What listens for cancels is called off when there is something to send, or nothing to cancel any more."""
+        self._is_begun = False
+        """Whether run() has begun: what is said before waits, since the peer may still be sending jobs."""
+        self._is_sending = False
+        """Whether a task sends what was queued."""
 
     def covered(self) -> tuple[bytes, ...]:
         """Return the keys of the peer's jobs that this node's state counts, on whichever connections they came."""
@@ -176,22 +190,49 @@ class Conversation:
         """Send a job's outcome, or queue it."""
         self._jobs.close_for(self._exchange.peer, self._handles.pop(key))
         self._push(message, payload)
-        if not self._handles:
-            self._listening.cancel()
+        self._look_round()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every job has had its outcome, and all has left."""
+        return not (self._handles or self._outbox or self._is_sending)
 
     def _push(self, message: DataMessage, payload: Sequence[Buffer]) -> None:
-        """Send in this very call, if nothing waits and the connection takes it; else have the talking task do it."""
-        if not self._outbox and not self._has_rest:
-            try:
-                self._has_rest = not self._exchange.send_nowait(message, payload)
-            except PeerUnreachableError:
-                pass  # whoever listens finds the connection closed
-            except (trio.WouldBlock, TransportError):  # what is wrong with it shows when the talking task sends it
-                self._outbox.append((message, payload))
+        """Send in this very call, if nothing waits and the connection takes it; else have a task do it."""
+        self._outbox.append((message, payload))
+        if self._is_sending or not self._is_begun:
+            return
+        try:
+            has_left = self._exchange.send_nowait(message, payload)
+        except trio.WouldBlock:
+            has_left = False
+        except PeerUnreachableError:
+            has_left = True  # whoever listens finds the connection closed
+            self._outbox.pop()
         else:
-            self._outbox.append((message, payload))
-        if self._outbox or self._has_rest:
-            self._listening.cancel()
+            self._outbox.pop()
+        if not has_left:
+            self._is_sending = True
+            self._nursery.start_soon(self._send_waiting)
+
+    async def _send_waiting(self) -> None:
+        """Send what was queued, and the rest of what had begun to leave."""
+        try:
+            await self._exchange.flush()
+            while self._outbox:
+                message, payload = self._outbox.popleft()
+                await self._exchange.send(message, payload)
+        except PeerUnreachableError:
+            self._outbox.clear()  # as above
+        finally:
+            self._is_sending = False
+            self._look_round()
+
+    def _look_round(self) -> None:
+        """Give the connection free for the peer's next exchange once this one is over."""
+        if self.is_over:
+            self._exchange.finish()
+            self._on_over()
 
     def cancel(self, key: bytes) -> None:
         """Tell the core that the peer wants no answer for a key; one that has ended is left."""
@@ -205,35 +246,33 @@ class Conversation:
             self._driver.post(CancelRequested(handle=handle))
 
     async def run(self) -> None:
-        """Talk until every job has had its outcome; raises TransportError when the connection breaks before."""
+        """Listen until every job has had its outcome and the peer says something else, which is left for the next.
+
+        A peer that has its answer may send its next job over this connection at once: nothing is awaited in between,
+        so an exchange ends when the next one begins, or with the connection.
+
+        Raises
+        ------
+        TransportError
+            The connection broke before, or the peer broke the protocol.
+        """
+        self._is_begun = True
+        if self._outbox:
+            self._is_sending = True
+            self._nursery.start_soon(self._send_waiting)
         try:
-            await self._talk()
+            while True:
+                message, payload = await self._exchange.receive()
+                if self.is_over:
+                    self._exchange.unread(message, payload)
+                    return
+                if not isinstance(message, JobCancel):
+                    raise RemoteProtocolError(f"peer sent {type(message).__name__} while its job is served")
+                self.cancel(message.key)
+        except PeerUnreachableError:
+            if not self.is_over:
+                self.abandon()
+                raise
         except BaseException:
             self.abandon()
             raise
-
-    async def _talk(self) -> None:
-        """Listen for cancels; what could not be sent in the call that made it is sent in between.
-
-        The last outcome leaves when nobody listens any more: a peer that has its answer may send its next job over
-        this connection at once, and that one is not ours to receive.
-        """
-        while self._handles or self._outbox or self._has_rest:
-            if self._has_rest:
-                await self._exchange.flush()
-                self._has_rest = False
-            elif self._outbox:
-                message, payload = self._outbox.popleft()
-                await self._exchange.send(message, payload)
-            else:
-                with trio.CancelScope() as self._listening:
-                    await self._listen()
-
-    async def _listen(self) -> None:
-        while True:
-            message, _ = await self._exchange.receive()
-            if not isinstance(message, JobCancel):
-                raise RemoteProtocolError(f"peer sent {type(message).__name__} while its job is served")
-            self.cancel(message.key)
-            if not self._handles or self._outbox or self._has_rest:
-                return

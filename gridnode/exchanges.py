@@ -25,7 +25,7 @@ class Exchanges:
         self._services = services
         self._membership = membership
         self._open = 0
-        """Exchanges that are being served."""
+        """Of those not about jobs, the ones that are being served."""
         self._silent = trio.Event()
 
     async def serve(self, exchange: Exchange, message: DataMessage, payload: memoryview) -> None:
@@ -35,17 +35,19 @@ class Exchanges:
             log.warning("peer_refused", peer=short(exchange.peer), reason=refusal)
             await exchange.send(Refused(reason=refusal))
             return
+        if await self._inbound.handle(exchange, message, payload):
+            return
         self._open += 1
         try:
-            if not await self._inbound.handle(exchange, message, payload):
-                await self._services.handle(exchange, message, payload)
+            await self._services.handle(exchange, message, payload)
         finally:
             self._open -= 1
             if not self._open:
                 self._silent.set()
 
     async def wait_silent(self) -> None:
-        """Wait until no exchange is being served."""
+        """Wait until nothing is being served, and all answers have left."""
+        await self._inbound.wait_silent()
         if self._open:
             self._silent = trio.Event()
             await self._silent.wait()

@@ -19,6 +19,7 @@ from transport.base import Exchange
 from transport.wire import (
     DataMessage,
     JobCancel,
+    JobHeader,
     JobOffer,
     JobPayload,
     JobRefused,
@@ -68,9 +69,16 @@ class Inbound:
         Takes the events.
     outbound : Outbound
         Follows granted leases.
+    nursery : trio.Nursery
+        The nursery of accepted jobs: what is still to be sent lives in it.
     """
 
-    def __init__(self, *, node: str, jobs: JobTable, driver: Driver, outbound: Outbound) -> None:
+    def __init__(self, *, node: str, jobs: JobTable, driver: Driver, outbound: Outbound, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._conversations: set[Conversation] = set()
+        self._silent = trio.Event()
+        self._is_awaited = False
+        """Whether somebody waits for silence; looked at first, since jobs end all the time."""
         self._node = node
         self._jobs = jobs
         self._driver = driver
@@ -102,7 +110,7 @@ class Inbound:
         """
         match message:
             case JobSend():
-                await self._serve(exchange, message, payload)
+                await self._converse(exchange, message.job, payload, estimate_s=message.estimate_s)
             case JobOffer():
                 await self._consider(exchange, message)
             case StealRequest():
@@ -113,11 +121,6 @@ class Inbound:
                 return False
         exchange.finish()
         return True
-
-    async def _serve(self, exchange: Exchange, message: JobSend, payload: memoryview) -> None:
-        conversation = self._converse(exchange)
-        conversation.admit(message.job, payload, estimate_s=message.estimate_s)
-        await conversation.run()
 
     async def _consider(self, exchange: Exchange, message: JobOffer) -> None:
         """Ask the core about an offer, and take the payload if it agrees."""
@@ -146,9 +149,7 @@ class Inbound:
         assert isinstance(ruling, Accept)
         await exchange.send(OfferAccepted(key=message.job.key, state=state_to_wire(ruling.state)))
         payload = await _receive_payload(exchange, message.job.key, expires_s=ruling.expires_s)
-        conversation = self._converse(exchange)
-        conversation.admit(message.job, payload, offer=number, estimate_s=message.estimate_s)
-        await conversation.run()
+        await self._converse(exchange, message.job, payload, offer=number, estimate_s=message.estimate_s)
 
     async def _share(self, exchange: Exchange, message: StealRequest) -> None:
         """Ask the core what a thief may have, hand it over and follow it."""
@@ -171,8 +172,48 @@ class Inbound:
         question = self._questions[self._asked] = Question(peer)
         return self._asked, question
 
-    def _converse(self, exchange: Exchange) -> Conversation:
-        return Conversation(exchange, jobs=self._jobs, driver=self._driver, node=self._node)
+    async def _converse(
+        self,
+        exchange: Exchange,
+        header: JobHeader,
+        payload: memoryview,
+        *,
+        offer: int | None = None,
+        estimate_s: float | None,
+    ) -> None:
+        """Serve one job to its outcome, and on until the peer says something else."""
+        conversation = Conversation(
+            exchange,
+            jobs=self._jobs,
+            driver=self._driver,
+            node=self._node,
+            nursery=self._nursery,
+            on_over=self._look_round,
+        )
+        self._conversations.add(conversation)
+        try:
+            conversation.admit(header, payload, offer=offer, estimate_s=estimate_s)
+            await conversation.run()
+        finally:
+            self._conversations.discard(conversation)
+            self._look_round()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether every peer's job has had its outcome, and all outcomes have left."""
+        return all(conversation.is_over for conversation in self._conversations)
+
+    async def wait_silent(self) -> None:
+        """Wait until is_silent."""
+        while not self.is_silent:
+            self._is_awaited = True
+            await self._silent.wait()
+
+    def _look_round(self) -> None:
+        if self._is_awaited and self.is_silent:
+            self._is_awaited = False
+            self._silent.set()
+            self._silent = trio.Event()
 
 
 async def _receive_payload(exchange: Exchange, key: bytes, *, expires_s: float) -> memoryview:

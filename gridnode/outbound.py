@@ -352,7 +352,12 @@ class Outbound:
                     self._driver.post(StealAnswered(command=action.command, granted=message.granted, state=state))
                     if message.granted:
                         await serve_stolen(
-                            exchange, message.granted, jobs=self._jobs, driver=self._driver, node=self._node
+                            exchange,
+                            message.granted,
+                            jobs=self._jobs,
+                            driver=self._driver,
+                            node=self._node,
+                            nursery=self._nursery,
                         )
                     exchange.finish()
         except PeerUnreachableError as error:

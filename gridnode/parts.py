@@ -258,7 +258,9 @@ class Parts:
             on_unreachable=self.membership.unreachable,
             on_misbehaviour=self._misbehaved,
         )
-        inbound = Inbound(node=self.credentials.node, jobs=self.jobs, driver=self.driver, outbound=outbound)
+        inbound = Inbound(
+            node=self.credentials.node, jobs=self.jobs, driver=self.driver, outbound=outbound, nursery=jobs
+        )
         mouth = GridMouth(control=self._control, data=self._data, driver=self.driver, nursery=jobs)
         hands = DaemonHands(
             node=self.credentials.node,

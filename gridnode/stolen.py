@@ -13,7 +13,9 @@ from transport.base import Exchange
 from transport.wire import JobCancel, JobSend, PeerUnreachableError, RemoteProtocolError, StealAnswer
 
 
-async def serve_stolen(exchange: Exchange, granted: int, *, jobs: JobTable, driver: Driver, node: str) -> None:
+async def serve_stolen(
+    exchange: Exchange, granted: int, *, jobs: JobTable, driver: Driver, node: str, nursery: trio.Nursery
+) -> None:
     """Take in the granted jobs, then answer each on this connection as an executor does.
 
     Raises
@@ -22,7 +24,7 @@ async def serve_stolen(exchange: Exchange, granted: int, *, jobs: JobTable, driv
         The connection broke, the victim broke the protocol, or it did not hand over what it granted; the jobs that
         came are cancelled, since nobody waits for their answers.
     """
-    conversation = Conversation(exchange, jobs=jobs, driver=driver, node=node)
+    conversation = Conversation(exchange, jobs=jobs, driver=driver, node=node, nursery=nursery)
     try:
         with trio.fail_after(HANDOVER_TIMEOUT_S):
             await _receive_granted(exchange, conversation, granted)

@@ -144,6 +144,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def unread(self, message: DataMessage, payload: memoryview) -> None:
+        """Give back the frame received last: it begins another exchange, and is received again."""
+        ...
+
     def finish(self) -> None:
         """Say that the exchange is complete, so that the connection may be used again; else it is closed."""
         ...

@@ -126,6 +126,7 @@ class Connection:
         self._receiver = FrameReceiver(payload_max_bytes=limits.payload_max_bytes)
         self._taken_bytes = 0
         self._deadline_s = math.inf
+        self._unread: tuple[DataMessage, memoryview] | None = None
         self._in_a_row = 0
         """Frames taken since there was a wait."""
 
@@ -142,7 +143,7 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Whether a new exchange may begin on it: open, and nothing arrived that nobody asked for."""
-        return self._receiver.is_between_frames and self._stream.is_quiet()
+        return self._unread is None and self._receiver.is_between_frames and self._stream.is_quiet()
 
     @property
     def is_between_frames(self) -> bool:
@@ -239,6 +240,10 @@ class Connection:
         RemoteProtocolError, FrameTooLargeError
             The peer sent nonsense or stalled in a frame; the connection is closed.
         """
+        if self._unread is not None:
+            unread, self._unread = self._unread, None
+            self.idle_since_s = math.inf
+            return unread
         try:
             frame = await self._receive_frame(patience_s)
             message = wire.decode_data(frame.header)
@@ -248,6 +253,10 @@ class Connection:
         self._traffic.frames_received += 1
         self._traffic.bytes_received += len(frame.header) + len(frame.payload)
         return message, frame.payload
+
+    def unread(self, message: DataMessage, payload: memoryview) -> None:
+        """Give back the frame received last."""
+        self._unread = message, payload
 
     async def _receive_frame(self, patience_s: float) -> Frame:
         while True:
@@ -260,6 +269,7 @@ class Connection:
                 raise PeerUnreachableError(f"{self.peer} closed the connection{where}")
             if is_fresh:
                 self._deadline_s = trio.current_time() + self._limits.stall_s
+                self.idle_since_s = math.inf
             frame = self._receiver.filled(count)
             if frame is not None:
                 self._deadline_s = math.inf

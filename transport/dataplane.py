@@ -78,9 +78,14 @@ class TlsExchange:
         """Receive a frame; see transport.base.Exchange."""
         return await self.connection.receive()
 
+    def unread(self, message: DataMessage, payload: memoryview) -> None:
+        """Give back the frame received last; see transport.base.Exchange."""
+        self.connection.unread(message, payload)
+
     def finish(self) -> None:
         """Say that the exchange is complete."""
         self.is_finished = True
+        self.connection.idle_since_s = trio.current_time()
 
 
 class TlsDataPlane:
@@ -321,6 +326,10 @@ class TlsDataPlane:
             await trio.sleep(self._config.sweep_s)
             for peer in self._pool.sweep():
                 self._on_peer_closed(peer)
+            idle_since_s = trio.current_time() - self._config.inbound_idle_s
+            for connection in [each for connections in self._inbound.values() for each in connections]:
+                if connection.idle_since_s < idle_since_s:
+                    connection.close()
 
     async def _welcome(self, plain: socket.socket, handler: ExchangeHandler) -> None:
         connection = await self._admit(plain)
@@ -367,9 +376,10 @@ class TlsDataPlane:
         return sum(len(connections) for connections in self._inbound.values())
 
     async def _serve_connection(self, connection: Connection, handler: ExchangeHandler) -> None:
+        connection.idle_since_s = trio.current_time()  # from now on _sweep looks after it
         while True:
             try:
-                message, payload = await connection.receive(patience_s=self._config.inbound_idle_s)
+                message, payload = await connection.receive()
             except PeerUnreachableError:
                 return  # the usual end
             self._credentials.trust.recheck(connection.certificate)

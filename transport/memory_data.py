@@ -40,6 +40,8 @@ class _End:
         self._inbox: deque[tuple[bytes, memoryview]] = deque()
         self._unread_bytes = 0
         self._changed = trio.lowlevel.ParkingLot()
+        self.unread: tuple[DataMessage, memoryview] | None = None
+        """A frame that was given back."""
         self.broken = False
         """Closed from either side."""
 
@@ -120,7 +122,13 @@ class _MemoryExchange:
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    def unread(self, message: DataMessage, payload: memoryview) -> None:
+        self._end.unread = message, payload
+
     async def receive(self) -> tuple[DataMessage, memoryview]:
+        if self._end.unread is not None:
+            unread, self._end.unread = self._end.unread, None
+            return unread
         header, payload = await self._end.receive()
         try:
             return decode_data(header), payload

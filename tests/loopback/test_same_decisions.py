@@ -349,7 +349,7 @@ class DaemonNode:
             on_unreachable=lambda peer: None,
             on_misbehaviour=lambda peer, what: pytest.fail(f"{peer}: {what}"),
         )
-        self.inbound = Inbound(node=name, jobs=self.jobs, driver=driver, outbound=outbound)
+        self.inbound = Inbound(node=name, jobs=self.jobs, driver=driver, outbound=outbound, nursery=nursery)
         self.house = House(name, self.executor, driver, nursery)
         hands = DaemonHands(
             node=name,

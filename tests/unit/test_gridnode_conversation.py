@@ -1,4 +1,4 @@
-"""An executor stops listening to a connection before it sends the last answer: what comes next is another exchange."""
+"""An executor answers in the call that makes the answer, and leaves what comes next to the next exchange."""
 
 import random
 
@@ -12,71 +12,156 @@ from gridnode.jobtable import Failure, JobTable
 from scheduler.config import CoreConfig
 from scheduler.core import Core
 from scheduler.types import Reason
-from transport.wire import JobFailed, JobHeader
+from transport.wire import JobCancel, JobFailed, JobHeader, PeerUnreachableError, RemoteProtocolError, TableRequest
 
 
 class Line:
-    """A connection on which nothing comes; it notes whether somebody listens while a message leaves."""
+    """A connection that takes messages in one way, and on which a test says what comes."""
 
     peer = "asker"
 
-    def __init__(self, way):
+    def __init__(self, way="at once"):
         self.way = way
-        self.is_listened_to = False
         self.sent = []
+        self.unread_frames = []
+        self.finished = 0
+        self.say, self._heard = trio.open_memory_channel(10)
 
     def send_nowait(self, message, payload=()):
+        if self.way == "broken":
+            raise PeerUnreachableError("broken")
         if self.way == "waits":
             raise trio.WouldBlock
-        self.sent.append((type(message), "in the call"))
+        self.sent.append(type(message))
         return self.way == "at once"
 
     async def flush(self):
-        self.sent.append(("rest", self.is_listened_to))
         await trio.lowlevel.checkpoint()
-
-    async def receive(self):
-        self.is_listened_to = True
-        try:
-            await trio.sleep_forever()
-        finally:
-            self.is_listened_to = False
+        self.sent.append("flushed")
 
     async def send(self, message, payload=()):
-        self.sent.append((type(message), self.is_listened_to))
-        await trio.lowlevel.checkpoint()  # where a listener would take the peer's next job, were there one
+        await trio.lowlevel.checkpoint()
+        self.sent.append(type(message))
+
+    async def receive(self):
+        try:
+            return await self._heard.receive(), memoryview(b"")
+        except trio.EndOfChannel:
+            raise PeerUnreachableError("closed") from None
+
+    def unread(self, message, payload):
+        self.unread_frames.append(message)
+
+    def finish(self):
+        self.finished += 1
+
+
+def key(number):
+    return number.to_bytes(24, "big")
 
 
 def header(number):
-    return JobHeader(
-        key=number.to_bytes(24, "big"), entry="asker", hops=1, budget_s=5.0, models=("0" * 64,), input_bytes=0, body=b""
-    )
+    return JobHeader(key=key(number), entry="asker", hops=1, budget_s=5.0, models=("0" * 64,), input_bytes=0, body=b"")
+
+
+def run_talk(scenario, way="at once", jobs_open=2):
+    """Run a scenario beside a conversation about some jobs; it is given the line, the table and how to end a job."""
+
+    async def main():
+        core = Core(CoreConfig(), node_id="n", epoch=1, rng=random.Random(1), now_s=0.0)
+        table, line = JobTable(), Line(way)
+        async with trio.open_nursery() as nursery:
+            talk = Conversation(
+                line, jobs=table, driver=Driver(core, clock=trio.current_time), node="n", nursery=nursery
+            )
+            for number in range(1, jobs_open + 1):
+                talk.admit(header(number), b"")
+
+            def end(handle):
+                failure = Failure(reason=Reason.MODEL_FAILED.value, message="")
+                entry = table.get(handle)
+                entry.responder.fail(failure, core.state_record(now_s=trio.current_time()), estimate_s=None)
+
+            nursery.start_soon(talk.run)
+            await trio.testing.wait_all_tasks_blocked()
+            await scenario(line, end, talk)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize(
     ("way", "sent"),
     [
-        ("waits", [(JobFailed, False), (JobFailed, False)]),
-        ("at once", [(JobFailed, "in the call"), (JobFailed, "in the call")]),
-        ("in part", [(JobFailed, "in the call"), ("rest", False), (JobFailed, "in the call"), ("rest", False)]),
+        ("waits", ["flushed", JobFailed, JobFailed]),
+        ("at once", [JobFailed, JobFailed]),
+        ("in part", [JobFailed, "flushed", JobFailed]),
     ],
 )
-def test_nobody_listens_any_more_when_an_answer_has_left(way, sent):
-    async def main():
-        core = Core(CoreConfig(), node_id="n", epoch=1, rng=random.Random(1), now_s=0.0)
-        jobs, line = JobTable(), Line(way)
-        conversation = Conversation(line, jobs=jobs, driver=Driver(core, clock=trio.current_time), node="n")
-        for number in (1, 2):
-            conversation.admit(header(number), b"")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(conversation.run)
-            for handle in (1, 2):
-                await trio.testing.wait_all_tasks_blocked()
-                entry = jobs.get(handle)
-                failure = Failure(reason=Reason.MODEL_FAILED.value, message="")
-                entry.responder.fail(failure, core.state_record(now_s=trio.current_time()), estimate_s=None)
-                await trio.testing.wait_all_tasks_blocked()
-                assert line.is_listened_to == (handle == 1)
+def test_answers_leave_in_order_however_the_connection_takes_them(way, sent):
+    async def scenario(line, end, talk):
+        end(1)
+        assert not line.finished
+        end(2)
+        assert line.finished == (way == "at once")
+        await trio.testing.wait_all_tasks_blocked()
         assert line.sent == sent
+        assert line.finished
+        assert talk.is_over
+        line.say.send_nowait(TableRequest())
+        await trio.testing.wait_all_tasks_blocked()
+        assert [type(message) for message in line.unread_frames] == [TableRequest], "that is the next exchange's"
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    run_talk(scenario, way)
+
+
+def test_a_cancel_that_crossed_the_last_answer_is_left_to_the_next_exchange():
+    async def scenario(line, end, talk):
+        end(1)
+        line.say.send_nowait(JobCancel(key=key(1)))
+        line.say.send_nowait(JobCancel(key=key(2)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert line.unread_frames == []
+        end(2)
+        line.say.send_nowait(JobCancel(key=key(2)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert line.unread_frames == [JobCancel(key=key(2))]
+
+    run_talk(scenario)
+
+
+def test_a_connection_that_ends_after_the_last_answer_is_no_loss():
+    async def scenario(line, end, talk):
+        end(1)
+        end(2)
+        line.say.close()
+
+    run_talk(scenario)
+
+
+def test_a_connection_that_ends_before_is_a_loss():
+    async def scenario(line, end, talk):
+        end(1)
+        line.say.close()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run_talk(scenario)
+    assert caught.group_contains(PeerUnreachableError)
+
+
+def test_anything_but_a_cancel_while_a_job_is_served_breaks_the_protocol():
+    async def scenario(line, end, talk):
+        line.say.send_nowait(TableRequest())
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run_talk(scenario)
+    assert caught.group_contains(RemoteProtocolError, match="TableRequest")
+
+
+def test_an_answer_to_a_connection_that_broke_is_dropped():
+    async def scenario(line, end, talk):
+        end(1)
+        end(2)
+        assert talk.is_over
+        line.say.close()
+
+    run_talk(scenario, "broken")
