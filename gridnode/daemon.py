@@ -28,6 +28,7 @@ from gridnode.node import Node
 from gridnode.notify import READY, STOPPING, WATCHDOG, Notifier
 from gridnode.probe import MachineProbe
 from gridnode.statedir import StateDirectory
+from models import codepages
 from models.executor import Executor
 from transport.admission import Credentials as HandshakeCredentials
 from transport.dataplane import DataPlaneConfig, TlsDataPlane
@@ -142,6 +143,7 @@ async def _notify(notifier: Notifier, node: Node) -> None:
     await node.wait_ready()
     log.info("daemon_ready", after_s=round(_age_s(), 2))
     notifier.send(READY, f"STATUS=serving grid {node.credentials.grid.name}")
+    await trio.to_thread.run_sync(lambda: codepages.give_back(codepages.clean_ranges()))
     interval_s = notifier.watchdog_interval_s
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_notify_stop, notifier, node)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from models import confine
+from models import codepages, confine
 from models import workerprotocol as protocol
 from models.manifest import ModelError, parse_manifest
 from models.mappings import LENT_MAX_BYTES, Mappings
@@ -240,6 +240,7 @@ def _load(
     runtime.prepare(manifest)
     os.chdir(order.empty_folder)
     graph = _read(descriptor)
+    code = codepages.clean_ranges()
     sealed = confine.seal(
         memory_bytes=None if start.accelerated else order.memory_bytes,
         shared_bytes=LENT_MAX_BYTES,
@@ -247,6 +248,7 @@ def _load(
     )
     try:
         session = runtime.Session(graph, manifest, threads=order.threads, providers=order.providers)
+        codepages.give_back(code)
         session.warm_up()
     except runtime.RUNTIME_FAULTS as error:
         requests.send(protocol.encode(protocol.LoadFailed(reason=protocol.shorten(str(error) or repr(error)))))
