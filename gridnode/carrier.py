@@ -113,8 +113,8 @@ class Carrier:
                         self._follow(is_done, until_s - now_s)
             finally:
                 if leads:
-                    self.is_led = False
-                if not self.is_led:
+                    self.is_led, self._leads_until = False, None
+                if not self.is_led and (self._followers or self.is_closed):
                     self._pass_on()
         return True
 
@@ -155,7 +155,7 @@ class Carrier:
         """Let the session act."""
         self._links.advance(now_s)
         self._has_news = False
-        self._session.take_ended()
+        self._session.take_ended()  # threads look at their own jobs, and none is to be kept in memory
 
     def _follow(self, is_done: Callable[[], bool], timeout_s: float) -> None:
         """Wait until the wait is over, or it is this thread's turn to lead."""
@@ -184,7 +184,8 @@ class Carrier:
             elif number == self._wake_in.fileno():
                 self._wake_in.recv(4096)
         self._session.take_ended()
-        self._wake_followers()
+        if self._followers:
+            self._wake_followers()
 
     def _wake_followers(self) -> None:
         """Wake those whose wait is over, and no others: many may wait."""

@@ -109,12 +109,14 @@ class Session:
         """
         if budget_s is not None and not budget_s > 0:
             raise JobDeadlineError(f"deadline is {budget_s} s from now, it must be > 0", reason="deadline")
-        self._forgive_before_the_first()
-        job = self._work.open_job(request, deadline_s=None if budget_s is None else now_s + budget_s, now_s=now_s)
+        if not self._was_greeted:
+            self._forgive_before_the_first()
+        deadline_s = None if budget_s is None else now_s + budget_s
+        job = self._work.open_job(request, deadline_s=deadline_s, now_s=now_s)
         if self._in_use is None:
             self._seek(now_s)
-        else:
-            self.due_s = min(self.due_s, self._due_s(job))
+        elif (due_s := self._due_s(job)) < self.due_s:
+            self.due_s = due_s
         return job
 
     def cancel(self, job: Job, *, now_s: float, why: str = "the job was cancelled by its submitter") -> bool:
@@ -128,7 +130,8 @@ class Session:
 
     def ask(self, what: QueryKind, argument: str = "", *, within_s: float, now_s: float) -> Question:
         """Open a query; raises JobRejectedError when too many are open."""
-        self._forgive_before_the_first()
+        if not self._was_greeted:
+            self._forgive_before_the_first()
         question = self._work.open_question(what, argument, until_s=now_s + within_s)
         self._seek(now_s)
         return question
@@ -291,7 +294,8 @@ class Session:
         self._work.place(work, link)
         if link.owed == 1:
             link.note_word(now_s)  # an idle daemon owes none; its silence counts from now
-            self.due_s = min(self.due_s, link.due_s())
+            if (due_s := link.due_s()) < self.due_s:
+                self.due_s = due_s
 
     def _replace_lost(self, job: Job, trouble: GridError, *, now_s: float) -> None:
         """Unplace a job whose link is gone, or end it when that happened too often."""
@@ -313,7 +317,7 @@ class Session:
 
     def _forgive_before_the_first(self) -> None:
         """Try every entry anew for the first work of a client that has not met a daemon yet."""
-        if not self._was_greeted and not self._work:
+        if not self._work:
             self.entries.forgive()
 
     def _seek(self, now_s: float) -> None:

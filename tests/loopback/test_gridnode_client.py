@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
 from pathlib import Path
 from time import monotonic
@@ -386,6 +387,18 @@ def test_a_late_answer_is_dropped_and_counted(path):
             grid.infer("street", FRAME, deadline_s=0.02)
         assert grid.infer("street", FRAME).key.endswith(b"\x02")
         assert grid.late_answers == 1
+
+
+def test_nothing_of_an_answered_job_is_kept(path):
+    class Frame(np.ndarray):
+        """Takes weak references."""
+
+    with Daemon(path), Grid(path) as grid:
+        frame = np.zeros((36, 64, 3), np.uint8).view(Frame)
+        is_alive = weakref.ref(frame)
+        grid.infer("street", {"x": frame})
+        del frame
+        assert is_alive() is None
 
 
 def test_many_threads_share_one_connection(path):
