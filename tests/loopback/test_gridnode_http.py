@@ -3,6 +3,7 @@
 import functools
 import gzip
 import json
+import socket
 import zlib
 
 import msgspec
@@ -221,6 +222,72 @@ def test_a_flood_of_requests_leaves_turns_to_others(run_port):
                 assert f"'/{number}'" in error_in(await program.hear())
             nursery.cancel_scope.cancel()
         assert turns > count / 2
+
+    run_port(scenario)
+
+
+async def connect_slow_reader(sandbox):
+    """Connect a program whose connection takes little before it is read."""
+    node = sandbox.nodes["one"].running
+    host, port = node.http_address.split(":")
+    sock = trio.socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await sock.connect((host, int(port)))
+    program = Program(trio.SocketStream(sock))
+    assert (await program.ask(get("/v2")))[0] == 200
+    [connection] = node.http._connections
+    connection._plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return program
+
+
+MANY = 1_000
+"""Requests whose answers, 300 kB, do not fit the buffers of a slow reader's connection."""
+
+
+def test_answers_wait_for_a_program_that_reads_late(run_port):
+    async def scenario(sandbox, connect):
+        program = await connect_slow_reader(sandbox)
+        async with program.stream, trio.open_nursery() as nursery:
+            nursery.start_soon(program.say, get("/v2/models/m") * MANY)
+            await trio.sleep(15.0)
+            for _ in range(MANY):
+                assert (await program.hear())[0] == 200
+
+    run_port(scenario)
+
+
+def test_a_program_that_reads_nothing_is_cut_off(run_port):
+    async def scenario(sandbox, connect):
+        program = await connect_slow_reader(sandbox)
+        async with program.stream:
+            began_s = trio.current_time()
+            await program.say(get("/v2/models/m") * MANY)
+            server = sandbox.nodes["one"].running.http
+            await sandbox.wait_until(lambda: not server._connections, limit_s=30.0)
+            assert trio.current_time() - began_s >= 20.0
+        assert (await (await connect()).ask(request()))[0] == 200
+
+    run_port(scenario)
+
+
+def test_large_json_is_read_and_written_in_threads(run_port, monkeypatch):
+    monkeypatch.setattr("gridnode.http.exchange.INLINE_BYTES", -1)
+    numbers = {"name": "x", "shape": [100], "datatype": "UINT8", "data": [7] * 100}
+
+    async def scenario(sandbox, connect):
+        program = await connect()
+        server = sandbox.nodes["one"].running.http
+        async with server._threads:
+            await program.say(request(json.dumps({"inputs": [numbers]}).encode(), b""))
+            await trio.sleep(1.0)
+            assert len(sandbox.nodes["one"].running.jobs) == 0, "read without a thread"
+        await trio.sleep(0.05)
+        async with server._threads:
+            await trio.sleep(1.0)
+            with trio.move_on_after(1.0) as scope:
+                await program.hear()
+            assert scope.cancelled_caught, "written without a thread"
+        assert (await program.hear())[0] == 200
 
     run_port(scenario)
 

@@ -1,7 +1,10 @@
 """The HTTP port is opened to others only by who says that he means it."""
 
+import socket
+
 import pytest
 
+from gridnode.cli.checks import check_ports
 from gridnode.config import load_config
 from gridnode.errors import ConfigError
 
@@ -29,6 +32,17 @@ def test_other_addresses_need_a_second_word(host):
 
 def test_the_loopback_preset_takes_any_free_port():
     assert load_config(None, environment={}, flags={"preset": "loopback"}).http.port == 0
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_doctor_looks_at_the_port_where_it_is_on(enabled):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = {"preset": "loopback", "http": {"enabled": enabled, "port": port}}
+        found = {
+            finding.check: finding.verdict for finding in check_ports(load_config(None, environment={}, flags=flags))
+        }
+    assert found.get("port http") == ("bad" if enabled else None)
 
 
 @pytest.mark.parametrize(
