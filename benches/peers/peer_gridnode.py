@@ -53,7 +53,7 @@ class Local(Way):
 
     name = "local"
     label = "gridnode local"
-    encrypted = "no (Unix socket)"
+    encrypted = "no (Unix)"
     between = 2
     entry: ClassVar[str] = "n1"
     hops: ClassVar[int] = 0

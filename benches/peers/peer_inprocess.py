@@ -12,7 +12,7 @@ class InProcess(Way):
 
     name = "inprocess"
     label = "in-process onnxruntime"
-    encrypted = "no bytes moved"
+    encrypted = "in memory"
     between = 0
     stands = False
     spinning: ClassVar[bool] = False

@@ -57,7 +57,7 @@ class _Cluster(Way):
 
 class RayHttp(Way):
     name = "ray-http"
-    label = "Ray Serve, HTTP"
+    label = "Ray Serve HTTP"
     between = 2
     needs = ("ray", "starlette")
     extra = "bench-ray"
@@ -88,7 +88,7 @@ class RayHttp(Way):
 
 class RayHandle(RayHttp):
     name = "ray-handle"
-    label = "Ray Serve, handle"
+    label = "Ray Serve handle"
     between = 1
     stands = False
 
@@ -124,12 +124,12 @@ class RayHandle(RayHttp):
 
 class RayHttpOptimised(RayHttp):
     name = "ray-http-optimised"
-    label = "Ray Serve, HTTP, optimised"
+    label = "Ray HTTP, optimised"
 
 
 class RayHandleOptimised(RayHandle):
     name = "ray-handle-optimised"
-    label = "Ray Serve, handle, optimised"
+    label = "Ray handle, optimised"
 
 
 class Models:
