@@ -277,7 +277,7 @@ class AsyncGrid:
         if ended:
             self._signal()
         if not self._is_closed and self._tasks is not None:
-            if self._links.has_outgoing:
+            if self._links.unsent:
                 self._send_rest(self._tasks)
             if self._session.due_s < self._wakes_at_s:
                 self._nudge.set()
@@ -301,8 +301,8 @@ class AsyncGrid:
 
     def _send_rest(self, tasks: anyio.abc.TaskGroup) -> None:
         """Start a writer for each connection with bytes left over."""
-        for channel in self._links.channels:
-            if channel.outgoing_bytes and channel not in self._draining:
+        for channel in self._links.unsent:
+            if channel not in self._draining:
                 self._draining.append(channel)
                 tasks.start_soon(self._drain, channel)
 

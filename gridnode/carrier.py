@@ -63,7 +63,7 @@ class Carrier:
             now_s = monotonic()
             job = self._session.open(request, budget_s=deadline_s, now_s=now_s)
             self._push(now_s)
-        if job.link is None or self._links.has_outgoing:
+        if job.link is None or self._links.unsent:
             self.wait(lambda: job.ended or self._is_on_its_way(job))
         return job
 
@@ -139,7 +139,7 @@ class Carrier:
 
     def _is_on_its_way(self, job: Job) -> bool:
         """Whether a submit may return: the job was sent, or no daemon is there to be waited for."""
-        return not self._links.has_outgoing and (job.link is not None or not self._session.is_reaching)
+        return not self._links.unsent and (job.link is not None or not self._session.is_reaching)
 
     # ------------------------------------------------------------ leader and followers
 
@@ -148,7 +148,7 @@ class Carrier:
         self._advance(now_s)
         if self.is_led or self._followers:
             self.notify()
-        if self.is_led and (self._session.due_s < self._wakes_at_s or self._polled_changed or self._links.has_outgoing):
+        if self.is_led and (self._session.due_s < self._wakes_at_s or self._polled_changed or self._links.unsent):
             self._wake_leader()
 
     def _advance(self, now_s: float) -> None:
@@ -203,7 +203,7 @@ class Carrier:
 
     def _wait_ready(self, timeout_s: float) -> list[tuple[int, int]]:
         """Wait without the lock until a socket is ready or the time is over; returns descriptors and events."""
-        if self._polls_writers or self._links.has_outgoing:
+        if self._polls_writers or self._links.unsent:
             self._watch_writers()
         self._polled_changed = False
         self.lock.release()
@@ -230,7 +230,7 @@ class Carrier:
 
     def _watch_writers(self) -> None:
         """Poll for room to write exactly where bytes wait for it."""
-        self._polls_writers = self._links.has_outgoing
+        self._polls_writers = bool(self._links.unsent)
         for number, channel in self._polled.items():
             self._poll.modify(number, select.POLLIN | select.POLLOUT if channel.outgoing_bytes else select.POLLIN)
 

@@ -32,6 +32,8 @@ class Links:
         self._before_close = before_close
         self._channels: dict[Link, Channel] = {}
         self._links: dict[Channel, Link] = {}
+        self.unsent: dict[Channel, None] = {}
+        """Connections with bytes that wait for their socket to take them."""
         self._shares = True
         """Whether payloads may be left in shared memory; not once a daemon that had some ended the connection."""
 
@@ -39,11 +41,6 @@ class Links:
     def channels(self) -> Collection[Channel]:
         """All open connections."""
         return self._links
-
-    @property
-    def has_outgoing(self) -> bool:
-        """Whether bytes wait for a socket to take them."""
-        return any([channel.outgoing_bytes for channel in self._links])
 
     def advance(self, now_s: float) -> None:
         """Do all that is due: end what is overdue, connect, send, close."""
@@ -70,6 +67,8 @@ class Links:
         if link is not None:
             try:
                 channel.flush()
+                if not channel.outgoing_bytes:
+                    self.unsent.pop(channel, None)
             except DaemonUnreachableError as error:
                 self.read(channel, now_s)  # its last words: answers, and perhaps why it went
                 self._drop(link, error, now_s)
@@ -114,9 +113,9 @@ class Links:
                 self._send_job(channel, what, now_s)
             else:
                 channel.send(what)
-        for channel in tuple(self._links):
-            if channel.outgoing_bytes:
-                self.write(channel, now_s)
+            self.unsent[channel] = None
+        for channel in tuple(self.unsent):
+            self.write(channel, now_s)
 
     def _send_job(self, channel: Channel, job: Job, now_s: float) -> None:
         """Queue a job's frame; its payload is left in shared memory, or sent along where there is no room for it."""
@@ -149,5 +148,6 @@ class Links:
         channel = self._channels.pop(link, None)
         if channel is not None:
             del self._links[channel]
+            self.unsent.pop(channel, None)
             self._before_close(channel)
             channel.close()

@@ -59,11 +59,14 @@ class Arena:
         """Take a block back, and join it with the free stretches beside it."""
         end = self._taken.pop(start)
         index = bisect_left(self._starts, start)
-        if index < len(self._starts) and self._starts[index] == end:
-            end = self._ends[index]
-            del self._starts[index], self._ends[index]
+        touches_next = index < len(self._starts) and self._starts[index] == end
         if index and self._ends[index - 1] == start:
             self._ends[index - 1] = end
+            if touches_next:
+                self._ends[index - 1] = self._ends[index]
+                del self._starts[index], self._ends[index]
+        elif touches_next:
+            self._starts[index] = start
         else:
             self._starts.insert(index, start)
             self._ends.insert(index, end)
