@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from benches.peers import machine, tables, workloads
+from benches.peers.goals import Judgement
 from benches.peers.measuring import say
 from benches.peers.processes import die_politely
 from benches.peers.run import PARTS, WAYS, Plan, perform
@@ -75,8 +76,8 @@ def heading(document: dict) -> str:
     settings = document["settings"]
     text = f"{machine.line(document['machine'])}. {settings['rounds']} rounds of {settings['calls']} calls per way, "
     text += f"{document['took_s'] / 60:.0f} minutes."
-    skipped = "".join(f" Not installed and left out: {name}." for name in document["skipped"])
-    return text + skipped
+    skipped = ", ".join(document["skipped"])
+    return f"{text} Left out because not installed: {skipped}." if skipped else text
 
 
 def main() -> int:
@@ -96,16 +97,16 @@ def main() -> int:
         return 1
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
-    from benches.peers.goals import Judgement
-
     judged = [Judgement(**item) for item in document["goals"]]
-    shown = [] if options.goals else tables.all_tables(document)
-    shown.append(tables.goals_table(judged))
-    show(document, shown)
+    every = tables.all_tables(document)
     if options.markdown:
-        options.markdown.write_text(
-            tables.replace_between_markers(markdown, tables.markdown(shown, heading=heading(document)))
-        )
+        figures = tables.markdown([tables.goals_table(judged), *every], heading=heading(document))
+        options.markdown.write_text(tables.replace_between_markers(markdown, figures))
+    if options.goals:
+        show(document, [tables.goals_table(judged)])
+    else:
+        measured = [item for item in judged if item.verdict != "not measured"]
+        show(document, [*every, *([tables.goals_table(measured)] if measured else [])])
     return 1 if options.goals and any(item.verdict == "missed" for item in judged) else 0
 
 

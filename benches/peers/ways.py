@@ -78,7 +78,7 @@ class Way:
     def missing(cls) -> str:
         """Say what is not installed; empty where nothing is."""
         absent = [name for name in cls.needs if find_spec(name) is None]
-        return f"{', '.join(absent)} is not installed; pip install -e '.[{cls.extra}]'" if absent else ""
+        return f"not installed: {', '.join(absent)}; pip install -e '.[{cls.extra}]'" if absent else ""
 
     def install(self, models: Sequence[str]) -> None:
         """Do once what a start takes for granted: models in place, keys made."""

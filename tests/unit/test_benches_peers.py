@@ -226,7 +226,7 @@ def test_a_peer_that_is_not_installed_is_named_with_its_extra():
         needs = ("no_such_module",)
         extra = "bench-absent"
 
-    assert Absent.missing() == "no_such_module is not installed; pip install -e '.[bench-absent]'"
+    assert Absent.missing() == "not installed: no_such_module; pip install -e '.[bench-absent]'"
 
 
 # ---------------------------------------------------------------- asking
