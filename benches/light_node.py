@@ -1,12 +1,13 @@
 """What a node costs before any work comes: its imports, its memory, its start, its idling.
 
-Real daemons, real workers, default settings but for free ports on 127.0.0.1. Four parts, all of them by default:
+Real daemons, real workers, default settings but for free ports on 127.0.0.1. Five parts, all of them by default:
 
 imports   modules of daemon, worker, client and command line, the time they take, and who imports what a light
           process should do without
 memory    PSS, USS and RSS of an idle daemon with one worker that holds squeezenet, and what they are made of
 cold      a node of a grid of three is started again: time from its start to the first right answer of its own worker
           (local) and of a model that only a peer has (remote), both through its own socket; then all three at once
+session   what a worker's way to load a model saves beside onnxruntime's plain session, and that it costs no speed
 idle      processor time and switches per second of three nodes that do nothing
 
     goals: daemon and worker idle <= 120 MB of PSS (stretch 90); cold start, both ways <= 2.0 s (stretch 1.2)
@@ -39,7 +40,7 @@ from gridnode.client import Grid
 from gridnode.errors import GridError
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("imports", "memory", "cold", "idle")
+PARTS = ("imports", "memory", "cold", "session", "idle")
 LOCAL, FAR = "squeezenet", "far"
 """A model of all nodes, and one that only the third has."""
 PSS_GOALS_MB = (120.0, 90.0)
@@ -576,6 +577,88 @@ def print_cold(found: dict) -> None:
         print("  events: " + ", ".join(f"{event} {moment:.2f}" for event, moment in entry["events_s"].items()))
 
 
+# ---------------------------------------------------------------- session
+
+
+def make_session(kind: str, path: str):
+    """Load the model as onnxruntime's own class does, or as a worker does; with the worker's options either way."""
+    import onnxruntime
+
+    from models import session
+    from models.manifest import Manifest, TensorSpec, describe_shard
+
+    graph = Path(path).read_bytes()
+    if kind == "plain":
+        session._register_arena()
+        loaded = onnxruntime.InferenceSession(graph, session._options(1), providers=["CPUExecutionProvider"])
+        return lambda x: loaded.run(["y"], {"x": x})
+    manifest = Manifest(
+        name=LOCAL,
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(1, 3, 224, 224)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(1, 1000)),),
+        peak_memory_bytes=1 << 26,
+        graph="graph.onnx",
+        shards=(describe_shard("graph.onnx", [b"x"]),),
+    )
+    ours = session.Session(graph, manifest, threads=1, providers=("CPUExecutionProvider",))
+    ours.warm_up()
+    del graph
+    session.give_back()
+    return lambda x: ours._session.run(["y"], {"x": x}, session.RunOptions())
+
+
+def session_memory(kind: str, path: str) -> float:
+    """Return what a loaded model that has run adds to a process that has the libraries, in MB."""
+    import numpy as np
+
+    import models.session  # noqa: F401
+
+    def own_mb() -> float:
+        text = Path("/proc/self/smaps_rollup").read_text()
+        return int(re.search(r"^Pss_Anon: +(\d+)", text, re.MULTILINE)[1]) * 1024 / 1e6
+
+    x = np.zeros((1, 3, 224, 224), np.float32)
+    before_mb = own_mb()
+    run = make_session(kind, path)
+    for _ in range(5):
+        run(x)
+    return own_mb() - before_mb
+
+
+def session_speed(path: str, runs: int = 1000) -> dict[str, float]:
+    """Return the median processor time of one run, in ms, both ways turn about in one process."""
+    import numpy as np
+
+    x = np.random.default_rng(0).random((1, 3, 224, 224), dtype=np.float32)
+    ways = {kind: make_session(kind, path) for kind in ("plain", "worker")}
+    times_ns: dict[str, list[int]] = {kind: [] for kind in ways}
+    for number in range(runs):
+        for kind in sorted(ways, reverse=number % 2 == 0):
+            start_ns = time.thread_time_ns()
+            ways[kind](x)
+            times_ns[kind].append(time.thread_time_ns() - start_ns)
+    return {kind: statistics.median(found[20:]) / 1e6 for kind, found in times_ns.items()}
+
+
+def bench_session(grid: BenchGrid) -> dict[str, object]:
+    path = str(grid.folder / f"{LOCAL}.onnx")
+
+    def apart(work, *given):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(work, *given).result()
+
+    return {
+        "speed_ms": apart(session_speed, path),
+        "memory_mb": {kind: round(apart(session_memory, kind, path), 1) for kind in ("plain", "worker")},
+    }
+
+
+def print_session(found: dict) -> None:
+    speed, size = found["speed_ms"], found["memory_mb"]
+    print(f"\nsqueezenet, one thread: worker {speed['worker'] / speed['plain']:.3f}x the time of a plain session")
+    print(f"  memory beside the libraries: worker {size['worker']} MB, plain {size['plain']} MB")
+
+
 # ---------------------------------------------------------------- idling
 
 
@@ -660,6 +743,9 @@ def main() -> int:
                     case "cold":
                         found[part] = bench_cold(grid, options.repeats, options.keep_logs)
                         print_cold(found[part])
+                    case "session":
+                        found[part] = bench_session(grid)
+                        print_session(found[part])
                     case "idle":
                         found[part] = bench_idle(grid, options.idle_s)
                         print_idle(found[part])
