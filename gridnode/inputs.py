@@ -235,12 +235,13 @@ def _encode_tensors(tensors: "Mapping[str, Array]") -> _Encoded:
             kind = type(array).__qualname__
             raise TypeError(f"input {name!r} is a {kind}; pass a numpy array (numpy.asarray makes one)")
     form = _form_of(tuple([(name, array.dtype, array.shape) for name, array in tensors.items()]))
+    asarray = sys.modules["numpy"].asarray
     parts: list[Buffer] = []
     for array, dtype, gap in zip(tensors.values(), form.dtypes, form.gaps, strict=True):
         if gap:
             parts.append(_PADDING[:gap])
         if array.nbytes:
-            parts.append(array.astype(dtype, order="C", copy=False).data.cast("B"))
+            parts.append(asarray(array, dtype=dtype, order="C").data.cast("B"))
     return form.body, tuple(parts), form.payload_bytes
 
 

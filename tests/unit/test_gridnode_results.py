@@ -158,6 +158,7 @@ def test_tensors_are_laid_out_as_the_models_package_reads_them():
         "c": np.arange(4, dtype=">i4"),
         "d": np.array(True),
         "e": np.empty((0, 3), np.float16),
+        "f": np.ma.masked_array(np.arange(3, dtype=np.float16), mask=[0, 1, 0]),
     }
     encoded = encode_input(inputs)
     read = ndarrays.views(decode_request(encoded.body).tensors, payload_of(encoded))
