@@ -85,6 +85,7 @@ class Receiver:
         target[:have] = self._view[self._start : self._start + have]
         self._start += have
         turn_ends_at = have + TURN_BYTES
+        self._is_drained = False  # who sends head and body in two calls has mostly sent both by now
         while have < wanted:
             got = await self._receive_some(target[have:])
             if not got:
