@@ -1,8 +1,8 @@
 """Frames over a Unix socket that never blocks: what can be sent or received now is, the rest waits for its turn.
 
-Owns one socket, the bytes not yet sent and the frame half received. Knows nothing of jobs. Who waits until the
-socket is ready again, a thread in poll or a task in an event loop, is the caller's affair; hence both clients share
-this module. Payloads are received straight into a buffer of their own.
+Owns one socket, the memory shared over it, the bytes not yet sent and the frame half received. Knows nothing of jobs.
+Who waits until the socket is ready again, a thread in poll or a task in an event loop, is the caller's affair; hence
+both clients share this module. Large payloads are received straight into a buffer of their own.
 """
 
 import socket
