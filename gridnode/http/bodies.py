@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
+import trio
 
 from gridnode.http.heads import ChunkedBody, Head, HttpError
 from gridnode.http.receiving import Receiver
@@ -111,9 +112,11 @@ async def _read_whole(receiver: Receiver, head: Head, data: bytes, *, most_bytes
     if not head.is_chunked:
         return await receiver.read_into(memoryview(bytearray(head.body_bytes)))
     body = ChunkedBody(data, most_bytes=most_bytes)
-    while (rest := body.feed(await receiver.read_some())) is None:
-        pass
-    receiver.give_back(rest)
+    while body.rest is None:
+        body.feed(await receiver.read_some())
+        while not body.advance():
+            await trio.lowlevel.checkpoint()
+    receiver.give_back(body.rest)
     return memoryview(body.data)
 
 

@@ -4,6 +4,7 @@ import h11
 import pytest
 
 from gridnode.http.heads import (
+    CHUNKS_PER_TURN,
     HEAD_MAX_BYTES,
     ChunkedBody,
     HeadMemory,
@@ -88,9 +89,22 @@ def test_a_chunked_body_in_any_pieces():
     body = ChunkedBody(start, most_bytes=100)
     stream = b"5;name=value\r\nhello\r\n1\r\n!\r\n0\r\nTrailer: x\r\n\r\nGET /next"
     for at in range(len(stream) - len(b"GET /next") - 1):
-        assert body.feed(stream[at : at + 1]) is None
-    assert body.feed(stream[-len(b"GET /next") - 1 :]) == b"GET /next"
+        body.feed(stream[at : at + 1])
+        assert body.advance()
+        assert body.rest is None
+    body.feed(stream[-len(b"GET /next") - 1 :])
+    assert body.advance()
+    assert body.rest == b"GET /next"
     assert body.data == b"hello!"
+
+
+def test_many_small_chunks_are_read_some_at_a_time():
+    body = ChunkedBody(head("Host: x", "Transfer-Encoding: chunked"), most_bytes=10_000)
+    body.feed(b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n")
+    turns = 1
+    while not body.advance():
+        turns += 1
+    assert (turns, body.data, body.rest) == (1000 // CHUNKS_PER_TURN + 1, b"x" * 1000, b"")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +119,9 @@ def test_a_chunked_body_in_any_pieces():
 )
 def test_chunked_bodies_beyond_their_bounds_are_refused(stream, status):
     body = ChunkedBody(head("Host: x", "Transfer-Encoding: chunked"), most_bytes=100)
+    body.feed(stream)
     with pytest.raises(HttpError) as caught:
-        body.feed(stream)
+        body.advance()
     assert caught.value.status == status
 
 
