@@ -10,6 +10,7 @@ them per second. Variants take turns within one run, so that they see the same m
 
     per record = processor time of all processes over distinct records delivered to nodes other than the origin;
                  "net" without what the same nodes used while nothing was published, "gross" with it
+    M instr    = million instructions per record, gross (perf): what a busy machine does not change
     copies     = messages that arrived per distinct record: duplicates of the mesh cost, too
     Goal: <= 1.0 ms net, stretch 0.4 ms.
 
@@ -224,7 +225,7 @@ class Fleet:
 
         self.name = name
         tree = Path(options.against).resolve() if name == "base" else HERE
-        muxers = MUXERS.get(name, MUXERS["yamux"])
+        muxers = MUXERS.get(name, MUXERS["mux"])
         grid = SandboxGrid()
         self.hosts = []
         for number in range(nodes):  # a few at a time: each start costs half a second of processor
@@ -246,6 +247,27 @@ class Fleet:
     def close(self) -> None:
         for host in self.hosts:
             host.close()
+
+
+class Instructions:
+    """Counts the instructions of a fleet, user's and kernel's, by perf; nought where there is no perf.
+
+    They depend on neither the clock of the processor nor on who else is busy, so they compare where times do not.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        pids = ",".join(str(host.process.pid) for host in fleet.hosts)
+        command = ["perf", "stat", "-x,", "-e", "instructions:u,instructions:k", "-p", pids]
+        self._process = None
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def stop(self) -> float:
+        if self._process is None:
+            return 0.0
+        self._process.send_signal(signal.SIGINT)
+        counted = [line.split(",")[0] for line in self._process.communicate()[1].splitlines()]
+        return float(sum(int(count) for count in counted if count.isdigit()))
 
 
 def spent_s(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float:
@@ -282,11 +304,13 @@ def measure(fleet: Fleet, nodes: int, idle: float, options: argparse.Namespace, 
     until_s = time.monotonic() + options.load_s
     began_s = time.monotonic()
     before = fleet.ask()
+    counter = Instructions(fleet)
     for i, host in enumerate(fleet.hosts):
         rate_hz = options.rate / (nodes - 1)
         host.tell({"do": "load", "rate_hz": rate_hz, "until_s": until_s, "seed": f"{number}/{i}"})
         host.hear()
     time.sleep(max(0.0, until_s - time.monotonic()) + GRACE_S)
+    instructions = counter.stop()
     after = fleet.ask()
     length_s = time.monotonic() - began_s
     latencies = sorted(latency for answer in after for latency in answer["latencies"])
@@ -300,6 +324,7 @@ def measure(fleet: Fleet, nodes: int, idle: float, options: argparse.Namespace, 
     return {
         "net_ms": 1e3 * (gross_s - idle * length_s) / max(delivered, 1),
         "gross_ms": 1e3 * gross_s / max(delivered, 1),
+        "million_instructions": instructions / 1e6 / max(delivered, 1),
         "idle_percent_per_node": 100 * idle / nodes,
         "load_percent_per_node": 100 * gross_s / length_s / nodes,
         "heard_hz": delivered / nodes / options.load_s,
@@ -487,12 +512,13 @@ def verdict(value: float, goals: tuple[float, float]) -> str:
 
 def print_hosts(nodes: int, found: dict[str, dict[str, float]]) -> None:
     print(f"\n{nodes} nodes, each hears {next(iter(found.values()))['heard_hz']:.1f} records/s (ms of processor time)")
-    print("variant  net/record  gross/record  idle %/node  load %/node  copies  delivery  p50 ms  p99 ms  goal")
+    print("variant  net/record  gross/record  M instr  idle %  load %  copies  delivery  p50 ms  p99 ms  goal")
     for name, row in found.items():
         print(
-            f"{name:8} {row['net_ms']:10.2f} {row['gross_ms']:13.2f} {row['idle_percent_per_node']:12.2f}"
-            f" {row['load_percent_per_node']:12.2f} {row['copies']:7.2f} {row['delivery']:9.4f}"
-            f" {row['p50_ms']:7.1f} {row['p99_ms']:7.1f}  {verdict(row['net_ms'], GOALS['record'])}"
+            f"{name:8} {row['net_ms']:10.2f} {row['gross_ms']:13.2f} {row['million_instructions']:8.2f}"
+            f" {row['idle_percent_per_node']:7.2f} {row['load_percent_per_node']:7.2f} {row['copies']:7.2f}"
+            f" {row['delivery']:9.4f} {row['p50_ms']:7.1f} {row['p99_ms']:7.1f}"
+            f"  {verdict(row['net_ms'], GOALS['record'])}"
         )
 
 

@@ -13,6 +13,7 @@ bug of ours and goes to on_bug, which should end the node; if libp2p's services 
 
 import functools
 import logging
+import random
 from collections.abc import Callable
 from typing import Final
 
@@ -59,10 +60,15 @@ class Libp2pConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Protocols that share a connection among streams, the preferred first; yamux is what other libp2p's speak."""
     heartbeat_s: int = 1
     """Period of gossip's mesh upkeep (gossipsub's own default; py-libp2p's is 120 s)."""
-    degree: int = 4
-    """Neighbours that a topic's messages are pushed to; the others are told by name."""
-    degree_low: int = 3
-    degree_high: int = 8
+    degree: int = 3
+    """Neighbours that a topic's messages are pushed to; the others are told by name. Each one more costs a copy of
+    each message, half a copy of each state record."""
+    degree_low: int = 2
+    degree_high: int = 5
+    spread_s: float = 0.1
+    """How long a state record may wait at each node for others to go with it and for neighbours to say that they know
+    it; then it goes with the next thing that happens, at the latest at the next heartbeat. News of health, cards,
+    revocations and trust never wait. 0: neither does a record."""
     backoff_s: int = 10
     """How long a neighbour pruned from a topic's mesh is not grafted again; short, so that partitions heal."""
     topic_rate_hz: float = 1000.0
@@ -182,6 +188,8 @@ class Libp2pHost:
             self._faults,
             [GOSSIP_PROTOCOL],
             fleeting=[self._prefix + STATE_TOPIC],
+            spread_s=config.spread_s,
+            rng=random.Random(f"{self._node}/{self._epoch}"),
             degree=config.degree,
             degree_low=config.degree_low,
             degree_high=config.degree_high,

@@ -14,8 +14,10 @@ nor read: nodes are dialled only by address, and each record costs the receiver 
 The subclasses rely on the insides of exactly this version of libp2p, as transport.libp2p_guards does.
 """
 
-from collections.abc import Iterable
-from typing import Any, Final, cast
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple, cast
 
 import trio
 from libp2p.abc import IMuxedStream, INetStream
@@ -41,6 +43,8 @@ RPC_MAX_BYTES: Final = 64 * 1024
 """Largest gossip RPC: sixteen of the largest messages. Parsing it takes about 3 ms at worst."""
 MESSAGES_PER_RPC: Final = 256
 """Messages taken out of one RPC: as many state records as fit in it. The rest counts as ill-formed."""
+CONTROLS_MAX: Final = 16
+"""RPCs with grafts, prunes or names of messages that wait for the router. A neighbour sends one per heartbeat."""
 READ_BYTES: Final = 64 * 1024
 """Most that one read takes from a neighbour's stream."""
 WRITE_BYTES: Final = 64 * 1024
@@ -56,6 +60,8 @@ ID_MAX_BYTES: Final = 64
 SEQUENCE_BYTES: Final = 8
 HEARTBEAT_FAULTS_MAX: Final = 10
 """Heartbeats that may fail, one a second, before gossip counts as broken and the node ends."""
+NEWS_MAX: Final = 100
+"""Fleeting messages that may wait to be passed on; with state records' 450 bytes they fit in one RPC."""
 LAZY_PEERS: Final = 1
 """Neighbours outside a fleeting topic's mesh that are told the names of its last messages, per heartbeat. Enough to
 bridge a mesh in two halves; the next record is there before the second telling of the last one."""
@@ -67,19 +73,49 @@ _SIGNATURE_BYTES: Final = 64
 _SIGNING_PREFIX: Final = PUBSUB_SIGNING_PREFIX.encode()
 
 
+class _News(NamedTuple):
+    """A message on its way to the mesh."""
+
+    rpc: bytes
+    topic: str
+    known_to: set[ID]
+    """Who need not be told: its origin, and the neighbours it came from."""
+
+
 class GuardedGossipSub(GossipSub):
     """Outlives a failing heartbeat, tells no addresses, and passes messages on without detours.
 
     Parameters
     ----------
     fleeting : collection of str
-        Topics whose messages are soon replaced by newer ones: hardly worth telling outside the mesh.
+        Topics whose messages are soon replaced by newer ones: they may wait for one another on their way, and are
+        hardly worth telling outside the mesh.
+    spread_s : float
+        Such a message waits up to so long, drawn, then for the next RPC or the next heartbeat. So that of two
+        neighbours that hear it one speaks first, and the other one, who hears it from him, need not send it back: each
+        connection of the mesh carries it once instead of twice, often with others, and nobody is woken for it.
+    rng : random.Random
+        Draws how long.
     """
 
-    def __init__(self, faults: Faults, *args: Any, fleeting: Iterable[str] = (), **options: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        faults: Faults,
+        *args: Any,  # noqa: ANN401 - stock signature
+        fleeting: Iterable[str],
+        spread_s: float,
+        rng: random.Random,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(*args, **options)
         self._faults = faults
         self._fleeting = frozenset(fleeting)
+        self._spread_s = spread_s
+        self._rng = rng
+        self._news: dict[bytes, _News] = {}
+        """Fleeting messages that are still to be passed on, by their names."""
+        self._news_due_s = 0.0
+        """When the first of them need not wait any more."""
         self.dropped = 0
         """Messages that found a neighbour's queue full."""
 
@@ -129,15 +165,47 @@ class GuardedGossipSub(GossipSub):
             self.send_rpc(peer_id, rpc_pb2.RPC(publish=found))
 
     def pass_on(self, forwarder: ID, msg: rpc_pb2.Message) -> None:
-        """Send a good message to the mesh, but not to whom it came from."""
-        assert self.pubsub is not None
+        """Send a good message to the mesh, but not to whom it came from: at once, or with others soon."""
         self.mcache.put(msg)
-        origin = msg.from_id
-        data = b""
-        for peer in self.mesh.get(msg.topicIDs[0], ()):
-            if peer != forwarder and peer.to_bytes() != origin:
-                data = data or delimit(rpc_pb2.RPC(publish=[msg]).SerializeToString())
-                self._send(cast(GuardedPubsub, self.pubsub), peer, data)
+        topic = msg.topicIDs[0]
+        news = _News(rpc_pb2.RPC(publish=[msg]).SerializeToString(), topic, {forwarder, ID(msg.from_id)})
+        if topic not in self._fleeting or self._spread_s <= 0:
+            self._tell([news])
+            return
+        if not self._news:
+            self._news_due_s = trio.current_time() + self._spread_s * self._rng.uniform(0.2, 1.0)
+        self._news[msg.from_id + msg.seqno] = news
+        # What this node says itself takes along what waits.
+        if forwarder == cast(GuardedPubsub, self.pubsub).my_id or len(self._news) >= NEWS_MAX:
+            self._tell_news()
+
+    def heard_again(self, forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Take note that a neighbour knows a message already."""
+        news = self._news.get(msg.from_id + msg.seqno)
+        if news is not None:
+            news.known_to.add(forwarder)
+
+    def tell_due_news(self) -> None:
+        """Pass on what has waited long enough; for a moment at which this process is awake anyway."""
+        if self._news and trio.current_time() >= self._news_due_s:
+            self._tell_news()
+
+    def _tell_news(self) -> None:
+        news = list(self._news.values())
+        self._news.clear()
+        self._tell(news)
+
+    def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
+        """Pass on what still waits, and return whom to tell of which messages."""
+        self._tell_news()
+        return super().gossip_heartbeat()
+
+    def _tell(self, news: list["_News"]) -> None:
+        """Send each neighbour of the mesh what it does not know yet, in one RPC."""
+        for peer in {peer for each in news for peer in self.mesh.get(each.topic, ())}:
+            fresh = [each.rpc for each in news if peer not in each.known_to and peer in self.mesh[each.topic]]
+            if fresh:  # one RPC behind the other is one RPC: that is how protobuf joins lists
+                self._send(cast(GuardedPubsub, self.pubsub), peer, delimit(b"".join(fresh)))
 
     def _send(self, pubsub: "GuardedPubsub", peer: ID, data: bytes) -> None:
         stream, queue = pubsub.peers.get(peer), pubsub.peer_queues.get(peer)
@@ -237,29 +305,42 @@ class GuardedPubsub(Pubsub):
         peer = stream.muxed_conn.peer_id
         muxed = _muxed(stream)
         reader = DelimitedReader(RPC_MAX_BYTES)
+        send_control, controls = trio.open_memory_channel[rpc_pb2.RPC](CONTROLS_MAX)
+
+        def take(data: bytes) -> None:
+            for raw in reader.feed(data):
+                self._take_rpc(peer, raw, send_control)
+
         try:
-            while self.manager.is_running:
-                for raw in reader.feed(await muxed.read(READ_BYTES)):
-                    await self._take_rpc(peer, raw)
-        except (MuxedStreamError, IOException, RawConnError):
-            return  # it has ended, in one of the ways in which streams end
-        except FrameTooLargeError:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_controls, peer, controls)
+                await _read_to_end(muxed, take)
+                nursery.cancel_scope.cancel()
+        except* FrameTooLargeError:
             self._handle_dead_peer(peer)
             raise
         finally:
             await reset(stream)
 
-    async def _take_rpc(self, peer: ID, raw: bytes) -> None:
+    async def _take_controls(self, peer: ID, controls: trio.MemoryReceiveChannel[rpc_pb2.RPC]) -> None:
+        async for rpc in controls:
+            await self.router.handle_rpc(rpc, peer)
+
+    def _take_rpc(self, peer: ID, raw: bytes, controls: trio.MemorySendChannel[rpc_pb2.RPC]) -> None:
         rpc = rpc_pb2.RPC()
         rpc.ParseFromString(raw)
         self.ill_formed += max(0, len(rpc.publish) - MESSAGES_PER_RPC)
         for msg in rpc.publish[:MESSAGES_PER_RPC]:
             self._take(peer, msg)
+        self.router.tell_due_news()
         if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
             for subscription in rpc.subscriptions:
                 self.handle_subscription(peer, subscription)
         if rpc.HasField("control"):
-            await self.router.handle_rpc(rpc, peer)
+            try:
+                controls.send_nowait(rpc)
+            except trio.WouldBlock:
+                self.ill_formed += 1
 
     def _take(self, forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Judge, deliver and pass on a neighbour's message; whatever it brings about costs only the message."""
@@ -284,7 +365,10 @@ class GuardedPubsub(Pubsub):
             self.ill_formed += 1
             return False
         self.copies += 1
-        if msg.topicIDs[0] not in self.topic_ids or msg.from_id == self._my_name or self._is_msg_seen(msg):
+        if msg.topicIDs[0] not in self.topic_ids or msg.from_id == self._my_name:
+            return False
+        if self._is_msg_seen(msg):
+            self.router.heard_again(forwarder, msg)
             return False
         # By forwarder, whose name is proved; the origin's is not before the signature is checked.
         if not self._forwarders.take(forwarder.to_base58(), trio.current_time()):
@@ -321,6 +405,17 @@ class GuardedPubsub(Pubsub):
 def _muxed(stream: INetStream) -> IMuxedStream:
     """Return the muxer's stream, which wants no lock per read and write."""
     return cast(IMuxedStream, stream.muxed_stream)  # type: ignore[attr-defined]
+
+
+async def _read_to_end(muxed: IMuxedStream, take: Callable[[bytes], None]) -> None:
+    """Give all that comes to a function, in the call that receives it where the muxer is ours."""
+    try:
+        if isinstance(muxed, GridMuxStream):
+            await muxed.consume(take)
+        while True:
+            take(await muxed.read(READ_BYTES))
+    except (MuxedStreamError, IOException, RawConnError):
+        return  # it has ended, in one of the ways in which streams end
 
 
 def _encode(rpc: rpc_pb2.RPC | bytes) -> bytes:

@@ -75,6 +75,8 @@ class _Pump:
     async def read(self, n: int) -> bytes:
         while True:
             try:
+                if not self._incoming.pending and not self.tls.pending():  # an exception costs more than asking
+                    await self._fill()
                 data = self.tls.read(n)
             except ssl.SSLWantReadError:
                 await self._fill()

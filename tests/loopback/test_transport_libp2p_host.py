@@ -534,9 +534,9 @@ def heard_by(source: Running, monkeypatch: pytest.MonkeyPatch) -> list[rpc_pb2.R
     found: list[rpc_pb2.RPC] = []
     take = source.host._pubsub._take_rpc
 
-    async def note(peer: ID, raw: bytes) -> None:
+    def note(peer: ID, raw: bytes, controls: trio.MemorySendChannel[rpc_pb2.RPC]) -> None:
         found.append(rpc_pb2.RPC.FromString(raw))
-        await take(peer, raw)
+        take(peer, raw, controls)
 
     monkeypatch.setattr(source.host._pubsub, "_take_rpc", note)
     return found
@@ -554,6 +554,43 @@ def test_a_message_on_the_wire_holds_nothing_that_its_receiver_knows(monkeypatch
         assert rpc.ByteSize() < 100 + 38 + 64 + 8 + len(b.host._prefix) + 25
 
     play(scene, make, make)
+
+
+def test_each_connection_of_the_mesh_carries_a_state_record_about_once() -> None:
+    config = Libp2pConfig(spread_s=0.5, degree_low=3)
+
+    async def scene(nursery: trio.Nursery, *hosts: Running) -> None:
+        for i, host in enumerate(hosts):
+            for other in hosts[:i]:
+                await meet(host, other)
+        before = sum(host.host.statistics().copies for host in hosts)
+        for i, host in enumerate(hosts):
+            await host.host.publish(STATE_TOPIC, bytes([i]))
+            await until(lambda: all(not other.host._gossip._news for other in hosts))
+        await until(lambda: all(host.host.statistics().intake.delivered == 3 for host in hosts))
+        copies = sum(host.host.statistics().copies for host in hosts) - before
+        assert 4 * 3 <= copies <= 4 * 6 + 4, "six connections; nine copies each if nobody listened before he spoke"
+
+    play(scene, *[lambda: make(config=config)] * 4)
+
+
+def test_state_records_wait_for_one_another_and_other_news_pass_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = Libp2pConfig(spread_s=30.0)
+
+    async def scene(nursery: trio.Nursery, a: Running, b: Running, c: Running) -> None:
+        await meet(a, b)
+        await meet(b, c)
+        heard = heard_by(c, monkeypatch)
+        for i in range(3):
+            await a.host.publish(STATE_TOPIC, bytes([i]))
+        await a.host.publish(HEALTH_TOPIC, b"somebody is suspect")
+        first = await c.host.messages().receive()
+        assert first.data == b"somebody is suspect"
+        for i in range(3):  # the heartbeat brings them
+            assert (await c.host.messages().receive()).data == bytes([i])
+        assert max(len(rpc.publish) for rpc in heard) >= 2
+
+    play(scene, make, lambda: make(config=patient), make)
 
 
 def test_what_is_refused_is_judged_once_however_many_bring_it() -> None:

@@ -407,3 +407,62 @@ def test_many_short_streams_leave_nothing_behind():
             nursery.cancel_scope.cancel()
 
     play(scene, tls=True)
+
+
+@BOTH
+def test_a_consumer_gets_what_comes_in_order_until_the_end(tls):
+    got = []
+
+    async def scene(a, b):
+        stream = await a.open_stream()
+        await stream.write(b"0,")
+        other = await b.accept_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_and_end, stream)
+            with pytest.raises(MuxedStreamEOF):
+                await other.consume(got.append)
+        assert b"".join(got) == b"".join(b"%d," % i for i in range(20_000))
+        assert b.core.unread_bytes == 0
+
+    play(scene, tls=tls)
+
+
+async def write_and_end(stream):
+    for i in range(1, 20_000):
+        await stream.write(b"%d," % i)
+    await stream.close_write()
+
+
+@BOTH
+def test_a_consumer_that_raises_ends_its_own_task_and_nothing_else(tls):
+    def fail(data):
+        raise ZeroDivisionError(data)
+
+    async def scene(a, b):
+        stream = await a.open_stream()
+        other = await b.accept_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.write, b"x")
+            with pytest.raises(ZeroDivisionError):
+                await other.consume(fail)
+        await other.reset()
+        with pytest.raises(MuxedStreamReset):
+            await stream.read()
+        stream = await a.open_stream()
+        await stream.write(b"alive")
+        assert await (await b.accept_stream()).read(5) == b"alive"
+
+    play(scene, tls=tls)
+
+
+def test_a_consumer_sees_a_reset_and_the_end_of_the_connection():
+    async def scene(a, b):
+        for end in (lambda stream: stream.reset(), lambda stream: a.close()):
+            stream = await a.open_stream()
+            other = await b.accept_stream()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(end, stream)
+                with pytest.raises(MuxedStreamReset):
+                    await other.consume(lambda data: None)
+
+    play(scene)
