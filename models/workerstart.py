@@ -126,6 +126,7 @@ class Spare:
             return None
         ends, self._ends = self._ends, None
         if ends.process.poll() is None:
+            log.info("spare_taken pid=%d", ends.process.pid)
             return ends
         ends.close()
         return None

@@ -71,6 +71,7 @@ def test_a_daemon_that_runs_models_imports_neither_their_libraries_nor_what_libp
     [worker] = [process for process in node.workers() if "models.worker" in process.cmdline()]
     mapped_by_worker = libraries(worker.pid)
     assert node.stop() == 0
+    assert f"spare_taken pid={worker.pid}" in node.log_text()
     imported = imports_told_by(node)
     assert {"gridnode.daemon", "transport.libp2p_host", "trio"} <= imported
     assert found_of(DAEMON_DOES_WITHOUT, imported) == []
