@@ -74,6 +74,8 @@ class Plan:
 
 FLOODED = ("slice-150kb", "squeezenet")
 """Workloads whose requests per second are measured: one of transport alone, one of a network."""
+BUSY = 0.3
+"""Load per core before the run above which figures are doubtful."""
 PARTS = ("standing", "fleet", "latency", "throughput")
 
 
@@ -101,6 +103,7 @@ def perform(plan: Plan) -> dict[str, Any]:
         "phases": {},
         "standing": {},
     }
+    warn_of_load()
     with tempfile.TemporaryDirectory(prefix="bench-peers-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         say(f"preparing {len(plan.workloads)} models")
@@ -128,6 +131,13 @@ def perform(plan: Plan) -> dict[str, Any]:
     document["goals"] = [vars(item) for item in goals.judge(document | main)]
     document["took_s"] = round(time.monotonic() - begin_s, 1)
     return document
+
+
+def warn_of_load() -> None:
+    """Say so where the machine is busy with something else: who passes several processes waits for each of them."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > BUSY * cores:
+        say(f"warning: load {load:.1f} on {cores} cores: ways of several processes will look worse than they are")
 
 
 def _phase_in_a_process(phase: str, names: Sequence[str], folder: Path, plan: Plan) -> dict[str, Any]:
