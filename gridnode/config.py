@@ -84,6 +84,11 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Open jobs of one connection; more are refused as queue_full."""
 
 
+SLOTS_MAX: Final = 4
+"""Most runs of one model at once that a daemon chooses by itself: each has its part of the shared memory, and more of
+them than cores gain nothing."""
+
+
 class RuntimeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who runs models, and with how much of the machine."""
 
@@ -92,7 +97,7 @@ class RuntimeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     profile: str = ""
     """The emulated executor's profile, a TOML file."""
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
-    """Threads per run; 0: cores divided by slots."""
+    """Threads of a run that goes alone, shared by those that go at once; 0: all cores."""
     cpu_share: Share = 1.0
     """Share of the cores a worker may use: really limited, so that measured service times tell the truth."""
     models: tuple[str, ...] = ("*",)
@@ -226,7 +231,7 @@ def _from_environment(environment: Mapping[str, str]) -> Table:
 
 
 def load_config(
-    path: Path | None, *, environment: Mapping[str, str], flags: Mapping[str, object] | None = None
+    path: Path | None, *, environment: Mapping[str, str], flags: Mapping[str, object] | None = None, cores: int = 1
 ) -> Config:
     """Read the configuration.
 
@@ -238,6 +243,8 @@ def load_config(
         Usually os.environ.
     flags : mapping, optional
         Nested tables as in the file, from the command line.
+    cores : int, default 1
+        That this node may use: real models get as many slots, at most SLOTS_MAX, unless scheduler.queue.slots is set.
 
     Raises
     ------
@@ -259,6 +266,9 @@ def load_config(
     table = _merge(table, flags or {})
     if table.get("preset") == "loopback":
         table = _merge(_LOOPBACK, table)
+    runtime = table.get("runtime")
+    if not isinstance(runtime, dict) or runtime.get("executor", "onnxruntime") == "onnxruntime":
+        table = _merge({"scheduler": {"queue": {"slots": min(max(1, cores), SLOTS_MAX)}}}, table)
     try:
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:

@@ -220,7 +220,7 @@ def _make_node(
         name=config.node.name or _host_label(),
         setup=setup,
         threads=threads,
-        probe=MachineProbe(own_pids=own_pids, threads=threads * config.scheduler.queue.slots),
+        probe=MachineProbe(own_pids=own_pids, threads=max(threads, config.scheduler.queue.slots)),
     )
     node.renewers = (data.renew, control.renew)
     parts["node"] = node
@@ -228,11 +228,8 @@ def _make_node(
 
 
 def thread_count(config: Config) -> int:
-    """Return the threads of one run: as configured, or the usable cores divided by the slots."""
-    if config.runtime.threads:
-        return config.runtime.threads
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // config.scheduler.queue.slots)
+    """Return the threads of a run that goes alone: as configured, or one per usable core."""
+    return config.runtime.threads or len(os.sched_getaffinity(0))
 
 
 def _make_executor(

@@ -74,7 +74,8 @@ def read_config(options: argparse.Namespace) -> tuple["Config", Path | None]:
 
     environment = dict(os.environ)
     path = getattr(options, "file", None) or options.config or default_config(environment)
-    return load_config(path, environment=environment, flags=_flags(options)), path
+    cores = len(os.sched_getaffinity(0))
+    return load_config(path, environment=environment, flags=_flags(options), cores=cores), path
 
 
 def _flags(options: argparse.Namespace) -> dict[str, object]:

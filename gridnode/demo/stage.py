@@ -67,6 +67,7 @@ class DemoNode:
         self.peer_id = ""
         settings = [
             f"runtime.cpu_share={plan.cpu_share}",
+            "scheduler.queue.slots=1",  # each stands for a small device, and all share this machine's cores
             "runtime.threads=1",
             f"client.entries={json.dumps(list(entries))}",
             f"node.drain_s={DRAIN_S}",

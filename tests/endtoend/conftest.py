@@ -110,7 +110,7 @@ class Daemon:
 
     def start(self, *, share=1.0, environment=None, settings=(), under=()):
         """Start the process, with the words of ``under`` before its command; returns at once."""
-        sets = ["runtime.threads=1", f"runtime.cpu_share={share}", *settings]
+        sets = ["runtime.threads=1", "scheduler.queue.slots=1", f"runtime.cpu_share={share}", *settings]
         command = [
             *under,
             *(sys.executable, "-P", "-X", "dev", "-m", "gridnode", "run", "--preset", "loopback"),

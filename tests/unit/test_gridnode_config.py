@@ -128,3 +128,21 @@ def test_a_policy_is_named_with_arguments_and_settles_the_mechanisms_around_it(t
     path.write_text('[scheduler.placement]\npolicy = "jsq(d=none)"\n')
     with pytest.raises(ConfigError, match=r"scheduler.placement.policy: jsq: d is 'none'; it must be a whole number"):
         load_config(path, environment={})
+
+
+@pytest.mark.parametrize(
+    ("text", "cores", "slots"),
+    [
+        ("", 1, 1),
+        ("", 2, 2),
+        ("", 64, 4),
+        ("[scheduler.queue]\nslots = 1", 8, 1),
+        ("[scheduler.queue]\nslots = 7", 2, 7),
+        ("[scheduler.queue]\njobs = 9", 2, 2),
+        ('[runtime]\nexecutor = "emulated"\nprofile = "p.toml"', 8, 1),
+    ],
+)
+def test_real_models_get_a_slot_per_core_unless_slots_are_set(tmp_path, text, cores, slots):
+    path = tmp_path / "gridnode.toml"
+    path.write_text(text)
+    assert load_config(path, environment={}, cores=cores).scheduler.queue.slots == slots
