@@ -256,6 +256,8 @@ def _conclude(
     own = {spec.name for spec in manifest.outputs}
     for output in requested:
         _check_output(output, manifest, own | derived.keys())
+    if len({output.name for output in requested}) < len(requested):
+        raise BadInputError("an output is wanted twice; name each once")
     if requested:
         is_raw = any(output.name in own for output in requested)
         outputs = [(output.name, _is_binary(output, parameters)) for output in requested]

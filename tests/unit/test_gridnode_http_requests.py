@@ -257,6 +257,7 @@ def test_inputs_that_make_no_sense(inputs, binary, words):
     [
         ({"outputs": [{"name": "w"}]}, "no output 'w'; it gives y, z"),
         ({"outputs": [{"name": "detection_boxes"}]}, "no output"),
+        ({"outputs": [{"name": "y"}, {"name": "y"}]}, "wanted twice"),
         ({"outputs": [{"name": "y", "parameters": {"classification": 3}}]}, "classification"),
         ({"outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]}, "shared memory"),
         ({"parameters": {"timeout": 1.5}}, "timeout"),
