@@ -53,6 +53,7 @@ class Node:
                 stderr=log,
                 env=processes.child_environment(self.mark),
                 cwd=self.state.parent,
+                start_new_session=True,  # as every peer's server
             )
 
     @property

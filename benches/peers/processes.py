@@ -38,6 +38,7 @@ def start(
             text=True,
             cwd=ROOT,
             env=child_environment(mark, environment),
+            start_new_session=True,  # as a service has it; the kernel shares processors between sessions first
         )
 
 
