@@ -248,11 +248,10 @@ class Insight:
         text.histogram("gridnode_service_seconds", "Time in the worker.", report.service)
         return text.render()
 
-    def is_offered(self, digest: str) -> bool:
-        """Say whether any node that takes jobs now, this one included, offers a model."""
-        if any(entry.digest == digest and entry.state in ("ready", "cold") for entry in self._node.house.entries()):
-            return True
-        return any(digest in peer.models for peer in self._node.core.peers() if peer.is_open)
+    def offered(self) -> frozenset[str]:
+        """Return the digests of all models that any node offers which takes jobs now, this one included."""
+        here = {entry.digest for entry in self._node.house.entries() if entry.state in ("ready", "cold")}
+        return frozenset(here.union(*(peer.models for peer in self._node.core.peers() if peer.is_open)))
 
     # ------------------------------------------------------------ requests
 

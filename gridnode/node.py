@@ -165,7 +165,7 @@ class Node:
             nodes=self.membership,
             default_deadline_s=self.config.scheduler.placement.default_deadline_s,
             is_ready=lambda: self.is_ready,
-            is_offered=self.insight.is_offered,
+            offered=self.insight.offered,
             forget_segment=self._forget_segment,
         )
 

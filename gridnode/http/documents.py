@@ -47,14 +47,14 @@ class Documents:
         Published models.
     is_ready : callable
         Says whether the node takes work.
-    is_offered : callable
-        Says whether any node reachable, this one included, runs the model of a digest.
+    offered : callable
+        Returns the digests of the models that any node reachable runs, this one included.
     """
 
-    def __init__(self, models: Shelf, *, is_ready: Callable[[], bool], is_offered: Callable[[str], bool]) -> None:
+    def __init__(self, models: Shelf, *, is_ready: Callable[[], bool], offered: Callable[[], frozenset[str]]) -> None:
         self._models = models
         self._is_ready = is_ready
-        self._is_offered = is_offered
+        self._offered = offered
 
     def model_to_run(self, head: Head) -> tuple[str, Resolved] | None:
         """Return the model that a request wants to run, name and what it stands for; None where it wants none.
@@ -88,7 +88,7 @@ class Documents:
             case ["v2", "models", *words] if words and words[-1] == "ready":
                 _allow(head, "GET")
                 [digest, *_] = self._resolve(self._name(words[:-1])).digests
-                return _state(self._is_offered(digest), "no node reachable offers this model now")
+                return _state(digest in self._offered(), "no node reachable offers this model now")
             case ["v2", "models", *words] if words:
                 name = self._name(words)
                 _allow(head, "GET")
@@ -101,15 +101,16 @@ class Documents:
             wanted = msgspec.json.decode(text, type=IndexRequest) if len(text) else IndexRequest()
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise HttpError(400, f"request for the index is malformed: {error}") from error
+        offered = self._offered()
         return [
             {
                 "name": name,
                 "version": digest,
-                "state": "READY" if is_offered else "UNAVAILABLE",
-                "reason": "" if is_offered else "no node reachable offers it now",
+                "state": "READY" if digest in offered else "UNAVAILABLE",
+                "reason": "" if digest in offered else "no node reachable offers it now",
             }
             for name, (digest, _) in self._models.published().items()
-            if (is_offered := self._is_offered(digest)) or not wanted.ready
+            if digest in offered or not wanted.ready
         ]
 
     def _name(self, words: list[str]) -> str:

@@ -50,8 +50,8 @@ class HttpServer:
         Budget of a request that names none, in seconds.
     is_ready : callable
         Says whether the node takes work.
-    is_offered : callable
-        Says whether any node reachable runs the model of a digest.
+    offered : callable
+        Returns the digests of the models that any node reachable runs, this one included.
     forget_segment : callable
         Lets go of memory that workers share.
     """
@@ -67,7 +67,7 @@ class HttpServer:
         nodes: NodeNames,
         default_deadline_s: float,
         is_ready: Callable[[], bool],
-        is_offered: Callable[[str], bool],
+        offered: Callable[[], frozenset[str]],
         forget_segment: Callable[[Segment], None],
     ) -> None:
         self.config = config
@@ -77,7 +77,7 @@ class HttpServer:
         self.models = models
         self.nodes = nodes
         self.default_deadline_s = default_deadline_s
-        self.documents = Documents(models, is_ready=is_ready, is_offered=is_offered)
+        self.documents = Documents(models, is_ready=is_ready, offered=offered)
         self.memory = BodyMemory(forget_segment)
         self._threads = trio.CapacityLimiter(THREADS)
         self._id = os.urandom(16)

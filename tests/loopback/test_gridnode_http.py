@@ -135,6 +135,18 @@ def test_what_a_node_says_of_itself(run_port):
     run_port(scenario)
 
 
+def test_a_model_that_a_peer_runs_is_ready(run_port):
+    async def scenario(sandbox, connect):
+        house = sandbox.nodes["one"].running.house
+        house._entries.clear()
+        house._tell_core()
+        program = await connect("one")
+        assert (await program.ask(get("/v2/models/m/ready")))[0] == 200
+        assert json.loads((await program.ask(request()))[2])["parameters"]["node"] == "two"
+
+    run_port(scenario, devices={"one": SandboxDevice(), "two": SandboxDevice()})
+
+
 def test_a_model_that_nobody_runs_is_not_ready(run_port):
     async def scenario(sandbox, connect):
         program = await connect()
