@@ -23,8 +23,9 @@ from transport.wire import PeerUnreachableError, RemoteProtocolError, TransportE
 
 READ_BYTES: Final = 256 * 1024
 """Most that one read takes from the socket; a few hundred microseconds of decryption between checkpoints."""
-WRITE_BYTES: Final = 256 * 1024
-"""Most that is encrypted before it is handed to the socket."""
+WRITE_BYTES: Final = 128 * 1024
+"""Most that is encrypted before it is handed to the socket: the peer decrypts one piece while the next is made. Half as
+much costs more in steps than it gains, twice as much is 10 % slower at 600 kB and 2.7 MB."""
 JOIN_BYTES: Final = 16 * 1024
 """Messages up to one TLS record are joined before encryption: one record, one packet."""
 
