@@ -125,12 +125,16 @@ class Intake:
         return None
 
     def _supersede(self, record: JobRecord) -> bool:
-        """End older waiting frames of the stream; return whether this one is itself the older."""
+        """Put the frame in the place of older waiting ones of its stream; return whether it is itself the older.
+
+        With their place it takes their turn. Behind all others, a stream whose frames come faster than it is served
+        would begin to wait anew with each of them, and never have its turn.
+        """
         ledger, job = self._ledger, record.job
         for handle in ledger.streams.older(client=job.client, stream=job.stream, frame=job.frame):
-            self._placement.end(
-                ledger.jobs[handle], why=Reason.SUPERSEDED, estimate_s=None, reason=f"frame {job.frame} came"
-            )
+            older = ledger.jobs[handle]
+            record.turn_s = min(record.turn_s, older.turn_s)
+            self._placement.end(older, why=Reason.SUPERSEDED, estimate_s=None, reason=f"frame {job.frame} came")
         if not ledger.streams.newer(client=job.client, stream=job.stream, frame=job.frame):
             return False
         self._placement.end(record, why=Reason.SUPERSEDED, estimate_s=None, reason="a newer frame waits here")

@@ -50,6 +50,7 @@ class JobRecord(Timed):
         "shipments",
         "stage",
         "stolen",
+        "turn_s",
     )
 
     def __init__(
@@ -67,6 +68,8 @@ class JobRecord(Timed):
         self.stolen = stolen
         self.sender_estimate_s = sender_estimate_s
         self.attempt = job.attempt
+        self.turn_s = job.deadline_s
+        """Deadline by which it is served: of a frame that took the place of older ones, the earliest of theirs."""
         self.stage: int = Stage.UNPLACED
         models = job.models
         self.model: ModelDigest = models[0] if models else ""

@@ -121,7 +121,7 @@ class Placement(Forecasts):
         """
         self.now_s = self._ledger.now_s
         self._may_stay = True
-        self.wait_s, self._has_room = self._workbench.look(record.job)
+        self.wait_s, self._has_room = self._workbench.look(record.job, record.turn_s)
         # A stolen job was asked for: the queue's bound has been thought of.
         self._has_room |= record.stolen
         budget_s = self.budget_s(record.job, record.origin)
@@ -185,7 +185,7 @@ class Placement(Forecasts):
         self.now_s = ledger.now_s
         self.may_move = may_move and job.hops < self._hop_limit and not record.stolen
         self._may_stay = may_stay
-        self.wait_s, self._has_room = self._workbench.look(job)
+        self.wait_s, self._has_room = self._workbench.look(job, record.turn_s)
         visited = job.visited
         self._avoid = visited + record.avoid if record.avoid else visited
 

@@ -3,9 +3,10 @@
 It owns the order of waiting jobs and the sums of their predicted service times; it knows nothing of peers, slots or
 the clock. Whoever inserts decides on bounds, with `ahead_s` at hand.
 
-Jobs are ordered by (priority, deadline, arrival number). Earliest deadline first meets all deadlines on one server
-whenever any order does (Liu and Layland 1973, section 7, for the preemptive case; among orders that never interrupt a
-job it is the best one that does not look ahead).
+Jobs are ordered by (priority, turn, arrival number). A job's turn is its deadline; a frame that takes the place of an
+older one of its stream has that one's. Earliest deadline first meets all deadlines on one server whenever any order
+does (Liu and Layland 1973, section 7, for the preemptive case; among orders that never interrupt a job it is the best
+one that does not look ahead).
 
 The order is kept in blocks of at most 64 entries. Finding a place is O(log n) comparisons; moving entries and summing
 are short loops in C over one block and over the list of blocks. With the few hundred jobs that a bound of two seconds
@@ -37,17 +38,29 @@ class Waiting:
         0 is served first.
     deadline_s : float
         Absolute deadline in seconds.
+    turn_s : float, optional
+        Deadline by which it is ordered, where that is not its own.
     """
 
-    __slots__ = ("deadline_s", "handle", "key", "model", "priority", "service_s")
+    __slots__ = ("deadline_s", "handle", "key", "model", "priority", "service_s", "turn_s")
 
-    def __init__(self, *, handle: int, model: ModelDigest, service_s: float, priority: int, deadline_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        handle: int,
+        model: ModelDigest,
+        service_s: float,
+        priority: int,
+        deadline_s: float,
+        turn_s: float | None = None,
+    ) -> None:
         self.handle = handle
         self.model = model
         self.service_s = service_s
         self.priority = priority
         self.deadline_s = deadline_s
-        self.key: Key = (priority, deadline_s, 0)
+        self.turn_s = deadline_s if turn_s is None else turn_s
+        self.key: Key = (priority, self.turn_s, 0)
 
 
 def _sum_s(works: list[float]) -> float:
@@ -108,7 +121,7 @@ class LocalQueue:
         return self._by_handle.get(handle)
 
     def insert(self, entry: Waiting) -> None:
-        """Add a job behind all of the same priority and deadline.
+        """Add a job behind all of the same priority and turn.
 
         Raises
         ------
@@ -118,7 +131,7 @@ class LocalQueue:
         if entry.handle in self._by_handle:
             raise SchedulerError(f"job {entry.handle} waits already")
         self._sequence += 1
-        key = (entry.priority, entry.deadline_s, self._sequence)
+        key = (entry.priority, entry.turn_s, self._sequence)
         entry.key = key
         self._by_handle[entry.handle] = entry
         self.length += 1

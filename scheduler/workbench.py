@@ -99,13 +99,17 @@ class Workbench:
         """Return the service time still to be done for accepted work, per slot, in seconds."""
         return self.load_s()[1]
 
-    def look(self, job: Job) -> tuple[float, bool]:
-        """Predict how long a newcomer would wait for a slot, in seconds, and say whether the bound admits it."""
+    def look(self, job: Job, turn_s: float | None = None) -> tuple[float, bool]:
+        """Predict how long a newcomer would wait for a slot, in seconds, and say whether the bound admits it.
+
+        It is served in order of its deadline, or of ``turn_s`` where it takes the place of another job.
+        """
         if self.is_idle:
             return 0.0, True
         ledger = self._ledger
         free_s, backlog_s = self.load_s()
-        ahead_s = ledger.queue.ahead_s(priority=job.priority, deadline_s=job.deadline_s) + ledger.reserved_s
+        turn_s = job.deadline_s if turn_s is None else turn_s
+        ahead_s = ledger.queue.ahead_s(priority=job.priority, deadline_s=turn_s) + ledger.reserved_s
         return free_s + ahead_s / self._slots, backlog_s <= self._bound_s
 
     def finish_s(self, model: ModelDigest, wait_s: float) -> float | None:
@@ -139,6 +143,7 @@ class Workbench:
                 service_s=self.service_s(model),
                 priority=job.priority,
                 deadline_s=job.deadline_s,
+                turn_s=record.turn_s,
             )
         )
         self._note_frame(record)

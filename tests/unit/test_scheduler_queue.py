@@ -23,6 +23,14 @@ def test_a_smaller_priority_goes_before_any_deadline():
     assert queue.pop_first().handle == 2
 
 
+def test_a_job_that_has_the_place_of_another_is_served_in_its_turn():
+    queue = LocalQueue()
+    queue.insert(waiting(1, deadline_s=2.0))
+    queue.insert(Waiting(handle=2, model="m", service_s=0.1, priority=1, deadline_s=3.0, turn_s=1.0))
+    assert queue.ahead_s(priority=1, deadline_s=1.5) == 0.1
+    assert queue.pop_first().handle == 2
+
+
 def test_equal_jobs_are_served_in_order_of_arrival():
     queue = LocalQueue()
     for handle in (5, 3, 4):
