@@ -78,5 +78,5 @@ def rotated(ways: Sequence[str], turn: int) -> list[str]:
     >>> rotated(["a", "b", "c"], 1)
     ['b', 'c', 'a']
     """
-    turn %= len(ways)
+    turn %= max(1, len(ways))
     return [*ways[turn:], *ways[:turn]]

@@ -122,7 +122,7 @@ def perform(plan: Plan) -> dict[str, Any]:
             document |= fleet.measure(folder, plan)
         for phase, members in PHASES.items():
             names = tuple(name for name in members if name in chosen)
-            if phase == "main" or set(names) - set(PHASES["main"]):
+            if names and (phase == "main" or set(names) - set(PHASES["main"])):
                 say(f"phase {phase}: {', '.join(names)}")
                 found = _phase_in_a_process(phase, names, folder, plan)
                 document["standing"] |= found.pop("standing")

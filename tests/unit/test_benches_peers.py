@@ -67,6 +67,11 @@ def test_every_way_is_first_equally_often():
     assert sorted(figures.rotated(ways, turn)[0] for turn in range(6)) == ["a", "a", "b", "b", "c", "c"]
 
 
+def test_a_round_of_no_ways_is_empty():
+    """All of a phase may have failed to start."""
+    assert figures.rotated([], 3) == []
+
+
 def test_ratios_to_a_way_that_took_no_part_are_left_out():
     rows = {"local": {}, "grpc": {}}
     figures.with_ratios(rows, {"local": [1.0], "grpc": [4.0]}, bases={"vs_grpc": "grpc", "vs_socket": "socket"})
