@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from models import imaging
 from models.imaging import ImageError, decode, preprocess
@@ -231,3 +232,113 @@ def test_extremely_long_picture_keeps_one_row():
 def test_frame_of_another_shape_type_or_size_is_refused(frame):
     with pytest.raises(ImageError, match="frame is"):
         preprocess(frame, PLAIN)
+
+
+# --- pictures decoded at a part of their size
+
+
+def landscape(width: int = 1280, height: int = 720) -> Image.Image:
+    """Draw slopes, edges and fine texture, as a street has them."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    bars = 60 * (np.sin(x / 37) > 0.3) - 50 * (np.cos(y / 53) > 0.5)
+    bands = [90 + 90 * x / width + bars, 60 + 120 * y / height + bars, 130 - bars]
+    grain = np.random.default_rng(3).normal(0, 4, (height, width, 1))
+    return Image.fromarray(np.clip(np.dstack(bands) + grain, 0, 255).astype(np.uint8))
+
+
+def wanted(width: int, height: int, resize: str = "letterbox") -> ImagePreprocessing:
+    return ImagePreprocessing(input="images", width=width, height=height, resize=resize, scale=(1.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def decoded_sizes(monkeypatch):
+    """Note the size at which each JPEG is decoded."""
+    sizes = []
+    load = JpegImageFile.load
+
+    def noted(self):
+        if not sizes or sizes[-1] != self.size:
+            sizes.append(self.size)
+        return load(self)
+
+    monkeypatch.setattr(JpegImageFile, "load", noted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "decoded"),
+    [
+        ((1280, 720), (320, 320), (320, 180)),  # a quarter is just what the input holds
+        ((1280, 720), (640, 640), (640, 360)),
+        ((1920, 1080), (320, 320), (480, 270)),  # an eighth would be too small
+        ((1279, 719), (320, 320), (640, 360)),  # one pixel short of a quarter; odd sizes are rounded up
+        ((2560, 1440), (320, 320), (320, 180)),
+        ((3000, 1500), (160, 160), (375, 188)),  # an eighth is the least there is
+        ((640, 360), (640, 640), (640, 360)),
+        ((320, 180), (640, 640), (320, 180)),
+    ],
+)
+def test_jpeg_is_decoded_as_small_as_the_input_allows_and_never_smaller(size, target, decoded, decoded_sizes):
+    data = encode(Image.new("RGB", size, (90, 120, 60)), "JPEG")
+    tensor, geometry = preprocess(data, wanted(*target))
+    assert decoded_sizes == [decoded]
+    assert tensor.shape == (1, 3, target[1], target[0])
+    assert (geometry.frame_width, geometry.frame_height) == size
+
+
+def test_stretched_picture_is_decoded_no_smaller_than_its_narrow_side_needs(decoded_sizes):
+    preprocess(encode(landscape(), "JPEG"), wanted(160, 640, "stretch"))
+    assert decoded_sizes == [(1280, 720)]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(1280, 720), (1001, 563)])
+def test_jpeg_decoded_small_looks_as_one_decoded_whole(mode, options, size):
+    data = encode(landscape(*size).convert(mode), "JPEG", quality=87, **options)
+    (small, geometry), (whole, same) = preprocess(data, wanted(320, 320)), preprocess(decode(data), wanted(320, 320))
+    assert geometry == same
+    rows = slice(geometry.pad_y, geometry.pad_y + geometry.content_height)
+    difference = np.abs(small - whole)[:, :, rows]
+    # In levels of 255. Edges are a little sharper: the decoder averages less than the resize does.
+    assert difference.mean() < 2.5
+    assert np.quantile(difference, 0.99) < 24
+    assert abs(float((small - whole)[:, :, rows].mean())) < 0.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sideways_jpeg_is_decoded_small_and_its_boxes_refer_to_the_whole_upright_frame(orientation, decoded_sizes):
+    stored = (1280, 720) if orientation < 5 else (720, 1280)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(landscape(*stored), "JPEG", quality=87, exif=exif)
+    small, geometry = preprocess(data, wanted(320, 320))
+    assert decoded_sizes == [(stored[0] // 4, stored[1] // 4)]
+    assert (geometry.frame_width, geometry.frame_height) == (1280, 720)
+    assert (geometry.scale_x, geometry.scale_y) == (0.25, 0.25)
+    whole, _ = preprocess(decode(data), wanted(320, 320))
+    assert np.abs(small - whole).mean() < 1.5
+
+
+def test_png_is_resized_from_all_of_its_pixels():
+    data = encode(landscape(), "PNG")
+    (tensor, _), (whole, _) = preprocess(data, wanted(320, 320)), preprocess(decode(data), wanted(320, 320))
+    assert np.array_equal(tensor, whole)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9])
+def test_truncated_jpeg_is_refused_when_it_would_be_decoded_small(options, share):
+    data = encode(landscape(), "JPEG", quality=87, **options)
+    with pytest.raises(ImageError, match=r"damaged|neither"):
+        preprocess(data[: int(len(data) * share)], wanted(320, 320))
+
+
+def test_jpeg_of_too_many_pixels_is_refused_although_it_would_be_decoded_small(decoded_sizes):
+    # Its header says 60,000 x 60,000; the smallest decoding would have 7,500 x 7,500.
+    data = bytearray(encode(landscape(64, 64), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
+    with pytest.raises(ImageError, match="64000000 pixels"):
+        preprocess(data, wanted(320, 320))
+    assert decoded_sizes == []
