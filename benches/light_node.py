@@ -6,7 +6,8 @@ imports   modules of daemon, worker, client and command line, the time they take
           process should do without
 memory    PSS, USS and RSS of an idle daemon with one worker that holds squeezenet, and what they are made of
 cold      a node of a grid of three is started again: time from its start to the first right answer of its own worker
-          (local) and of a model that only a peer has (remote), both through its own socket; then all three at once
+          (local) and of a model that only a peer has (remote), both through its own socket; then all three at once.
+          cpu_s is the processor time of daemon, workers and checks soon after, which other work hardly changes
 session   what a worker's way to load a model saves beside onnxruntime's plain session, and that it costs no speed
 idle      processor time and switches per second of three nodes that do nothing
 
@@ -539,6 +540,16 @@ def bench_cold(grid: BenchGrid, repeats: int, keep: Path | None) -> dict[str, ob
     return {"one": summary(runs), "three at once": summary(together)}
 
 
+def start_cpu_s(pid: int) -> float:
+    """Return the processor time of a daemon so far, with its workers and what it has waited for."""
+    ticks = 0
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for process in (str(pid), *children):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def row(node: Node, local: Asker, remote: Asker, keep: Path | None) -> dict:
     if keep is not None:
         shutil.copy(node.log, keep / f"{node.name}-{time.time_ns()}.log")
@@ -548,13 +559,14 @@ def row(node: Node, local: Asker, remote: Asker, keep: Path | None) -> dict:
         "local_s": round(local.after_s, 3),
         "remote_s": round(remote.after_s, 3),
         "both_s": round(max(local.after_s, remote.after_s), 3),
+        "cpu_s": start_cpu_s(node.process.pid),
         "refusals": {"local": local.refusals, "remote": remote.refusals},
         "events": timeline(node),
     }
 
 
 def summary(rows: list[dict]) -> dict:
-    keys = ("socket_s", "local_s", "remote_s", "both_s")
+    keys = ("socket_s", "local_s", "remote_s", "both_s", "cpu_s")
     events: dict[str, list[float]] = {}
     for each in rows:
         for event, moment in each["events"].items():
