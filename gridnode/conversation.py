@@ -11,6 +11,7 @@ import trio
 
 from gridnode.driver import Driver
 from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
+from gridnode.modelmemory import Loan
 from gridnode.translate import job_from_wire, state_to_wire
 from scheduler.events import CancelRequested, JobArrived
 from scheduler.types import PeerState, Reason
@@ -132,6 +133,8 @@ class Conversation:
         self._driver = driver
         self._node = node
         self._handles: dict[bytes, int] = {}
+        self._loans: dict[bytes, Loan] = {}
+        """Where payloads lie that workers read in place."""
         self._outbox: deque[tuple[DataMessage, Sequence[Buffer]]] = deque()
         self._is_begun = False
         """Whether run() has begun: what is said before waits, since the peer may still be sending jobs."""
@@ -165,8 +168,22 @@ class Conversation:
         handle = self._handles[header.key] = self._jobs.mint()
         self._jobs.open_for(self._exchange.peer, handle, header.key)
         job = job_from_wire(header, now_s=trio.current_time())
-        responder = PeerResponder(self, header)
-        self._jobs.add(JobEntry(handle=handle, job=job, body=header.body, payload=(payload,), responder=responder))
+        room = self._exchange.take_room()
+        place = None
+        if isinstance(room, Loan):
+            self._loans[header.key] = room
+            # Another model's worker, a smaller variant's, must not see what else was sent to this one.
+            place = room.place if len(header.models) == 1 else None
+        self._jobs.add(
+            JobEntry(
+                handle=handle,
+                job=job,
+                body=header.body,
+                payload=(payload,),
+                responder=PeerResponder(self, header),
+                place=place,
+            )
+        )
         self._driver.post(
             JobArrived(
                 handle=handle,
@@ -189,6 +206,9 @@ class Conversation:
     def end(self, key: bytes, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
         """Send a job's outcome, or queue it."""
         self._jobs.close_for(self._exchange.peer, self._handles.pop(key))
+        loan = self._loans.pop(key, None)
+        if loan is not None:
+            loan.release()
         self._push(message, payload)
         self._look_round()
 

@@ -21,6 +21,7 @@ from gridnode.exchanges import Exchanges
 from gridnode.frontdoor import FrontDoor
 from gridnode.insight import Insight
 from gridnode.logs import EventLog
+from gridnode.modelmemory import Loan, ModelMemory
 from gridnode.parts import Parts
 from gridnode.probe import MachineProbe, MachineSample
 from gridnode.statedir import StateDirectory
@@ -29,6 +30,7 @@ from models.segments import Segment
 from scheduler.events import DrainRequested, LoadSampled
 from transport.base import ControlPlane, DataPlane, Neighbour
 from transport.cards import Address
+from transport.wire import DataMessage, JobSend
 
 if TYPE_CHECKING:
     from gridnode.http.server import HttpServer
@@ -174,6 +176,20 @@ class Node:
         self._executor.forget_segment(segment)
         segment.close()
 
+    async def _lend_memory(self) -> None:
+        """Have peers' payloads received where workers read them, while this node lives."""
+        memory = ModelMemory(self._forget_segment)
+
+        def make_room(message: DataMessage, size_bytes: int) -> Loan | None:
+            return memory.take(message.job.models[0], size_bytes) if isinstance(message, JobSend) else None
+
+        self._data.make_room = make_room
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._data.make_room = lambda _message, _size: None
+            memory.close()
+
     # ------------------------------------------------------------ from outside
 
     def neighbours(self) -> tuple[Neighbour, ...]:
@@ -250,6 +266,7 @@ class Node:
         The core is driven in the nursery of jobs: its hands start tasks there, so it must end no later.
         """
         hands, self.inbound = self.parts.make_hands(jobs, on_drained=self._drained.set)
+        life.start_soon(self._lend_memory)
         self._exchanges = Exchanges(self.inbound, self.parts.services, self.membership)
         self.data_address = await life.start(self._data.serve, self._exchanges.serve)
         self.control_address = await life.start(self._control.serve)

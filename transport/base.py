@@ -94,6 +94,23 @@ class ControlPlane(Protocol):
         ...
 
 
+class Room(Protocol):
+    """Memory of the receiver's choice for one payload."""
+
+    @property
+    def view(self) -> memoryview:
+        """As long as the payload."""
+        ...
+
+    def release(self) -> None:
+        """Give it back; twice is fine."""
+        ...
+
+
+MakeRoom = Callable[[DataMessage, int], Room | None]
+"""Told a frame's message and its payload's length, returns where the payload is to be received; None for wherever."""
+
+
 class Exchange(Protocol):
     """One question and its answers on one connection."""
 
@@ -144,6 +161,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def take_room(self) -> Room | None:
+        """Return the memory of the payload received last, if it was chosen; whoever takes it releases it, once."""
+        ...
+
     def unread(self, message: DataMessage, payload: memoryview) -> None:
         """Give back the frame received last: it begins another exchange, and is received again."""
         ...
@@ -167,6 +188,9 @@ class DataAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 class DataPlane(Protocol):
     """Exchanges with peers by PeerID."""
+
+    make_room: MakeRoom
+    """Chooses where payloads of peers are received."""
 
     def set_address(self, node: str, addresses: Sequence[DataAddress]) -> None:
         """Tell where a peer's data port is, best first; an empty sequence forgets it."""

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from transport import wire
-from transport.base import Buffer
+from transport.base import Buffer, MakeRoom, Room
 from transport.certificates import PeerCertificate
 from transport.framing import Frame, FrameReceiver, encode_prefix, total_bytes
 from transport.securestream import SecureStream
@@ -101,6 +101,8 @@ class Connection:
         Shared counters.
     on_close : callable
         Called once, with this object, when it is closed by either side.
+    make_room : callable, optional
+        Chooses where payloads are received.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Connection:
         budget: ByteBudget,
         traffic: Traffic,
         on_close: Callable[["Connection"], None],
+        make_room: MakeRoom = lambda _message, _size: None,
     ) -> None:
         self.certificate = certificate
         self.idle_since_s = math.inf
@@ -123,7 +126,12 @@ class Connection:
         self._budget = budget
         self._traffic = traffic
         self._on_close = on_close
-        self._receiver = FrameReceiver(payload_max_bytes=limits.payload_max_bytes)
+        self._make_room = make_room
+        self._receiver = FrameReceiver(payload_max_bytes=limits.payload_max_bytes, allocate=self._allocate)
+        self._message: DataMessage | None = None
+        """Of the frame whose payload is being received."""
+        self._room: Room | None = None
+        """Where that payload, or the last one, lies, unless somebody took it."""
         self._taken_bytes = 0
         self._deadline_s = math.inf
         self._unread: tuple[DataMessage, memoryview] | None = None
@@ -244,15 +252,32 @@ class Connection:
             unread, self._unread = self._unread, None
             self.idle_since_s = math.inf
             return unread
+        self._release_room()
         try:
             frame = await self._receive_frame(patience_s)
-            message = wire.decode_data(frame.header)
+            message, self._message = self._message or wire.decode_data(frame.header), None
         except TransportError:
             self.close()
             raise
         self._traffic.frames_received += 1
         self._traffic.bytes_received += len(frame.header) + len(frame.payload)
         return message, frame.payload
+
+    def _allocate(self, header: bytearray, size: int) -> memoryview:
+        """Return where a payload is received."""
+        self._message = wire.decode_data(header)
+        self._room = self._make_room(self._message, size)
+        return memoryview(bytearray(size)) if self._room is None else self._room.view
+
+    def take_room(self) -> Room | None:
+        """Return the memory of the payload received last, if it was chosen; the caller releases it."""
+        room, self._room = self._room, None
+        return room
+
+    def _release_room(self) -> None:
+        if self._room is not None:
+            self._room.release()
+            self._room = None
 
     def unread(self, message: DataMessage, payload: memoryview) -> None:
         """Give back the frame received last."""
@@ -322,6 +347,7 @@ class Connection:
         """Close at once; tasks inside get PeerUnreachableError."""
         self._stream.close()
         self._give_budget_back()
+        self._release_room()
         on_close, self._on_close = self._on_close, _nobody
         on_close(self)
 

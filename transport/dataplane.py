@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from transport.admission import Credentials, PendingLimit
-from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler
+from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler, MakeRoom, Room
 from transport.certificates import CertificateRefusedError, PeerCertificate
 from transport.connection import ByteBudget, Connection, Traffic
 from transport.dataplane_records import DataPlaneConfig, DataPlaneStatistics
@@ -78,6 +78,10 @@ class TlsExchange:
         """Receive a frame; see transport.base.Exchange."""
         return await self.connection.receive()
 
+    def take_room(self) -> Room | None:
+        """Return the memory of the payload received last; see transport.base.Exchange."""
+        return self.connection.take_room()
+
     def unread(self, message: DataMessage, payload: memoryview) -> None:
         """Give back the frame received last; see transport.base.Exchange."""
         self.connection.unread(message, payload)
@@ -116,6 +120,8 @@ class TlsDataPlane:
         self._config = config
         self._on_peer_opened = on_peer_opened
         self._on_peer_closed = on_peer_closed
+        self.make_room: MakeRoom = lambda _message, _size: None
+        """Chooses where payloads of peers are received."""
         self._addresses: dict[str, tuple[DataAddress, ...]] = {}
         self._budget = ByteBudget(config.frames.receive_budget_bytes)
         self._traffic = Traffic()
@@ -231,6 +237,7 @@ class TlsDataPlane:
             budget=self._budget,
             traffic=self._traffic,
             on_close=on_close,
+            make_room=lambda message, size: self.make_room(message, size),
         )
 
     # ------------------------------------------------------------ all connections

@@ -12,7 +12,7 @@ place where it stays. Lengths are checked before anything of that size is alloca
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -90,9 +90,18 @@ class FrameReceiver:
     ----------
     header_max_bytes, payload_max_bytes : int
         Bounds; a frame that announces more is refused before it is allocated.
+    allocate : callable, optional
+        Told a frame's header and its payload's length, returns where the payload goes; a buffer of its own without.
     """
 
-    def __init__(self, *, header_max_bytes: int = HEADER_MAX_BYTES, payload_max_bytes: int = PAYLOAD_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        header_max_bytes: int = HEADER_MAX_BYTES,
+        payload_max_bytes: int = PAYLOAD_MAX_BYTES,
+        allocate: Callable[[bytearray, int], memoryview] = lambda _header, size: memoryview(bytearray(size)),
+    ) -> None:
+        self._allocate = allocate
         self._header_max_bytes = header_max_bytes
         self._payload_max_bytes = payload_max_bytes
         self._prefix = bytearray(PREFIX_BYTES)
@@ -101,11 +110,11 @@ class FrameReceiver:
     def _start_frame(self) -> None:
         self._header = bytearray()
         self._payload_bytes = 0
-        self._start_part(_Part.PREFIX, self._prefix)
+        self._start_part(_Part.PREFIX, memoryview(self._prefix))
 
-    def _start_part(self, part: _Part, buffer: bytearray) -> None:
+    def _start_part(self, part: _Part, view: memoryview) -> None:
         self._part = part
-        self._view = memoryview(buffer)
+        self._view = view
         self._position = 0
 
     @property
@@ -144,10 +153,10 @@ class FrameReceiver:
                 raise RemoteProtocolError("a frame without a header; is the peer of another kind or version?")
             _check(header_bytes, self._payload_bytes, self._header_max_bytes, self._payload_max_bytes)
             self._header = bytearray(header_bytes)
-            self._start_part(_Part.HEADER, self._header)
+            self._start_part(_Part.HEADER, memoryview(self._header))
             return None
         if self._part is _Part.HEADER and self._payload_bytes:
-            self._start_part(_Part.PAYLOAD, bytearray(self._payload_bytes))
+            self._start_part(_Part.PAYLOAD, self._allocate(self._header, self._payload_bytes))
             return None
         payload = self._view if self._part is _Part.PAYLOAD else memoryview(b"")
         frame = Frame(self._header, payload)

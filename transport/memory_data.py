@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler
+from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler, MakeRoom, Room
 from transport.framing import PREFIX_BYTES, encode_prefix, total_bytes
 from transport.memory_link import HOST, SEGMENT_BYTES, Wire
 from transport.wire import (
@@ -122,6 +122,9 @@ class _MemoryExchange:
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    def take_room(self) -> Room | None:
+        return None  # payloads are handed over here, not received
+
     def unread(self, message: DataMessage, payload: memoryview) -> None:
         self._end.unread = message, payload
 
@@ -144,6 +147,8 @@ class MemoryData:
     """Exchanges of one node; implements transport.base.DataPlane."""
 
     def __init__(self, node: str, wire: Wire) -> None:
+        self.make_room: MakeRoom = lambda _message, _size: None
+        """Never asked: payloads are handed over here, not received."""
         self._node = node
         self._wire = wire
         self._addresses: dict[str, tuple[DataAddress, ...]] = {}

@@ -106,6 +106,68 @@ def test_payloads_of_any_size_go_round(size):
     in_trio(main)()
 
 
+class Room:
+    """Memory of a test's choice."""
+
+    def __init__(self, size):
+        self.view = memoryview(bytearray(size))
+        self.released = 0
+
+    def release(self):
+        self.released += 1
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_payloads_are_received_where_the_receiver_wants_them(is_taken):
+    async def main():
+        rooms = []
+
+        def make_room(message, size):
+            assert message == CardRequest(nodes=())
+            rooms.append(Room(size))
+            return rooms[-1]
+
+        async def look(exchange, message, payload):
+            if payload and is_taken:
+                assert exchange.take_room() is rooms[-1]
+            await echo(exchange, message, payload)
+
+        async with two_planes(look) as (plane, listener, peer, _address):
+            listener.make_room = make_room
+            for size in (100_000, 0, 300_000):
+                _, answer = await ask(plane, peer, b"x" * size)
+                assert answer == b"x" * size
+            await ask(plane, peer)
+            assert [bytes(room.view) for room in rooms] == [b"x" * 100_000, b"x" * 300_000]
+            # What nobody took is let go before the next frame; what somebody took is theirs to let go.
+            assert [room.released for room in rooms] == [0 if is_taken else 1] * 2
+
+    in_trio(main)()
+
+
+@in_trio
+async def test_room_for_a_payload_that_breaks_off_is_let_go():
+    rooms = []
+
+    def make_room(message, size):
+        rooms.append(Room(size))
+        return rooms[-1]
+
+    async with two_planes() as (plane, listener, peer, _):
+        listener.make_room = make_room
+        await ask(plane, peer)
+        with trio.move_on_after(0.2):
+            async with plane.exchange(peer) as exchange:
+                exchange.connection._stream.ssl_object.write(
+                    encode_prefix(wire.encode(CardRequest(nodes=())), 50_000)
+                    + wire.encode(CardRequest(nodes=()))
+                    + bytes(10)
+                )
+                await exchange.flush()
+                await eventually(lambda: rooms)
+        await eventually(lambda: rooms[0].released == 1)
+
+
 @in_trio
 async def test_a_payload_in_parts_arrives_as_one():
     async with two_planes() as (plane, _, peer, _), plane.exchange(peer) as exchange:

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -9,6 +10,7 @@ import trio.testing
 from gridnode.conversation import Conversation
 from gridnode.driver import Driver
 from gridnode.jobtable import Failure, JobTable
+from gridnode.modelmemory import ModelMemory
 from scheduler.config import CoreConfig
 from scheduler.core import Core
 from scheduler.types import Reason
@@ -25,6 +27,7 @@ class Line:
         self.sent = []
         self.unread_frames = []
         self.finished = 0
+        self.rooms = []
         self.say, self._heard = trio.open_memory_channel(10)
 
     def send_nowait(self, message, payload=()):
@@ -42,6 +45,9 @@ class Line:
     async def send(self, message, payload=()):
         await trio.lowlevel.checkpoint()
         self.sent.append(type(message))
+
+    def take_room(self):
+        return self.rooms.pop() if self.rooms else None
 
     async def receive(self):
         try:
@@ -165,3 +171,32 @@ def test_an_answer_to_a_connection_that_broke_is_dropped():
         line.say.close()
 
     run_talk(scenario, "broken")
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_payload_is_read_in_place_by_its_own_models_worker_alone_and_let_go_at_the_end(models):
+    async def main():
+        core = Core(CoreConfig(), node_id="n", epoch=1, rng=random.Random(1), now_s=0.0)
+        table, line = JobTable(), Line()
+        memory = ModelMemory(lambda segment: segment.close())
+        loan = memory.take("m", 5000)
+        line.rooms.append(loan)
+        async with trio.open_nursery() as nursery:
+            talk = Conversation(
+                line, jobs=table, driver=Driver(core, clock=trio.current_time), node="n", nursery=nursery
+            )
+            wanted = tuple(str(number) * 64 for number in range(models))
+            talk.admit(msgspec.structs.replace(header(1), models=wanted, input_bytes=5000), loan.view)
+            assert table.get(1).place == (loan.place if models == 1 else None)
+            nursery.start_soon(talk.run)
+            await trio.testing.wait_all_tasks_blocked()
+            other = memory.take("m", 5000)
+            assert other.place.offset != loan.place.offset
+            table.get(1).responder.fail(
+                Failure(reason=Reason.MODEL_FAILED.value, message=""), core.state_record(now_s=0.0), estimate_s=None
+            )
+            assert memory.take("m", 5000).place.offset == loan.place.offset, "its room is free again"
+            line.say.close()
+        memory.close()
+
+    trio.run(main)

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from gridnode.http.heads import HttpError
-from gridnode.http.memory import MODEL_BYTES, MODELS_MAX, BodyMemory
+from gridnode.http.memory import BodyMemory
+from gridnode.modelmemory import MODEL_BYTES, MODELS_MAX
 from gridnode.segment import BLOCK_BYTES, SHARED_MIN_BYTES
 
 BIG = 100_000
