@@ -207,6 +207,7 @@ class Parts:
             renewer=self,
             own_state=lambda: self.core.state_record(trio.current_time()),
             own_table=self._own_table,
+            on_ping=self.watch.spoke,
         )
 
     def _make_recorder(self, state: StateDirectory) -> Recorder:

@@ -94,6 +94,8 @@ class Services:
         Returns this node's state now.
     own_table : callable
         Returns this node's capability table as a message.
+    on_ping : callable
+        Told each node that pings this one.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Services:
         renewer: Renewer,
         own_state: Callable[[], PeerState],
         own_table: Callable[[], Table],
+        on_ping: Callable[[str], None],
     ) -> None:
         self._data = data
         self._cards = cards
@@ -112,6 +115,7 @@ class Services:
         self._renewer = renewer
         self._own_state = own_state
         self._own_table = own_table
+        self._on_ping = on_ping
         self._chunk_limit = trio.CapacityLimiter(CHUNKS_AT_ONCE_MAX)
         self._file_limit = trio.CapacityLimiter(CHUNKS_AT_ONCE_MAX)
 
@@ -151,6 +155,7 @@ class Services:
         exchange.finish()
 
     async def _pong(self, exchange: Exchange, message: Ping) -> None:
+        self._on_ping(exchange.peer)
         reached = True
         if message.subject is not None and message.subject != exchange.peer:
             reached = await probe(self._data, message.subject, nonce=message.nonce, timeout_s=INDIRECT_PROBE_S)

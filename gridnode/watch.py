@@ -25,6 +25,7 @@ from transport.liveness_events import (
     PeerDoubted,
     PeersChanged,
     PeerSeen,
+    PeerSpoke,
     ProbeAnswered,
     ProbeBroken,
     PublishHealth,
@@ -37,7 +38,13 @@ from transport.wire import HealthNotice, PeerUnreachableError, Ping, Pong, Trans
 log = EventLog("watch")
 
 REFRESH_S = 1.0
-"""How often the list of peers to probe is brought up to date."""
+"""How often the list of peers to probe is brought up to date, where a probe is due soon after, ..."""
+REFRESH_LATE_S = 0.5
+"""... and how much later otherwise: waking for it costs more than doing it."""
+
+
+Start = Callable[..., None]
+"""Starts an async function with its arguments."""
 
 
 class Undertaker(Protocol):
@@ -73,6 +80,12 @@ class Watch:
         self._clock = clock
         self._inbox: deque[Event] = deque()
         self._wake = trio.Event()
+        self._armed_s = 0.0
+        """What serve waits for."""
+        self._start: Start | None = None
+        """Starts a task of serve; None while it does not run."""
+        self._is_handling = False
+        self._nodes: set[str] = set()
 
     def statistics(self) -> LivenessStatistics:
         """Return the detector's counters."""
@@ -85,6 +98,10 @@ class Watch:
     def seen(self, node: str, epoch: int, *, direct: bool) -> None:
         """Take note of a message made by a node."""
         self._post(PeerSeen(node=node, epoch=epoch, direct=direct))
+
+    def spoke(self, node: str) -> None:
+        """Take note that a node has pinged this one."""
+        self._post(PeerSpoke(node))
 
     def doubt(self, node: str) -> None:
         """Have a node probed now: something about it looks wrong."""
@@ -101,37 +118,56 @@ class Watch:
                 await self._control.publish(HEALTH_TOPIC, encode(action.notice))
 
     def _post(self, event: Event) -> None:
+        """Give the detector an event, in this very call where it runs: waking its task would cost more."""
         self._inbox.append(event)
-        self._wake.set()
+        if self._start is not None and not self._is_handling:
+            self._handle_all(self._start)
+            if self._liveness.next_deadline_s() < self._armed_s:
+                self._wake.set()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled."""
         refresh_s = self._clock()
         async with trio.open_nursery() as nursery:
+            self._start = nursery.start_soon
             task_status.started()
-            while True:
-                self._wake = trio.Event()
-                if refresh_s <= self._clock():
-                    refresh_s = self._clock() + REFRESH_S
-                    nodes = {neighbour.node for neighbour in self._control.neighbours()} | {*self._data.open_peers()}
-                    self._inbox.append(PeersChanged(tuple(sorted(nodes))))
-                while self._inbox:
-                    self._handle(self._inbox.popleft(), nursery)
-                with trio.move_on_at(min(self._liveness.next_deadline_s(), refresh_s)):
-                    await self._wake.wait()
-                if self._liveness.next_deadline_s() <= self._clock():
-                    self._handle(TimerFired(), nursery)
+            try:
+                while True:
+                    if refresh_s <= self._clock():
+                        refresh_s = self._clock() + REFRESH_S
+                        self._look()
+                    self._handle_all(nursery.start_soon)
+                    self._wake = trio.Event()
+                    self._armed_s = min(self._liveness.next_deadline_s(), refresh_s + REFRESH_LATE_S)
+                    with trio.move_on_at(self._armed_s):
+                        await self._wake.wait()
+                    if self._liveness.next_deadline_s() <= self._clock():
+                        self._inbox.append(TimerFired())
+            finally:
+                self._start = None
 
-    def _handle(self, event: Event, nursery: trio.Nursery) -> None:
-        for action in self._liveness.handle(event, now_s=self._clock()):
-            self._carry_out(action, nursery)
+    def _look(self) -> None:
+        """Bring the list of peers to probe up to date."""
+        nodes = {neighbour.node for neighbour in self._control.neighbours()} | {*self._data.open_peers()}
+        if nodes != self._nodes:
+            self._nodes = nodes
+            self._inbox.append(PeersChanged(tuple(sorted(nodes))))
 
-    def _carry_out(self, action: Action, nursery: trio.Nursery) -> None:
+    def _handle_all(self, start: Start) -> None:
+        self._is_handling = True
+        try:
+            while self._inbox:
+                for action in self._liveness.handle(self._inbox.popleft(), now_s=self._clock()):
+                    self._carry_out(action, start)
+        finally:
+            self._is_handling = False
+
+    def _carry_out(self, action: Action, start: Start) -> None:
         match action:
             case SendPing():
-                nursery.start_soon(self._ping, action)
+                start(self._ping, action)
             case PublishHealth():
-                nursery.start_soon(self._control.publish, HEALTH_TOPIC, encode(action.notice))
+                start(self._control.publish, HEALTH_TOPIC, encode(action.notice))
             case Changed():
                 self._changed(action)
 

@@ -34,6 +34,7 @@ from transport.liveness_events import (
     PeerDoubted,
     PeersChanged,
     PeerSeen,
+    PeerSpoke,
     ProbeAnswered,
     ProbeBroken,
     PublishHealth,
@@ -86,6 +87,10 @@ class Liveness:
         self._standings = Standings(node, self._config)
         self._candidates: list[str] = []
         self._rotation: list[str] = []
+        self._spoke: dict[str, float] = {}
+        """When a candidate last spoke to us."""
+        self._passed: set[str] = set()
+        """Candidates whose last turn has passed without a probe."""
         self._probes: dict[int, _Probe] = {}
         self._targets: dict[str, int] = {}
         self._next_probe_s = NEVER
@@ -122,6 +127,9 @@ class Liveness:
                 self._on_peers_changed(event)
             case PeerSeen():
                 self._on_peer_seen(event)
+            case PeerSpoke():
+                if event.node in self._candidates:
+                    self._spoke[event.node] = now_s
             case PeerDoubted():
                 self._probe(event.node)
             case ProbeAnswered():
@@ -208,6 +216,8 @@ class Liveness:
             self._standings.learn(node, 0)
             if node not in before:
                 self._rotation.insert(self._rng.randint(0, len(self._rotation)), node)
+        self._spoke = {node: at_s for node, at_s in self._spoke.items() if node in self._candidates}
+        self._passed.intersection_update(self._candidates)
         for node in before:
             # A peer whose connections are all gone has died as often as it was let go.
             if node not in self._candidates and self.status(node) is Status.ALIVE:
@@ -233,11 +243,22 @@ class Liveness:
                 doubted = member is not None and self._node in member.accusers
                 left = member is not None and member.status is Status.LEFT
                 if node not in self._targets and not left and (doubted or node in self._candidates):
-                    self._probe(node)
+                    if doubted or not self._may_pass(node):
+                        self._probe(node)
                     return
             doubts = {node for node, member in self._standings.members.items() if self._node in member.accusers}
             nodes = sorted(doubts.union(self._candidates))
             self._rotation = self._rng.sample(nodes, len(nodes))
+
+    def _may_pass(self, node: str) -> bool:
+        """Say whether a turn may pass: one of two, for a peer that answers us and whose own probes come."""
+        member = self._standings.members.get(node)
+        is_quiet = self._now_s - self._spoke.get(node, -NEVER) >= self._config.spoke_s
+        if is_quiet or node in self._passed or member is None or member.detour or member.heard_s == -NEVER:
+            self._passed.discard(node)
+            return False
+        self._passed.add(node)
+        return member.status is Status.ALIVE
 
     def _probe_stranger(self) -> bool:
         self._next_stranger_s = self._now_s + self._config.stranger_s

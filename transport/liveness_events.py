@@ -26,6 +26,9 @@ class LivenessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     probes_per_period: int = 3
     """Cost of the detector. A node with c peers is probed by each of them every c / probes_per_period periods, so
     by someone about three times per second, however large the grid is."""
+    spoke_s: float = 1.0
+    """A peer that has spoken to us within this time is passed over when its turn comes, but never twice in a row: its
+    own probes tell as much, but not that we reach it."""
     stranger_s: float = 4.0
     """How often a probe goes to a node we have no connection to. Else a node whose neighbours are all gone or beyond
     a partition would be watched by nobody here. Costs a handshake each time."""
@@ -88,6 +91,12 @@ class PeerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it came from the node itself just now, over the data plane, and so proves that it lives."""
 
 
+class PeerSpoke(msgspec.Struct, frozen=True):
+    """A node has just asked us something over the data plane: it lives, whether or not we reach it."""
+
+    node: str
+
+
 class PeerDoubted(msgspec.Struct, frozen=True):
     """Something looks wrong (a job's connection broke, progress is missing): probe it now."""
 
@@ -131,7 +140,15 @@ class TimerFired(msgspec.Struct, frozen=True):
 
 
 Event = (
-    PeersChanged | PeerSeen | PeerDoubted | ProbeAnswered | ProbeBroken | NoticeReceived | LeaveRequested | TimerFired
+    PeersChanged
+    | PeerSeen
+    | PeerSpoke
+    | PeerDoubted
+    | ProbeAnswered
+    | ProbeBroken
+    | NoticeReceived
+    | LeaveRequested
+    | TimerFired
 )
 
 # ---------------------------------------------------------------- actions

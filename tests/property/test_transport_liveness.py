@@ -18,6 +18,7 @@ from transport.liveness_events import (
     PeerDoubted,
     PeersChanged,
     PeerSeen,
+    PeerSpoke,
     ProbeAnswered,
     ProbeBroken,
     PublishHealth,
@@ -102,6 +103,7 @@ class Cluster:
             return
         if first in self.gone or first in self.frozen or self.lost(asker, first):
             return
+        self.later(rtt_s / 2, lambda: self.feed(first, PeerSpoke(asker)))
         reached, wait_s = True, rtt_s
         if ping.via is not None and (ping.target in self.gone | self.frozen or self.lost(first, ping.target)):
             reached, wait_s = False, (rtt_s if ping.target in self.reset else HELPER_PATIENCE_S)
@@ -249,6 +251,7 @@ NOTICES = st.builds(
 EVENTS = st.one_of(
     st.builds(PeersChanged, st.lists(NAMES, max_size=5).map(tuple)),
     st.builds(PeerSeen, node=NAMES, epoch=st.integers(0, 3), direct=st.booleans()),
+    st.builds(PeerSpoke, NAMES),
     st.builds(PeerDoubted, NAMES),
     st.builds(ProbeAnswered, probe=st.integers(1, 20), target=NAMES, via=st.none() | NAMES, reached=st.booleans()),
     st.builds(ProbeBroken, probe=st.integers(1, 20), target=NAMES, via=st.none() | NAMES),

@@ -14,6 +14,7 @@ from transport.liveness_events import (
     PeerDoubted,
     PeersChanged,
     PeerSeen,
+    PeerSpoke,
     ProbeAnswered,
     ProbeBroken,
     PublishHealth,
@@ -74,6 +75,28 @@ def test_every_peer_is_probed_once_before_any_is_probed_twice() -> None:
             live.handle(ProbeAnswered(probe=ping.probe, target=ping.target), now_s=due_s)
     assert sorted(targets[:5]) == sorted(targets[5:]) == ["a", "b", "c", "d", "e"]
     assert live.next_deadline_s() == pytest.approx(5.0, abs=0.5)  # two per second, ten so far
+
+
+def test_every_other_turn_of_a_peer_that_pings_us_passes() -> None:
+    live = detector("a", "b", period_s=1.0)
+    targets = []
+    for _ in range(12):  # six turns each
+        due_s = live.next_deadline_s()
+        live.handle(PeerSpoke("a"), now_s=due_s - 0.01)
+        for ping in pings(live.handle(TimerFired(), now_s=due_s)):
+            targets.append(ping.target)
+            live.handle(ProbeAnswered(probe=ping.probe, target=ping.target), now_s=due_s)
+    assert targets.count("b") == 6
+    assert targets.count("a") == 3
+
+
+def test_a_peer_that_never_answered_or_has_gone_quiet_is_probed_at_its_turn() -> None:
+    live = detector("a", period_s=1.0)
+    first_s = live.next_deadline_s()
+    live.handle(PeerSpoke("a"), now_s=first_s - 0.01)
+    (ping,) = pings(live.handle(TimerFired(), now_s=first_s))  # it speaks, but whether we reach it is not known
+    live.handle(ProbeAnswered(probe=ping.probe, target="a"), now_s=first_s + 0.01)
+    assert pings(live.handle(TimerFired(), now_s=live.next_deadline_s()))  # quiet for spoke_s
 
 
 def test_a_silent_peer_is_suspect_after_helpers_fail_too_and_dead_after_the_suspicion_time() -> None:
