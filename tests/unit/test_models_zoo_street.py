@@ -1,3 +1,4 @@
+import io
 import math
 from itertools import pairwise
 
@@ -233,6 +234,22 @@ def test_model_finds_the_objects_of_a_film_by_its_published_settings(name, film)
     found = detect(output, ZOO[name].postprocessing, geometry)
     wanted = [item for item in truth if not item.ignore]
     assert len(wanted) / 2 <= len(found) <= 2 * len(truth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:2:2"])
+def test_objects_are_found_as_well_in_a_large_jpeg_that_is_decoded_small(subsampling):
+    pictures, truth = [], []
+    for jpeg, real in render_video(seed="large", frames=30, fps=1 / 3, size=(1280, 720), quality=95):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(jpeg)).save(buffer, "JPEG", quality=85, subsampling=subsampling)
+        pictures.append(buffer.getvalue())
+        truth.append(real)
+    for name in ("street", "street-small"):
+        session = open_session(ZOO[name].graph_path)
+        small = mean_average_precision([find(session, picture) for picture in pictures], truth)
+        whole = mean_average_precision([find(session, decode(picture)) for picture in pictures], truth)
+        assert small.mean >= whole.mean - 0.01
 
 
 # --- how they are described for publishing
