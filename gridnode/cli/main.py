@@ -10,13 +10,12 @@ a later try may succeed; 130 interrupted.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Final
 
 from gridnode import __version__
 from gridnode._siblings import check_siblings
-from gridnode.cli import demo, doctor, grid, model, run, simulate, status, submit
 from gridnode.cli.options import UsageError
 from gridnode.errors import ConfigError, DaemonUnreachableError, GridError, InvalidInputError, JobRejectedError
 
@@ -31,11 +30,21 @@ _EPILOG: Final = """\
 exit codes: 0 done, 1 failed, 2 wrong usage, configuration or input, 3 no daemon answers,
 4 the grid refused the work (try again later), 130 interrupted
 """
-_GROUPS: Final[tuple[ModuleType, ...]] = (demo, grid, run, status, submit, model, simulate, doctor)
+_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "demo": ("demo",),
+    "grid": ("grid", "invite", "join"),
+    "run": ("run", "config"),
+    "status": ("status", "peers", "explain"),
+    "submit": ("submit",),
+    "model": ("model",),
+    "simulate": ("simulate",),
+    "doctor": ("doctor",),
+}
+"""Modules of this package, and the commands that each adds."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """Return the parser of all commands, or only of those in one's group: a daemon has no use for the others."""
     parser = argparse.ArgumentParser(
         prog="gridnode",
         description="A decentralised compute grid for AI inference at the edge.",
@@ -44,14 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gridnode {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in _GROUPS:
-        group.add_commands(commands)
+    chosen = [group for group, names in _GROUPS.items() if command in names]
+    for group in chosen or _GROUPS:
+        import_module(f"gridnode.cli.{group}").add_commands(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; argparse exits by itself with 2 on wrong usage."""
-    options = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = build_parser(given[0] if given else "").parse_args(given)
     try:
         check_siblings()
         code: int = options.run(options)

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 DAEMON_DOES_WITHOUT = (
-    "PIL", "aioquic", "asyncio", "email.message", "email.parser", "fastecdsa", "grpc", "http.client",
+    "PIL", "aioquic", "asyncio", "email.message", "email.parser", "fastecdsa", "gridnode.cli.grid",
+    "gridnode.cli.model", "gridnode.cli.simulate", "grpc", "http.client",
     "importlib.metadata", "matplotlib", "miniupnpc", "multiprocessing", "numpy", "onnx", "onnxruntime", "pydantic",
     "requests", "rich", "simulator", "tuf.ngclient", "unittest", "urllib3", "zeroconf",
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """Dispatch, exit codes and errors of the command line; how light it is to start."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_a_name_that_cannot_travel_is_refused(tmp_path, capsys):
     assert "--name" in capsys.readouterr().err
 
 
+def commands_of(parser):
+    [action] = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    return set(action.choices)
+
+
+def test_a_command_draws_in_its_own_group_and_anything_else_all_of_them():
+    everything = commands_of(cli.build_parser())
+    groups = {frozenset(commands_of(cli.build_parser(command))) for command in everything}
+    assert frozenset({"run", "config"}) in groups
+    assert sum(map(len, groups)) == len(everything) == len(frozenset().union(*groups))
+    assert commands_of(cli.build_parser("rum")) == everything
+
+
 def test_a_grid_is_made_once_in_one_place(tmp_path, capsys):
     arguments = ["grid", "create", "yard", "--state-dir", str(tmp_path / "a"), "--json"]
     assert cli.main(arguments) == 0
@@ -106,7 +120,7 @@ def test_an_interrupt_inside_a_nursery_counts_as_one(monkeypatch, capsys):
         raise BaseExceptionGroup("", [KeyboardInterrupt()])
 
     parser = cli.build_parser()
-    monkeypatch.setattr(cli, "build_parser", lambda: parser)
+    monkeypatch.setattr(cli, "build_parser", lambda command: parser)
     monkeypatch.setattr(parser, "parse_args", lambda arguments: type("Options", (), {"run": staticmethod(interrupted)}))
     assert cli.main([]) == 130
     assert capsys.readouterr().err == "interrupted\n"
