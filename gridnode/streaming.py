@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gridnode.calls import StreamPlan, item_of, make_request
 from gridnode.carrier import Carrier
 from gridnode.errors import GridError
-from gridnode.window import StreamItem
+from gridnode.window import Flight, StreamItem
 
 if TYPE_CHECKING:
     from gridnode.inputs import Input
@@ -48,10 +48,13 @@ class _Feed:
             if self.is_over:
                 return False
             self.window.arrive(image)
+            # Taken at once: the consumer's thread, woken to find a frame that can go, would only be in the way.
+            flight = self.window.take_to_send()
             self._carrier.notify()
-        if not self.window.can_send:
-            self._carrier.wait(lambda: self.is_over or self.window.can_send, timeout_s=0)
-        self.send()
+        if flight is not None:
+            self._send(flight)
+        elif self._carrier.wait(lambda: self.is_over or self.window.can_send, timeout_s=0):
+            self.send()
         if self.window.mode == "all":
             self._carrier.wait(lambda: self.is_over or self.window.can_arrive or self.window.can_send)
             self.send()
@@ -66,8 +69,11 @@ class _Feed:
         """Send the waiting frame if there is room for it."""
         with self._carrier.lock:
             flight = self.window.take_to_send()
-        if flight is None:
-            return
+        if flight is not None:
+            self._send(flight)
+
+    def _send(self, flight: "Flight[Input]") -> None:
+        """Send a frame that was taken for it."""
         try:
             request = make_request(self._plan.model, flight.image, self._plan.options, frame=flight.frame)
             flight.job = self._carrier.submit(request, self._plan.deadline_s)
