@@ -28,7 +28,7 @@ from transport.wire import PeerUnreachableError
 
 log = EventLog("mesh")
 
-REFRESH_S = 0.5
+REFRESH_S = 1.0
 """How often the connections are looked at; a lost one is replaced within about this time and a backoff."""
 SAVE_FIRST_S = 1.0
 """When a new node writes its address book first: one that dies young must find back. Each pause is twice as long ..."""

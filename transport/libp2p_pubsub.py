@@ -63,8 +63,10 @@ HEARTBEAT_FAULTS_MAX: Final = 10
 NEWS_MAX: Final = 100
 """Fleeting messages that may wait to be passed on; with state records' 450 bytes they fit in one RPC."""
 LAZY_PEERS: Final = 1
-"""Neighbours outside a fleeting topic's mesh that are told the names of its last messages, per heartbeat. Enough to
-bridge a mesh in two halves; the next record is there before the second telling of the last one."""
+"""Neighbours outside a fleeting topic's mesh that are told the names of its last messages. Enough to bridge a mesh in
+two halves."""
+LAZY_BEATS: Final = 3
+"""Heartbeats between two such tellings: as many as a name is kept, so that each is told once."""
 
 _ED25519_PREFIX: Final = bytes.fromhex("002408011220")
 """What a PeerID begins with that holds its Ed25519 key (libp2p peer-ids: identity multihash of the key's protobuf)."""
@@ -116,6 +118,7 @@ class GuardedGossipSub(GossipSub):
         """Fleeting messages that are still to be passed on, by their names."""
         self._news_due_s = 0.0
         """When the first of them need not wait any more."""
+        self._beats = 0
         self.dropped = 0
         """Messages that found a neighbour's queue full."""
 
@@ -141,7 +144,9 @@ class GuardedGossipSub(GossipSub):
         await trio.lowlevel.checkpoint()  # likewise
 
     def _get_adaptive_gossip_peers_count(self, topic: str, total_peers: int) -> int:
-        return LAZY_PEERS if topic in self._fleeting else super()._get_adaptive_gossip_peers_count(topic, total_peers)
+        if topic in self._fleeting:
+            return 0 if self._beats % LAZY_BEATS else LAZY_PEERS
+        return super()._get_adaptive_gossip_peers_count(topic, total_peers)
 
     async def handle_rpc(self, rpc: rpc_pb2.RPC, sender_peer_id: ID) -> None:
         """Take a neighbour's grafts, prunes and names of messages."""
@@ -197,6 +202,7 @@ class GuardedGossipSub(GossipSub):
 
     def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
         """Pass on what still waits, and return whom to tell of which messages."""
+        self._beats += 1
         self._tell_news()
         return super().gossip_heartbeat()
 

@@ -23,9 +23,9 @@ class LivenessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     period_s: float = 1.0
     """Time in which probes_per_period peers are probed, evenly spread."""
-    probes_per_period: int = 3
+    probes_per_period: int = 2
     """Cost of the detector. A node with c peers is probed by each of them every c / probes_per_period periods, so
-    by someone about three times per second, however large the grid is."""
+    by someone about twice per second, however large the grid is."""
     spoke_s: float = 1.0
     """A peer that has spoken to us within this time is passed over when its turn comes, but never twice in a row: its
     own probes tell as much, but not that we reach it."""

@@ -593,6 +593,20 @@ def test_state_records_wait_for_one_another_and_other_news_pass_them(monkeypatch
     play(scene, make, lambda: make(config=patient), make)
 
 
+def test_a_state_record_reaches_a_neighbour_outside_the_mesh_by_its_name() -> None:
+    apart = Libp2pConfig(degree=0, degree_low=0, degree_high=0)
+
+    async def scene(nursery: trio.Nursery, a: Running, b: Running) -> None:
+        await a.host.connect(b.dial)
+        topic, name = a.host._prefix + STATE_TOPIC, ID.from_base58(b.host.node)
+        await until(lambda: name in a.host._pubsub.peer_topics.get(topic, ()) and name in a.host._pubsub.peers)
+        await a.host.publish(STATE_TOPIC, b"by name")
+        await hear(b.host, b"by name")
+        assert not a.host._gossip.mesh[topic]
+
+    play(scene, lambda: make(config=apart), lambda: make(config=apart))
+
+
 def test_what_is_refused_is_judged_once_however_many_bring_it() -> None:
     judged: list[bytes] = []
 
