@@ -74,6 +74,8 @@ class Outbound:
         Told the PeerID of a peer that no connection could be made to.
     on_misbehaviour : callable
         Told the PeerID of a peer that broke the protocol, and what it did.
+    on_answer : callable, optional
+        Told the PeerID of each peer that says something about a job: it lives.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Outbound:
         own_state: Callable[[], PeerState],
         on_unreachable: Callable[[str], None],
         on_misbehaviour: Callable[[str, str], None],
+        on_answer: Callable[[str], None] = lambda _peer: None,
     ) -> None:
         self._node = node
         self._data = data
@@ -96,6 +99,7 @@ class Outbound:
         self._own_state = own_state
         self._on_unreachable = on_unreachable
         self._on_misbehaviour = on_misbehaviour
+        self._on_answer = on_answer
         self._errands: dict[int, Cancellable] = {}
         self._commands: dict[tuple[str, bytes], int] = {}
         """(peer, key) of jobs open at peers, to understand which of our jobs a peer's state covers."""
@@ -276,6 +280,7 @@ class Outbound:
         """
         if isinstance(message, JobAccepted | JobProgress | JobRefused | JobResult | JobFailed) and message.key != key:
             raise RemoteProtocolError("peer answered for a job we did not send on this connection")
+        self._on_answer(peer)
         post = self._driver.post
         match message:
             case JobAccepted():

@@ -258,6 +258,7 @@ class Parts:
             own_state=lambda: self.core.state_record(trio.current_time()),
             on_unreachable=self.membership.unreachable,
             on_misbehaviour=self._misbehaved,
+            on_answer=self.watch.answered,
         )
         inbound = Inbound(
             node=self.credentials.node, jobs=self.jobs, driver=self.driver, outbound=outbound, nursery=jobs

@@ -99,6 +99,11 @@ class Watch:
         """Take note of a message made by a node."""
         self._post(PeerSeen(node=node, epoch=epoch, direct=direct))
 
+    def answered(self, node: str) -> None:
+        """Take note that a node has answered about a job: one that is suspect is not, however late its pings are."""
+        if self._liveness.status(node) is Status.SUSPECT:
+            self._post(PeerSeen(node=node, epoch=self._liveness.epoch(node), direct=True))
+
     def spoke(self, node: str) -> None:
         """Take note that a node has pinged this one."""
         self._post(PeerSpoke(node))

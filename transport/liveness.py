@@ -157,6 +157,10 @@ class Liveness:
         """Return the standing of a node; None for an unknown one."""
         return self._standings.status(node)
 
+    def epoch(self, node: str) -> int:
+        """Return a node's boot epoch as last heard; 0 for an unknown one."""
+        return self._standings.epoch(node)
+
     def statistics(self) -> LivenessStatistics:
         """Return counters and the present standing."""
         standing = [member.status for member in self._standings.members.values()]

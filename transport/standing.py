@@ -106,6 +106,11 @@ class Standings:
         member = self.members.get(node)
         return None if member is None else member.status
 
+    def epoch(self, node: str) -> int:
+        """Return the boot epoch of a node as last heard; 0 for an unknown one."""
+        member = self.members.get(node)
+        return 0 if member is None else member.epoch
+
     def next_end_s(self) -> float:
         """Return when the next suspicion or remembrance ends."""
         return min(self.ends.values(), default=NEVER)
