@@ -59,7 +59,7 @@ class GridMuxStream(IMuxedStream):
 
     def _feed(self, take: Callable[[bytes], None]) -> None:
         data = self._mux.core.read(self._stream)
-        self._mux.let_go(self._stream)
+        self._settle()
         try:
             take(data)
         except Exception as error:  # it belongs to whoever consumes, not to the connection's reader

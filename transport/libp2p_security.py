@@ -97,7 +97,11 @@ class _Pump:
     def send_nowait(self, data: bytes) -> bool:
         if self._direct is None or self._unsent or self._write_lock.locked():
             return False
-        self._encrypt(data)
+        try:
+            self._encrypt(data)
+        except ConnectionClosedError:
+            self._direct.abort()  # whoever reads is told
+            return True
         records = self._outgoing.read()
         self._unsent = records[self._direct.send_nowait(records) :]
         return True
@@ -108,8 +112,11 @@ class _Pump:
 
     def _encrypt(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:
-            view = view[self.tls.write(view) :]
+        try:
+            while view:
+                view = view[self.tls.write(view) :]
+        except ssl.SSLError as error:
+            raise ConnectionClosedError(f"TLS failed: {error.reason or error}") from error
 
     async def _fill(self) -> None:
         source = self._direct or self.raw

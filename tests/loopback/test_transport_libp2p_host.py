@@ -35,6 +35,7 @@ from transport.intake import ORIGIN_BURST
 from transport.libp2p_host import Libp2pConfig, Libp2pHost
 from transport.libp2p_pubsub import FORWARDER_BURST, FORWARDER_RATE_HZ, MESSAGES_PER_RPC
 from transport.libp2p_tcp import PENDING_PER_HOST, WRITE_TIMEOUT_S, Doorstep, GridStream, multiaddr_of
+from transport.muxcore import DATA, OPEN, encode_frame
 from transport.sandbox import SandboxGrid, SandboxNode
 from transport.tls import client_context
 from transport.wire import LocalProtocolError, PeerUnreachableError
@@ -690,6 +691,30 @@ def test_malformed_messages_of_a_certified_peer_end_nothing() -> None:
         assert sum(b.host.statistics().faults.values()) >= 2, "what stock libp2p would have died of"
 
     play(scene, make, make)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        random.Random(8).randbytes(20_000),
+        b"\x01\xff\xff\xff" + bytes(100),
+        encode_frame(DATA, 4001, b"for a stream that nobody opened"),
+        encode_frame(OPEN, 1) * 2,
+    ],
+)
+def test_a_certified_peer_that_breaks_the_muxers_protocol_loses_its_connection_and_nothing_else(garbage: bytes) -> None:
+    async def scene(nursery: trio.Nursery, attacker: Running, b: Running, c: Running) -> None:
+        await meet(attacker, b)
+        await meet(c, b)
+        (connection,) = attacker.host._swarm.get_connections()
+        await connection.muxed_conn.secured_conn.write(garbage)  # type: ignore[attr-defined]
+        await until(lambda: attacker.neighbours == [] and b.neighbours == [c.host.node])
+        await c.host.publish(STATE_TOPIC, b"still here")
+        await hear(b.host, b"still here")
+        await meet(attacker, b)
+        assert sum(b.host.statistics().faults.values()) == 0, "it is the peer's fault, not libp2p's"
+
+    play(scene, make, make, make)
 
 
 def test_a_flood_of_streams_is_bounded() -> None:
