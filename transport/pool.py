@@ -7,6 +7,7 @@ the same peer takes another connection, so a large payload never holds up a smal
 
 import math
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import trio
 
@@ -14,6 +15,11 @@ from transport.connection import Connection
 
 Dialler = Callable[[str], Awaitable[Connection]]
 """Makes a connection to a peer; raises PeerUnreachableError."""
+
+
+DIALS_AT_ONCE: Final = 2
+"""Connections being made to one peer; more wait for these, or for one that falls free. A peer keeps eight places for those
+of one address that have not proved who they are, and a burst of jobs must not look like an attack."""
 
 
 class ConnectionPool:
@@ -112,7 +118,8 @@ class ConnectionPool:
         return None
 
     def _make_room(self, peer: str) -> bool:
-        if len(self._open.get(peer, ())) + self._dialling.get(peer, 0) >= self._per_peer:
+        dialling = self._dialling.get(peer, 0)
+        if dialling >= DIALS_AT_ONCE or len(self._open.get(peer, ())) + dialling >= self._per_peer:
             return False
         if self.count < self._in_all:
             return True

@@ -258,6 +258,27 @@ async def test_connections_per_peer_are_bounded_and_others_wait():
 
 
 @in_trio
+async def test_a_burst_to_one_peer_does_not_look_like_an_attack():
+    all_here = trio.Event()
+    here = 0
+
+    async def meet(exchange, message, payload):
+        nonlocal here
+        here += 1
+        if here == 24:
+            all_here.set()
+        await all_here.wait()
+        await echo(exchange, message, payload)
+
+    async with two_planes(meet, server={"pending_per_host": 3}) as (plane, listener, peer, _):
+        async with trio.open_nursery() as nursery:
+            for _ in range(24):
+                nursery.start_soon(ask, plane, peer)
+        assert plane.statistics().dials_failed == 0
+        assert listener.statistics().refused_crowded == 0
+
+
+@in_trio
 async def test_connections_in_all_are_bounded_and_the_longest_idle_makes_room():
     grid = SandboxGrid()
     nodes = [grid.make_node() for _ in range(3)]
