@@ -18,8 +18,8 @@ Dialler = Callable[[str], Awaitable[Connection]]
 
 
 DIALS_AT_ONCE: Final = 2
-"""Connections being made to one peer; more wait for these, or for one that falls free. A peer keeps eight places for those
-of one address that have not proved who they are, and a burst of jobs must not look like an attack."""
+"""Connections being made to one peer; more wait for these, or for one that falls free. A peer keeps eight places for
+those of one address that have not proved who they are, and a burst of jobs must not look like an attack."""
 
 
 class ConnectionPool:
