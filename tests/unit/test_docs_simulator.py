@@ -43,7 +43,9 @@ def test_every_key_that_a_page_changes_exists():
             found.add((page.name, ".".join([first, *(rest[1:] if first in ("nodes", "sources", "models") else rest)])))
     assert len(found) > 5
     # A daemon's settings are another table.
-    assert {(page, key) for page, key in found if key not in known and not key.startswith(("runtime.", "http."))} == set()
+    assert {
+        (page, key) for page, key in found if key not in known and not key.startswith(("runtime.", "http."))
+    } == set()
 
 
 def test_every_key_of_a_shipped_scenario_is_in_the_tables():
