@@ -2,7 +2,8 @@
 
     python -m models.zoo.street.measure FILE.onnx ...
 
-prints size, time and mAP@0.5 of each file on the held-out scenes and films, which it draws anew.
+prints size, time and mAP@0.5 of each file on the held-out scenes and films, which it draws anew. Films of large frames
+come twice: as JPEG, which is decoded at a part of its size, and decoded whole.
 """
 
 import argparse
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 
 from models.average_precision import AveragePrecision, Truth, mean_average_precision
 from models.detection import Detection, detect
-from models.imaging import preprocess
+from models.imaging import decode, preprocess
 from models.zoo.packages import STREET_POSTPROCESSING, STREET_PREPROCESSING
 from models.zoo.street.dataset import PIECE, Recipe, frames
 
 HELD_OUT = Recipe(name="held-out", scenes=1_000)
 HELD_OUT_FILM = Recipe(name="held-out-film", films=15)
+LARGE_FILM = Recipe(name="large-film", films=5, size=(1280, 720))
 
 SCORE_MIN = 0.01
 """Detections down to this score enter the precision-recall curve; the manifest's threshold is for people to look at."""
@@ -48,13 +50,31 @@ def find(session: onnxruntime.InferenceSession, frame: bytes | NDArray[np.uint8]
 
 def measure(session: onnxruntime.InferenceSession, recipe: Recipe) -> AveragePrecision:
     """Measure mAP@0.5 on the frames of a recipe, drawn anew, at their full size."""
-    pieces = -(-recipe.scenes // PIECE) + recipe.films
     found: list[list[Detection]] = []
     truth: list[Sequence[Truth]] = []
-    for frame, real in frames(recipe, 0, pieces):
+    for frame, real in frames(recipe, 0, _pieces(recipe)):
         found.append(find(session, frame))
         truth.append(real)
     return mean_average_precision(found, truth)
+
+
+def measure_decoding(
+    session: onnxruntime.InferenceSession, recipe: Recipe
+) -> tuple[AveragePrecision, AveragePrecision]:
+    """Measure mAP@0.5 on the films of a recipe, drawn anew: decoded as a worker does, and decoded whole."""
+    scaled: list[list[Detection]] = []
+    whole: list[list[Detection]] = []
+    truth: list[Sequence[Truth]] = []
+    for frame, real in frames(recipe, 0, _pieces(recipe)):
+        assert isinstance(frame, bytes), "frames of films are files"
+        scaled.append(find(session, frame))
+        whole.append(find(session, decode(frame)))
+        truth.append(real)
+    return mean_average_precision(scaled, truth), mean_average_precision(whole, truth)
+
+
+def _pieces(recipe: Recipe) -> int:
+    return -(-recipe.scenes // PIECE) + recipe.films
 
 
 def time_ms(session: onnxruntime.InferenceSession, *, runs: int = 200) -> float:
@@ -73,9 +93,14 @@ def report(path: Path) -> None:
     session = open_session(path)
     print(f"{path.name}: {path.stat().st_size} bytes, {time_ms(session):.2f} ms", flush=True)
     for recipe in (HELD_OUT, HELD_OUT_FILM):
-        result = measure(session, recipe)
-        classes = ", ".join(f"{name} {value:.4f}" for name, value in result.per_class.items())
-        print(f"  {recipe.name}: {result.mean:.4f} ({classes})", flush=True)
+        _print(recipe.name, measure(session, recipe))
+    for name, result in zip(("", ", decoded whole"), measure_decoding(session, LARGE_FILM), strict=True):
+        _print(LARGE_FILM.name + name, result)
+
+
+def _print(name: str, result: AveragePrecision) -> None:
+    classes = ", ".join(f"{name} {value:.4f}" for name, value in result.per_class.items())
+    print(f"  {name}: {result.mean:.4f} ({classes})", flush=True)
 
 
 def main() -> None:
