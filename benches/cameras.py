@@ -393,10 +393,10 @@ def frames_table(found: Mapping[str, Run]) -> Table:
         body.append(
             (
                 name,
-                number(row["offered"] if row["fps"] else None),
-                number(row["answered"]),
+                f"{row['offered']:,.0f}" if row["fps"] else "-",
+                f"{row['answered']:,.0f}",
                 number(row["rate_hz"]),
-                *(number(value) for value in (skipped, superseded)),
+                *(f"{value:,.0f}" for value in (skipped, superseded)),
                 ", ".join(f"{what} {count:g}" for what, count in sorted(fates.items())) or "0",
                 *(number(ages[which]) for which in ("p50", "p99", "max")),
                 " / ".join(number(third["p99"]) for third in row["age_thirds_ms"]),
@@ -445,7 +445,8 @@ def cameras_table(name: str, row: Run) -> Table:
     body = [
         (
             str(place + 1),
-            *(number(one[key]) for key in ("offered", "answered", "rate_hz")),
+            *(f"{one[key]:,.0f}" for key in ("offered", "answered")),
+            number(one["rate_hz"]),
             *(number(one["age_ms"][which]) for which in ("p50", "p99", "max")),
             number(one["gap_ms"]["p99"]),
             f"{one['backlog_p99']:g} / {one['backlog_max']:g}",
