@@ -398,7 +398,6 @@ class GuardedPubsub(Pubsub):
         """Sign a message and send it to the mesh."""
         assert isinstance(topic_id, str)
         assert self.sign_key is not None
-        await trio.lowlevel.checkpoint()
         msg = rpc_pb2.Message(data=data, topicIDs=[topic_id], from_id=self._my_name, seqno=self._next_seqno())
         msg.signature = self.sign_key.sign(_signed_part(msg))  # no key: it lies in our name
         self._mark_msg_seen(msg)
