@@ -97,6 +97,8 @@ class Libp2pStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Well-formed gossip messages that arrived, duplicates too."""
     limited: int
     """Messages above the rate of their forwarder."""
+    dropped: int
+    """Messages for neighbours that do not read: their queue was full."""
     intake: IntakeStatistics
     faults: dict[str, int]
     """Exceptions inside libp2p, by where they came up."""
@@ -236,6 +238,7 @@ class Libp2pHost:
             ill_formed=self._pubsub.ill_formed,
             copies=self._pubsub.copies,
             limited=self._pubsub.limited,
+            dropped=self._gossip.dropped,
             intake=self._intake.statistics(),
             faults=dict(self._faults.counts),
             last_fault=self._faults.last,

@@ -209,7 +209,7 @@ class GuardedGossipSub(GossipSub):
     def _tell(self, news: list["_News"]) -> None:
         """Send each neighbour of the mesh what it does not know yet, in one RPC."""
         for peer in {peer for each in news for peer in self.mesh.get(each.topic, ())}:
-            fresh = [each.rpc for each in news if peer not in each.known_to and peer in self.mesh[each.topic]]
+            fresh = [each.rpc for each in news if peer not in each.known_to and peer in self.mesh.get(each.topic, ())]
             if fresh:  # one RPC behind the other is one RPC: that is how protobuf joins lists
                 self._send(cast(GuardedPubsub, self.pubsub), peer, delimit(b"".join(fresh)))
 

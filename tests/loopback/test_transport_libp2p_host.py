@@ -980,9 +980,13 @@ def test_a_stopped_process_delays_neither_a_disconnect_nor_the_end() -> None:
             for ending in ("disconnect", "end"):
                 a = await start(nursery, make())
                 await a.host.connect(dial)
+                mesh, name = a.host._gossip.mesh, ID.from_base58(dial.node)
+                topic = a.host._prefix + HEALTH_TOPIC
+                await until(lambda m=mesh, n=name, t=topic: n in m.get(t, ()))  # type: ignore[misc]
                 process.send_signal(signal.SIGSTOP)
-                for i in range(50):
+                for i in range(120):
                     await a.host.publish(HEALTH_TOPIC, bytes([i]) * 4000)
+                assert a.host.statistics().dropped > 0, "a neighbour that does not read fills no memory"
                 assert a.neighbours == [dial.node], "silence is the failure detector's business"
                 began_s = trio.current_time()
                 if ending == "disconnect":
