@@ -231,6 +231,8 @@ class GridMux(IMuxedConn):
         self._is_writing = False
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
+        self._fault: Exception | None = None
+        """What ended a task and should not have."""
 
     # ------------------------------------------------------------ streams
 
@@ -276,6 +278,8 @@ class GridMux(IMuxedConn):
                     for task in (self._read_all, self._write_all, self._watch):
                         nursery.start_soon(self._run, task)
                     self.event_started.set()
+            if self._fault is not None:
+                raise self._fault
         finally:
             await self._end(NORMAL)
 
@@ -285,6 +289,9 @@ class GridMux(IMuxedConn):
             await task()
         except (IOException, RawConnError):
             pass  # the connection broke, as connections do
+        except Exception as error:
+            # Alone, not in a group: one that holds a cancellation, too, would pass the swarm's fence.
+            self._fault = error
         finally:
             self._scope.cancel()
 

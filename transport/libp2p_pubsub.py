@@ -317,20 +317,23 @@ class GuardedPubsub(Pubsub):
             for raw in reader.feed(data):
                 self._take_rpc(peer, raw, send_control)
 
+        # Not a nursery of our own: a group of exceptions that holds a cancellation, too, would pass every fence.
+        self.manager.run_task(self._take_controls, peer, controls)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_controls, peer, controls)
-                await _read_to_end(muxed, take)
-                nursery.cancel_scope.cancel()
-        except* FrameTooLargeError:
+            await _read_to_end(muxed, take)
+        except FrameTooLargeError:
             self._handle_dead_peer(peer)
             raise
         finally:
+            send_control.close()
             await reset(stream)
 
     async def _take_controls(self, peer: ID, controls: trio.MemoryReceiveChannel[rpc_pb2.RPC]) -> None:
         async for rpc in controls:
-            await self.router.handle_rpc(rpc, peer)
+            try:
+                await self.router.handle_rpc(rpc, peer)
+            except Exception as error:
+                self._faults.note("control", error)
 
     def _take_rpc(self, peer: ID, raw: bytes, controls: trio.MemorySendChannel[rpc_pb2.RPC]) -> None:
         rpc = rpc_pb2.RPC()

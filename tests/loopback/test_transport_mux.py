@@ -365,6 +365,24 @@ def test_garbage_ends_the_connection_with_a_word(tls, garbage):
     trio.run(main)
 
 
+def test_a_bug_below_ends_the_connection_and_comes_up_alone():
+    async def main():
+        left, right = pipes()
+        mux = GridMux(right, PEER)
+
+        async def broken(n=None):
+            await trio.lowlevel.checkpoint()
+            raise ZeroDivisionError
+
+        right.read = broken
+        with pytest.raises(ZeroDivisionError):
+            await mux.start()
+        assert mux.is_closed
+        await left.close()
+
+    trio.run(main)
+
+
 def test_a_flood_of_opens_is_bounded_and_ends_nothing():
     async def main():
         with trio.fail_after(LIMIT_S):
