@@ -105,10 +105,12 @@ class DaemonHands:
         self._begun: dict[int, Callable[[], None]] = {}
         """How to stop the others."""
         self._ways = self._make_ways()
+        self._is_verbose = log.is_verbose
+        """Whether each action is logged; asked once, since it is settled before a node starts."""
 
     def carry_out(self, action: actions.Action, attachment: object) -> None:
         """Start an action; see driver.Hands."""
-        if log.is_verbose:
+        if self._is_verbose:
             log.debug("action", kind=type(action).__name__, reason=action.reason)
         self._ways[type(action)](action, attachment)
 
@@ -219,7 +221,7 @@ class DaemonHands:
             if isinstance(outcome, WorkerLostError):
                 self._lose(action, outcome)
             else:
-                self._finish(action, (entry,), (outcome,))
+                self._finish_one(action, entry, outcome)
 
         stop = self._executor.begin(action.model, _request(entry), ended)
         if stop is None:
@@ -260,20 +262,29 @@ class DaemonHands:
         self, action: actions.Execute, entries: Sequence[JobEntry], results: Sequence[RunOutcome | InferenceError]
     ) -> None:
         """Post what an execution came to."""
-        outcomes: Outcomes = {}
-        for entry, result in zip(entries, results, strict=True):
-            outcome = outcomes[entry.handle] = self._outcome(action.model, entry, result)
-            if entry.is_hasty and isinstance(outcome, Answer) and self._jobs.get(entry.handle) is entry:
-                # A job that is still open when its run succeeds is always answered: the core's own accounts, which
-                # take as long as all else here, need not keep the program waiting.
-                entry.is_answered = True
-                entry.responder.answer(outcome, None)
-        if len(entries) == 1 and isinstance(failure := outcomes[entries[0].handle], Failure):
-            reason = Reason.EXPIRED if failure.reason == Reason.EXPIRED.value else Reason.MODEL_FAILED
-            self._driver.post(ServiceFailed(command=action.command, reason=reason), failure)
+        if len(entries) == 1:
+            self._finish_one(action, entries[0], results[0])
             return
+        outcomes: Outcomes = {
+            entry.handle: self._outcome(action.model, entry, result)
+            for entry, result in zip(entries, results, strict=True)
+        }
         service_s = sum(result.service_s for result in results if isinstance(result, RunOutcome))
         self._driver.post(ServiceFinished(command=action.command, service_s=service_s), outcomes)
+
+    def _finish_one(self, action: actions.Execute, entry: JobEntry, result: RunOutcome | InferenceError) -> None:
+        """Post what the execution of one job came to, after its program was answered."""
+        outcome = self._outcome(action.model, entry, result)
+        if isinstance(outcome, Failure):
+            reason = Reason.EXPIRED if outcome.reason == Reason.EXPIRED.value else Reason.MODEL_FAILED
+            self._driver.post(ServiceFailed(command=action.command, reason=reason), outcome)
+            return
+        if entry.is_hasty and self._jobs.get(entry.handle) is entry:
+            # A job that is still open when its run succeeds is always answered: the core's own accounts, which take as
+            # long as all else here, need not keep the program waiting.
+            entry.is_answered = True
+            entry.responder.answer(outcome, None)
+        self._driver.post(ServiceFinished(command=action.command, service_s=outcome.service_s), {entry.handle: outcome})
 
     def _outcome(self, model: str, entry: JobEntry, result: RunOutcome | InferenceError) -> Answer | Failure:
         match result:

@@ -185,12 +185,20 @@ class FrameWriter:
             The connection broke.
         """
         if not self._waiting and sum(map(len, parts)) <= JOIN_MAX_BYTES:
-            parts = (b"".join(parts),)
-        views = [memoryview(part).cast("B") for part in parts if len(part)]
-        if not self._waiting:
-            views = self._send(views)
-            if not views:
+            frame = b"".join(parts)
+            try:
+                sent = self._plain.send(frame)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(frame):
                 return
+            views = [memoryview(frame)[sent:]]
+        else:
+            views = [memoryview(part).cast("B") for part in parts if len(part)]
+            if not self._waiting:
+                views = self._send(views)
+                if not views:
+                    return
         self._waiting_bytes += sum(map(len, views))
         if len(self._waiting) >= self._frames_max or self._waiting_bytes > self._bytes_max:
             raise OutboxFullError(f"{len(self._waiting)} frames of {self._waiting_bytes} bytes wait to be read")
@@ -228,7 +236,7 @@ class FrameWriter:
         left = list(views)
         while left:
             try:
-                sent = self._plain.send(left[0]) if len(left) == 1 else self._plain.sendmsg(left)
+                sent = self._plain.sendmsg(left)
             except BlockingIOError:
                 return left
             while left and sent >= len(left[0]):

@@ -218,7 +218,7 @@ class Connection:
             model=self._door.models.name_of(answer.model),
             model_digest=answer.model,
             node=answer.node,
-            node_name=self._door.nodes.name_of(answer.node),
+            node_name=self._door.name if own else self._door.nodes.name_of(answer.node),
             hops=answer.hops,
             waiting_s=answer.waiting_s,
             service_s=answer.service_s,
