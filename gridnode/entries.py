@@ -16,8 +16,8 @@ BACKOFF_FIRST_S: Final = 0.05
 """Pause after a first failure: a daemon that restarts is back within a second."""
 BACKOFF_MAX_S: Final = 2.0
 """Longest pause between two tries of one entry; a failed connect to a Unix socket costs microseconds."""
-REST_S: Final = 1.0
-"""Pause of a draining entry: it takes no work until it was restarted."""
+REST_S: Final = 0.25
+"""Pause of a draining entry: it takes no work until it was restarted, which takes half a second at least."""
 
 
 class _Entry:
