@@ -9,7 +9,6 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import trio
 
@@ -18,6 +17,7 @@ from gridnode.control import Goodbye
 from gridnode.driver import Driver
 from gridnode.errors import StateDirectoryError
 from gridnode.jobtable import JobTable
+from gridnode.localsocket import accept
 from gridnode.logs import EventLog
 from gridnode.nurseries import collapsing
 from gridnode.program import Answerer, Connection, NodeNames
@@ -25,9 +25,6 @@ from gridnode.submissions import ModelDirectory
 from models.segments import Segment
 
 log = EventLog("frontdoor")
-
-ACCEPT_RETRY_S: Final = 0.1
-"""Pause after a failed accept, so that a lack of descriptors does not become a busy loop."""
 
 
 class FrontDoor:
@@ -97,13 +94,12 @@ class FrontDoor:
                 async with trio.open_nursery() as nursery:
                     while True:
                         await limit.acquire_on_behalf_of(slot := object())
-                        plain = await _accept(listener)
+                        plain = await accept(listener)
                         nursery.start_soon(self._serve_one, plain, limit, slot)
         finally:
             self.path.unlink(missing_ok=True)
 
     async def _serve_one(self, plain: socket.socket, limit: trio.CapacityLimiter, slot: object) -> None:
-        plain.setblocking(False)
         connection = Connection(self, plain)
         self._connections.add(connection)
         try:
@@ -134,18 +130,6 @@ class FrontDoor:
             ) from error
         listener.listen(self.config.connections)
         return listener
-
-
-async def _accept(listener: trio.socket.SocketType) -> socket.socket:
-    """Accept a program; while the machine lacks descriptors or memory for one more, wait for them."""
-    while True:
-        try:
-            accepted, _ = await listener.accept()
-        except OSError as error:
-            log.warning("accept_failed", error=error)
-            await trio.sleep(ACCEPT_RETRY_S)
-        else:
-            return socket.socket(fileno=accepted.detach())
 
 
 async def _remove_stale(path: trio.Path) -> None:

@@ -16,6 +16,9 @@ from typing import Final
 import trio
 
 from gridnode.control import HEADER_MAX_BYTES, PREFIX_BYTES, Buffer, decode_prefix
+from gridnode.logs import EventLog
+
+log = EventLog("frontdoor")
 
 READ_BYTES: Final = 64 * 1024
 """Size of the read buffer: a header and the head of its payload come in one system call."""
@@ -24,9 +27,26 @@ TURN_BYTES: Final = 1 << 20
 JOIN_MAX_BYTES: Final = 16 * 1024
 """Largest frame that is joined before it is sent: one small copy takes less time than a list of pieces."""
 
+ACCEPT_RETRY_S: Final = 0.1
+"""Pause after a failed accept, so that a lack of descriptors does not become a busy loop."""
+
 _DESCRIPTOR: Final = struct.Struct("i")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _NOTHING: Final = memoryview(b"")
+
+
+async def accept(listener: trio.socket.SocketType) -> socket.socket:
+    """Accept a program; while the machine lacks descriptors or memory for one more, wait for them."""
+    while True:
+        try:
+            accepted, _ = await listener.accept()
+        except OSError as error:
+            log.warning("accept_failed", error=error)
+            await trio.sleep(ACCEPT_RETRY_S)
+        else:
+            plain = socket.socket(fileno=accepted.detach())
+            plain.setblocking(False)
+            return plain
 
 
 class OutboxFullError(Exception):

@@ -252,7 +252,8 @@ class Connection:
             unread, self._unread = self._unread, None
             self.idle_since_s = math.inf
             return unread
-        self._release_room()
+        if self._receiver.is_between_frames:  # else a cancelled call's payload is still being received there
+            self._release_room()
         try:
             frame = await self._receive_frame(patience_s)
             message, self._message = self._message or wire.decode_data(frame.header), None

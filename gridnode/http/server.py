@@ -23,6 +23,7 @@ from gridnode.http.heads import Head, HttpError
 from gridnode.http.memory import BodyMemory
 from gridnode.http.responses import error_reply
 from gridnode.jobtable import JobTable
+from gridnode.localsocket import accept
 from gridnode.logs import EventLog
 from gridnode.modelhouse import ModelHouse
 from gridnode.nurseries import collapsing
@@ -33,8 +34,6 @@ log = EventLog("http")
 
 T = TypeVar("T")
 
-ACCEPT_RETRY_S: Final = 0.1
-"""Pause after a failed accept, so that a lack of descriptors does not become a busy loop."""
 THREADS: Final = 1
 """Threads that read and write large JSON and decompress bodies: each may take 20 times its text in memory."""
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
@@ -147,7 +146,8 @@ class HttpServer:
         """Accept programs until cancelled; they are served in the nursery."""
         with listener:
             while True:
-                plain = await _accept(listener)
+                plain = await accept(listener)
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if len(self._connections) >= self.config.connections:
                     _turn_away(plain)
                     continue
@@ -163,21 +163,6 @@ class HttpServer:
             log.debug("program_lost", error=error)
         finally:
             self._connections.discard(connection)
-
-
-async def _accept(listener: trio.socket.SocketType) -> socket.socket:
-    """Accept a program; while the machine lacks descriptors or memory for one more, wait for them."""
-    while True:
-        try:
-            accepted, _ = await listener.accept()
-        except OSError as error:
-            log.warning("accept_failed", error=error)
-            await trio.sleep(ACCEPT_RETRY_S)
-        else:
-            plain = socket.socket(fileno=accepted.detach())
-            plain.setblocking(False)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return plain
 
 
 def _turn_away(plain: socket.socket) -> None:

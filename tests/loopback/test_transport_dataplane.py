@@ -146,6 +146,42 @@ def test_payloads_are_received_where_the_receiver_wants_them(is_taken):
 
 
 @in_trio
+async def test_a_receive_that_is_cancelled_inside_a_payload_keeps_its_room():
+    rooms = []
+
+    def make_room(message, size):
+        rooms.append(Room(size))
+        return rooms[-1]
+
+    payload = bytes(range(250)) * 200
+    go_on = trio.Event()
+
+    async def in_two(exchange, message, _):
+        header = wire.encode(message)
+        frame = encode_prefix(header, len(payload)) + header + payload
+        exchange.connection._stream.ssl_object.write(frame[:30_000])
+        await exchange.flush()
+        await go_on.wait()
+        exchange.connection._stream.ssl_object.write(frame[30_000:])
+        await exchange.flush()
+        exchange.finish()
+
+    async with two_planes(in_two) as (plane, _, peer, _address), plane.exchange(peer) as exchange:
+        plane.make_room = make_room
+        await exchange.send(CardRequest(nodes=()))
+        with trio.CancelScope() as impatience:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(exchange.receive)
+                await eventually(lambda: rooms and rooms[0].view[0:250] == payload[:250])
+                impatience.cancel()
+        go_on.set()
+        _, received = await exchange.receive()
+        assert received == payload
+        assert [room.released for room in rooms] == [0]
+        assert exchange.take_room() is rooms[0]
+
+
+@in_trio
 async def test_room_for_a_payload_that_breaks_off_is_let_go():
     rooms = []
 
