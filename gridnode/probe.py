@@ -8,6 +8,7 @@ A fair scheduler gives a run that wants ``threads`` cores beside others that kee
 them: with u + threads > n it takes about (u + threads) / n times as long, else it is not disturbed.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -18,6 +19,10 @@ SLOW_DOWN_MAX = 20.0
 
 EWMA_WEIGHT = 0.3
 """Weight of the newest sample: at one sample a second a lasting change shows within about five seconds."""
+
+SENSORS_S = 4.5
+"""Age at which temperature, clock and power are read again: with every fifth sample of one a second. They change
+slowly and lie in many small files, which took four fifths of a sample's time."""
 
 
 class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,25 +53,41 @@ class MachineProbe:
         self._own_pids = own_pids
         self._threads = threads
         self._cores = psutil.cpu_count() or 1
+        self._processes: dict[int, psutil.Process] = {}
         self._own_cpu_s: dict[int, float] = {}
         self._smoothed = 0.0
         self._times = psutil.cpu_times()
+        self._sensors_age_s = math.inf
+        self._temperature_c: float | None = None
+        self._clock_factor = 1.0
+        self._power_class = 0
 
     def sample(self, *, elapsed_s: float) -> MachineSample:
-        """Read the machine; ``elapsed_s`` is the time since the last reading, > 0. Reads /proc: about 1 ms."""
+        """Read the machine; ``elapsed_s`` is the time since the last reading, > 0. Reads /proc: below 1 ms."""
+        self._sensors_age_s += elapsed_s
+        if self._sensors_age_s >= SENSORS_S:
+            self._sensors_age_s = 0.0
+            self._read_sensors()
         busy = self._busy_s()
         own = self._own_s()
         others = max(0.0, min(1.0, (busy - own) / (elapsed_s * self._cores)))
         self._smoothed += EWMA_WEIGHT * (others - self._smoothed)
         wanted = self._smoothed * self._cores + min(self._threads, self._cores)
-        slow_down = max(1.0, wanted / self._cores) * _clock_factor()
+        slow_down = max(1.0, wanted / self._cores) * self._clock_factor
         return MachineSample(
             slow_down=min(SLOW_DOWN_MAX, slow_down),
             memory_free_bytes=psutil.virtual_memory().available,
-            power_class=_power_class(),
-            temperature_c=_temperature_c(),
+            power_class=self._power_class,
+            temperature_c=self._temperature_c,
             cpu_share_others=self._smoothed,
         )
+
+    def _read_sensors(self) -> None:
+        self._temperature_c = _temperature_c()
+        # A low clock on a cool machine is idling, not throttling.
+        is_hot = self._temperature_c is not None and self._temperature_c >= THROTTLE_C
+        self._clock_factor = _clock_factor() if is_hot else 1.0
+        self._power_class = _power_class()
 
     def _busy_s(self) -> float:
         last, now = self._times, psutil.cpu_times()
@@ -77,28 +98,28 @@ class MachineProbe:
 
     def _own_s(self) -> float:
         spent: dict[int, float] = {}
+        processes: dict[int, psutil.Process] = {}
         for pid in self._own_pids():
             try:
-                times = psutil.Process(pid).cpu_times()
+                process = self._processes.get(pid) or psutil.Process(pid)
+                times = process.cpu_times()
             except psutil.Error:
                 continue
+            processes[pid] = process
             spent[pid] = times.user + times.system
         gained = sum(max(0.0, cpu_s - self._own_cpu_s.get(pid, cpu_s)) for pid, cpu_s in spent.items())
-        self._own_cpu_s = spent
+        self._own_cpu_s, self._processes = spent, processes
         return gained
 
 
 def _clock_factor() -> float:
-    """Return by how much the clock is below its maximum, where the system limits it; 1 when unknown."""
+    """Return by how much the clock is below its maximum; 1 when unknown."""
     try:
         frequency = psutil.cpu_freq()
     except (OSError, RuntimeError, NotImplementedError):
         return 1.0
-    if not frequency or not frequency.max or not frequency.current or _temperature_c() is None:
+    if not frequency or not frequency.max or not frequency.current:
         return 1.0
-    temperature = _temperature_c()
-    if temperature is None or temperature < THROTTLE_C:
-        return 1.0  # a low clock on a cool machine is idling, not throttling
     return max(1.0, frequency.max / frequency.current)
 
 

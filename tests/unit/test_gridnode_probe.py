@@ -94,6 +94,30 @@ def test_power_is_told_in_classes(monkeypatch, battery, power_class):
     assert machine(monkeypatch, busy_s=0.0, battery=battery).sample(elapsed_s=1.0).power_class == power_class
 
 
+def test_sensors_are_read_with_every_fifth_sample_and_a_cool_machine_is_not_asked_for_its_clock(monkeypatch):
+    probe = machine(monkeypatch, busy_s=0.0)
+    celsius = iter([50.0, 85.0])
+    asked = {"clock": 0, "power": 0}
+
+    def temperatures():
+        return {"cpu": [Sensor(next(celsius))]}
+
+    def clock():
+        asked["clock"] += 1
+        return Frequency(750.0, 1500.0)
+
+    def battery():
+        asked["power"] += 1
+        return Battery(50, False)
+
+    for name, read in (("sensors_temperatures", temperatures), ("cpu_freq", clock), ("sensors_battery", battery)):
+        monkeypatch.setattr(f"psutil.{name}", read, raising=False)
+    samples = [probe.sample(elapsed_s=1.0) for _ in range(10)]
+    assert [sample.temperature_c for sample in samples] == 5 * [50.0] + 5 * [85.0]
+    assert [sample.slow_down for sample in samples] == 5 * [1.0] + 5 * [2.0]
+    assert asked == {"clock": 1, "power": 2}
+
+
 def test_sensors_that_fail_cost_nothing(monkeypatch):
     probe = machine(monkeypatch, busy_s=0.0)
 
