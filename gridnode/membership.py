@@ -5,6 +5,7 @@ change (gridnode.gossip judges it), with the first question to a peer, and page 
 (gridnode.introductions).
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -50,6 +51,12 @@ one that would be a full mesh, and control neighbours and jobs do the meeting.""
 REVOCATION_GOSSIP_MAX_BYTES: Final = 3500
 PUBLISH_CARD_AFTER_S: Final = (0.2, 1.5, 5.0)
 """When our card is gossiped after a new neighbour: the gossip mesh takes a heartbeat or two to include it."""
+CARD_YOUNG_S: Final = 60.0
+"""Age up to which our card is gossiped for each new neighbour. Later the grid has it, and a neighbour whose card we
+hold is given ours by the introduction and passes it on if it is news. Neighbours are exchanged all the time: cards for
+each of them were most of what gossip cost a node that idles among twenty."""
+CARD_AGAIN_S: Final = 300.0
+"""How often it is gossiped even so, where there are new neighbours: their data ports may be closed to us."""
 
 
 class EpochBehindError(Exception):
@@ -110,6 +117,10 @@ class Membership:
         self._own_cards: list[bytes] = []
         """All of this life, one per renewal. Another one with this epoch means that the boot counter was lost."""
         self._card_sequence = 0
+        self._card_since_s = -math.inf
+        """When our card was made."""
+        self._card_told_s = -math.inf
+        """When it was last gossiped for a new neighbour."""
         self._nursery: trio.Nursery | None = None
         self._introductions = Introductions(self, data=data, on_meeting=on_meeting, on_reachable=self._tell_reachable)
         self.gossip = Gossip(
@@ -235,6 +246,7 @@ class Membership:
             wire_versions=(VERSION,),
         )
         self._own_cards.append(self._own_card)
+        self._card_since_s = trio.current_time()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Handle gossip until cancelled."""
@@ -252,12 +264,16 @@ class Membership:
         await self._control.publish(CARD_TOPIC, encode(CardNotice(card=self._own_card)))
 
     def greet(self, node: str) -> None:
-        """Introduce ourselves to a new neighbour, and our card to the grid."""
+        """Introduce ourselves to a new neighbour, and our card to the grid where it may lack it."""
         if self._nursery is None:
             return
-        self._nursery.start_soon(self._publish_card_soon)
-        if self._book.get(node) is not None:
+        now_s = trio.current_time()
+        is_known = self.knows(node)
+        if is_known:
             self._introductions.introduce(node)
+        if not is_known or now_s < self._card_since_s + CARD_YOUNG_S or now_s >= self._card_told_s + CARD_AGAIN_S:
+            self._card_told_s = now_s
+            self._nursery.start_soon(self._publish_card_soon)
 
     def save_cards(self) -> None:
         """Write the cards to disk. Blocks on fsync."""

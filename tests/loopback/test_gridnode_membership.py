@@ -193,6 +193,45 @@ def test_what_peers_gossip_falsely_is_neither_used_nor_fatal(run_grid):
     run_grid(scenario)
 
 
+def cards_heard(sandbox, name, of):
+    """Count the cards of one node that the gossip of another heard from now on, news or not."""
+    gossip, origin = sandbox.nodes[name].running.membership.gossip, node_of(sandbox, of)
+    heard = []
+
+    def judge(message):
+        if (message.topic, message.origin) == (CARD_TOPIC, origin):
+            heard.append(trio.current_time())
+        return gossip.is_good(message)
+
+    sandbox.nodes[name].running._control.set_validator(CARD_TOPIC, judge)
+    return heard
+
+
+def test_neighbours_that_come_and_go_do_not_have_a_known_card_gossiped_again(run_grid):
+    async def scenario(sandbox):
+        fast = sandbox.nodes["fast"].running.membership
+        heard = cards_heard(sandbox, "mid", "fast")
+        await trio.sleep(10.0)  # what the start had to tell has been told
+
+        async def greeted(neighbour):
+            heard.clear()
+            fast.greet(neighbour)
+            await trio.sleep(10.0)
+            return len(heard)
+
+        assert await greeted(node_of(sandbox, "slow")) == 3  # a young card, which some may lack
+        await trio.sleep(60.0)
+        assert await greeted(node_of(sandbox, "slow")) == 0
+        assert await greeted("a stranger, whom no introduction reaches") == 3
+        await trio.sleep(300.0)
+        assert await greeted(node_of(sandbox, "slow")) == 3  # now and then even so
+        assert await greeted(node_of(sandbox, "slow")) == 0
+        fast.announce(control=(), data=())
+        assert await greeted(node_of(sandbox, "slow")) == 3  # a card made anew is young again
+
+    run_grid(scenario)
+
+
 def test_a_state_record_in_another_nodes_name_is_refused(run_grid):
     async def scenario(sandbox):
         record = encode_state(sandbox.nodes["fast"].running)
