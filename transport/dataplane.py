@@ -21,6 +21,7 @@ from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler, MakeR
 from transport.certificates import CertificateRefusedError, PeerCertificate
 from transport.connection import ByteBudget, Connection, Traffic
 from transport.dataplane_records import DataPlaneConfig, DataPlaneStatistics
+from transport.hangups import Hangups
 from transport.pool import ConnectionPool
 from transport.securestream import ListenError, SecureStream, take_socket
 from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
@@ -131,6 +132,7 @@ class TlsDataPlane:
         self._pool = ConnectionPool(
             self._dial, per_peer=config.outbound_per_peer, in_all=config.outbound_max, idle_s=config.idle_s
         )
+        self._hangups = Hangups(on_peer_closed)
 
     # ------------------------------------------------------------ outbound
 
@@ -207,6 +209,7 @@ class TlsDataPlane:
             plain = await self._connect(address)
             with trio.fail_after(self._config.handshake_timeout_s):
                 connection = await self._credentials.meet_server(plain, peer, self._adopt_outbound)
+            self._hangups.watch(plain, connection)
             is_done = True
             self._on_peer_opened(peer)
             return connection
@@ -312,6 +315,7 @@ class TlsDataPlane:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sweep)
+                nursery.start_soon(self._hangups.serve)
                 host, port = listeners[0].socket.getsockname()[:2]
                 task_status.started((host, port))
                 await trio.serve_listeners(welcome, listeners)

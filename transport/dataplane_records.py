@@ -36,8 +36,9 @@ class DataPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Connections from one IP address that have not proved who they are."""
     pending_max: int = 64
     """Such connections in all."""
-    sweep_s: float = 0.5
-    """How often idle connections are looked at, in seconds; a killed peer is noticed within it."""
+    sweep_s: float = 5.0
+    """How often connections are looked at whether they were idle for too long, in seconds. That a peer closed one is
+    known at once."""
     frames: FrameLimits = FrameLimits()
     """Bounds of a frame."""
 

@@ -260,7 +260,7 @@ async def test_a_handler_that_does_not_finish_closes_the_connection():
         await ask(plane, peer)
         await eventually(lambda: listener.statistics().inbound == 0)
         await ask(plane, peer)
-        assert (plane.statistics().stale, plane.statistics().dials) == (1, 2)
+        assert (plane.statistics().reused, plane.statistics().dials) == (0, 2)
 
 
 @in_trio
@@ -494,7 +494,7 @@ async def test_a_peer_that_goes_away_while_idle_is_noticed():
     gone = []
     grid = SandboxGrid()
     there = grid.make_node()
-    plane = plane_of(grid, grid.make_node(), sweep_s=0.02, told={"on_peer_closed": gone.append})
+    plane = plane_of(grid, grid.make_node(), sweep_s=3600.0, told={"on_peer_closed": gone.append})
     async with trio.open_nursery() as nursery:
         await nursery.start(plane.serve, echo)
         async with trio.open_nursery() as life:
@@ -505,6 +505,58 @@ async def test_a_peer_that_goes_away_while_idle_is_noticed():
         await eventually(lambda: gone == [there.node])
         assert plane.open_peers() == ()
         nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_what_comes_on_connections_wakes_nobody_who_waits_for_their_end():
+    gone = []
+    async with two_planes(client={"sweep_s": 3600.0, "told": {"on_peer_closed": gone.append}}) as (plane, _, peer, _):
+        for _ in range(3):
+            await ask(plane, peer)
+        looker = next(task for task in tasks_of("Hangups.serve"))
+        counter = StepCounter(looker)
+        trio.lowlevel.add_instrument(counter)
+        for _ in range(20):
+            await ask(plane, peer)
+        trio.lowlevel.remove_instrument(counter)
+        assert (counter.steps, gone, plane.statistics().reused) == (0, [], 22)
+
+
+@in_trio
+async def test_a_peer_that_closes_a_connection_in_use_is_told_by_the_exchange_alone():
+    gone = []
+
+    async def leave(exchange, message, payload):
+        raise RemoteProtocolError("enough")
+
+    client = {"sweep_s": 3600.0, "told": {"on_peer_closed": gone.append}}
+    async with two_planes(leave, client=client) as (plane, _, peer, _):
+        for _ in range(3):
+            with pytest.raises(PeerUnreachableError):
+                await ask(plane, peer)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (gone, plane.open_peers()) == ([], ())
+
+
+class StepCounter(trio.abc.Instrument):
+    """Counts how often a task runs."""
+
+    def __init__(self, task):
+        self.task = task
+        self.steps = 0
+
+    def before_task_step(self, task):
+        self.steps += task is self.task
+
+
+def tasks_of(name):
+    """Return all tasks whose name ends like this."""
+    waiting, found = [trio.lowlevel.current_root_task()], []
+    while waiting:
+        task = waiting.pop()
+        found += [task] if task.name.endswith(name) else []
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
 
 
 @in_trio
@@ -571,7 +623,12 @@ async def test_idle_connections_are_closed_after_a_while():
 
 @in_trio
 async def test_a_listener_closes_connections_that_stay_idle():
-    async with two_planes(server={"idle_s": 0.04, "inbound_idle_s": 0.05}) as (plane, listener, peer, _):
+    async with two_planes(server={"idle_s": 0.04, "inbound_idle_s": 0.05, "sweep_s": 0.02}) as (
+        plane,
+        listener,
+        peer,
+        _,
+    ):
         await ask(plane, peer)
         await eventually(lambda: listener.statistics().inbound == 0)
         await ask(plane, peer)
