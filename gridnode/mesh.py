@@ -9,6 +9,7 @@ import trio
 from gridnode.logs import EventLog, short
 from transport.addressbook import Address, BookEntry, load_book, save_book
 from transport.base import ControlPlane
+from transport.beats import next_beat_s
 from transport.discovery import Discovery
 from transport.discovery_events import (
     AddressesLearned,
@@ -106,7 +107,7 @@ class Mesh:
                     pause_s = min(SAVE_S, 2.0 * pause_s)
                     save_s = self._clock() + pause_s
                     await self.save()
-                due_s = min(self._discovery.next_deadline_s(), self._clock() + REFRESH_S)
+                due_s = min(self._discovery.next_deadline_s(), next_beat_s(self._clock(), REFRESH_S))
                 with trio.move_on_at(due_s):
                     await self._wake.wait()
                 if self._discovery.next_deadline_s() <= self._clock():

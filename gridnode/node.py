@@ -29,6 +29,7 @@ from models.executor import Executor
 from models.segments import Segment
 from scheduler.events import DrainRequested, LoadSampled
 from transport.base import ControlPlane, DataPlane, Neighbour
+from transport.beats import next_beat_s
 from transport.cards import Address
 from transport.wire import DataMessage, JobSend
 
@@ -296,7 +297,7 @@ class Node:
     async def _sample_machine(self, probe: MachineProbe) -> None:
         last_s = trio.current_time()
         while True:
-            await trio.sleep(PROBE_INTERVAL_S)
+            await trio.sleep_until(next_beat_s(trio.current_time(), PROBE_INTERVAL_S))
             now_s = trio.current_time()
             self.sample = probe.sample(elapsed_s=max(now_s - last_s, 1e-3))
             last_s = now_s

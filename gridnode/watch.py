@@ -14,6 +14,7 @@ from gridnode.logs import EventLog, short
 from gridnode.translate import state_from_wire
 from scheduler.events import AdvertReceived, PeerLost, PeerRefuted, PeerSuspected
 from transport.base import HEALTH_TOPIC, ControlPlane, DataPlane, ask
+from transport.beats import next_beat_s
 from transport.liveness import Liveness
 from transport.liveness_events import (
     Action,
@@ -38,9 +39,7 @@ from transport.wire import HealthNotice, PeerUnreachableError, Ping, Pong, Trans
 log = EventLog("watch")
 
 REFRESH_S = 1.0
-"""How often the list of peers to probe is brought up to date, where a probe is due soon after, ..."""
-REFRESH_LATE_S = 0.5
-"""... and how much later otherwise: waking for it costs more than doing it."""
+"""How often the list of peers to probe is brought up to date."""
 
 
 Start = Callable[..., None]
@@ -139,11 +138,11 @@ class Watch:
             try:
                 while True:
                     if refresh_s <= self._clock():
-                        refresh_s = self._clock() + REFRESH_S
+                        refresh_s = next_beat_s(self._clock(), REFRESH_S)
                         self._look()
                     self._handle_all(nursery.start_soon)
                     self._wake = trio.Event()
-                    self._armed_s = min(self._liveness.next_deadline_s(), refresh_s + REFRESH_LATE_S)
+                    self._armed_s = min(self._liveness.next_deadline_s(), refresh_s)
                     with trio.move_on_at(self._armed_s):
                         await self._wake.wait()
                     if self._liveness.next_deadline_s() <= self._clock():

@@ -4,8 +4,8 @@ All of libp2p is 1,250 modules; a process that wants only this calls transport.l
 
 Owns the host: identity, security, limits, gossip topics, dials, and that it ends without a trace. The guards that
 make libp2p safe to run lie beside it: transport.libp2p_tcp (sockets), transport.libp2p_security (certificates),
-transport.libp2p_guards (exceptions, floods of streams) and transport.libp2p_pubsub (the way of a message). What a
-message means is the validators' business.
+transport.libp2p_guards (exceptions, floods of streams), transport.libp2p_pubsub (the way of a message) and
+transport.libp2p_gossipsub (the mesh). What a message means is the validators' business.
 
 An exception inside libp2p costs a stream or a message and shows in statistics(); an exception of a validator is a
 bug of ours and goes to on_bug, which should end the node; if libp2p's services themselves fail, serve() raises.
@@ -37,9 +37,10 @@ from transport.base import STATE_TOPIC, TOPICS, Dial, GossipMessage, Neighbour, 
 from transport.certificates import GridTrust
 from transport.identity import NodeKey
 from transport.intake import GossipIntake, IntakeStatistics
+from transport.libp2p_gossipsub import RPC_MAX_BYTES, GuardedGossipSub
 from transport.libp2p_guards import Faults, GuardedHost, GuardedSwarm, connection_config, no_retries
 from transport.libp2p_mux import MUX_PROTOCOL, GridMux
-from transport.libp2p_pubsub import RPC_MAX_BYTES, SUBSCRIPTIONS_MAX, GuardedGossipSub, GuardedPubsub
+from transport.libp2p_pubsub import SUBSCRIPTIONS_MAX, GuardedPubsub
 from transport.libp2p_security import PROTOCOL, GridSecurity, libp2p_keys
 from transport.libp2p_tcp import GridTcp, multiaddr_of
 from transport.wire import GOSSIP_MAX_BYTES, LocalProtocolError, PeerUnreachableError
@@ -60,6 +61,9 @@ class Libp2pConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Protocols that share a connection among streams, the preferred first; yamux is what other libp2p's speak."""
     heartbeat_s: int = 1
     """Period of gossip's mesh upkeep (gossipsub's own default; py-libp2p's is 120 s)."""
+    phase_s: float = 0.0
+    """How long after the process's other timers the heartbeat comes. At once is cheapest; several hosts in one process
+    need different phases, or they would all speak at one moment, which nodes never do."""
     degree: int = 3
     """Neighbours that a topic's messages are pushed to; the others are told by name. Each one more costs a copy of
     each message, half a copy of each state record."""
@@ -191,6 +195,7 @@ class Libp2pHost:
             [GOSSIP_PROTOCOL],
             fleeting=[self._prefix + STATE_TOPIC],
             spread_s=config.spread_s,
+            phase_s=config.phase_s,
             rng=random.Random(f"{self._node}/{self._epoch}"),
             degree=config.degree,
             degree_low=config.degree_low,
@@ -292,7 +297,7 @@ class Libp2pHost:
             if live:
                 address = live[0].muxed_conn.get_remote_address()  # type: ignore[attr-defined]
                 outbound = any(getattr(c, "direction", None) is Direction.OUTBOUND for c in live)
-                found.append(Neighbour(node=peer.to_base58(), address=_text(address), outbound=outbound))
+                found.append(Neighbour(node=_name_of(peer.to_bytes()), address=_text(address), outbound=outbound))
         return tuple(sorted(found, key=lambda neighbour: neighbour.node))
 
     async def connect(self, dial: Dial) -> None:

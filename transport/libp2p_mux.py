@@ -24,13 +24,15 @@ from libp2p.stream_muxer.exceptions import (
 )
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
+from transport.beats import next_beat_s
 from transport.libp2p_security import GridSession
 from transport.muxcore import NORMAL, OUTGOING_MAX_BYTES, SILENCE, VIOLATION, MuxCore, Stream
 from transport.wire import LocalProtocolError, RemoteProtocolError
 
 MUX_PROTOCOL: Final = TProtocol("/gridnode/mux/1.0.0")
 PING_AFTER_S: Final = 10.0
-"""Silence after which the peer is asked for a sign of life. Gossip is one: between busy nodes there are no pings."""
+"""Longest silence after which the peer is asked for a sign of life. Gossip is one: between busy nodes there are no
+pings."""
 PING_TIMEOUT_S: Final = 10.0
 """How long its answer may take. A cable pulled is noticed within the two; the failure detector is much quicker."""
 CREDIT_TIMEOUT_S: Final = 10.0
@@ -337,7 +339,7 @@ class GridMux(IMuxedConn):
         """Ask a silent peer for a sign of life."""
         while True:
             heard = self.core.frames_received
-            await trio.sleep(PING_AFTER_S)
+            await trio.sleep_until(next_beat_s(trio.current_time(), PING_AFTER_S))
             if self.core.frames_received != heard:
                 continue
             self.core.ping(heard.to_bytes(8, "big"))

@@ -558,7 +558,7 @@ def test_a_message_on_the_wire_holds_nothing_that_its_receiver_knows(monkeypatch
 
 
 def test_each_connection_of_the_mesh_carries_a_state_record_about_once() -> None:
-    config = Libp2pConfig(spread_s=0.5, degree_low=3)
+    configs = [Libp2pConfig(spread_s=0.5, degree_low=3, phase_s=phase_s) for phase_s in (0.0, 0.25, 0.5, 0.75)]
 
     async def scene(nursery: trio.Nursery, *hosts: Running) -> None:
         for i, host in enumerate(hosts):
@@ -572,7 +572,7 @@ def test_each_connection_of_the_mesh_carries_a_state_record_about_once() -> None
         copies = sum(host.host.statistics().copies for host in hosts) - before
         assert copies < 4 * 9, "six connections; nine copies each if nobody listened before he spoke"
 
-    play(scene, *[lambda: make(config=config)] * 4)
+    play(scene, *[lambda config=config: make(config=config) for config in configs])
 
 
 def test_state_records_wait_for_one_another_and_other_news_pass_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,6 +606,29 @@ def test_a_state_record_reaches_a_neighbour_outside_the_mesh_by_its_name() -> No
         assert not a.host._gossip.mesh[topic]
 
     play(scene, lambda: make(config=apart), lambda: make(config=apart))
+
+
+def test_heartbeats_that_fail_are_counted_and_the_next_one_mends_the_mesh() -> None:
+    async def scene(nursery: trio.Nursery, a: Running, b: Running) -> None:
+        history, a.host._gossip.mcache.history = a.host._gossip.mcache.history, []
+        await until(lambda: a.host.statistics().faults.get("heartbeat", 0) == 2)
+        a.host._gossip.mcache.history = history
+        await meet(a, b)
+        assert a.host.statistics().faults == {"heartbeat": 2}
+
+    play(scene, make, make)
+
+
+def test_heartbeats_come_with_the_other_timers_of_the_process() -> None:
+    async def scene(nursery: trio.Nursery, a: Running, b: Running) -> None:
+        beats: list[float] = []
+        shift = a.host._gossip.mcache.shift
+        a.host._gossip.mcache.shift = lambda: (beats.append(trio.current_time()), shift())
+        await meet(a, b)
+        await until(lambda: len(beats) >= 2)
+        assert all(at_s % 1.0 < 0.25 for at_s in beats), beats
+
+    play(scene, lambda: make(), lambda: make(config=Libp2pConfig(phase_s=0.5)))
 
 
 def test_what_is_refused_is_judged_once_however_many_bring_it() -> None:
