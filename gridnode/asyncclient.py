@@ -30,7 +30,7 @@ from gridnode.channel import Channel
 from gridnode.control import QueryKind
 from gridnode.errors import GridError
 from gridnode.jobs import Job, Options, Question, Request
-from gridnode.links import Links
+from gridnode.links import Links, Source
 from gridnode.results import Result
 from gridnode.session import PATIENCE_S
 from gridnode.window import Mode
@@ -294,7 +294,7 @@ class AsyncGrid:
             self._pulse = anyio.Event()
         await self._pulse.wait()
 
-    def _serve(self, channel: Channel) -> None:
+    def _serve(self, channel: Source) -> None:
         """Start a reader for a new connection."""
         assert self._tasks is not None, "work is taken only once the object was entered"
         self._tasks.start_soon(self._read, channel)
@@ -315,10 +315,10 @@ class AsyncGrid:
                 await self._nudge.wait()
             self._push(anyio.current_time())
 
-    async def _read(self, channel: Channel) -> None:
+    async def _read(self, channel: Source) -> None:
         """Take the frames of one connection until it is closed."""
         try:
-            while channel in self._links.channels:
+            while channel in self._links.sources:
                 await anyio.wait_readable(channel.socket)
                 now_s = anyio.current_time()
                 self._links.read(channel, now_s)
@@ -329,7 +329,7 @@ class AsyncGrid:
     async def _drain(self, channel: Channel) -> None:
         """Send what the socket did not take at once."""
         try:
-            while channel in self._links.channels and channel.outgoing_bytes:
+            while channel in self._links.sources and channel.outgoing_bytes:
                 await anyio.wait_writable(channel.socket)
                 self._links.write(channel, anyio.current_time())
         except anyio.ClosedResourceError:
@@ -345,6 +345,6 @@ async def encode(model: str, source: "Input", options: Options, *, frame: int = 
     return make_request(model, source, options, frame=frame)
 
 
-def _let_go(channel: Channel) -> None:
+def _let_go(channel: Source) -> None:
     """Wake the tasks that wait for a socket which is about to be closed."""
     anyio.notify_closing(channel.socket)

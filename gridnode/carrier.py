@@ -12,11 +12,10 @@ import threading
 from collections.abc import Callable
 from time import monotonic  # noqa: TID251 - a driver reads the clock
 
-from gridnode.channel import Channel
 from gridnode.control import QueryKind
 from gridnode.errors import GridError
 from gridnode.jobs import Job, Question, Request
-from gridnode.links import Links
+from gridnode.links import Links, Source
 from gridnode.session import Session
 
 
@@ -49,7 +48,7 @@ class Carrier:
         self._wake_out.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._wake_in, select.POLLIN)
-        self._polled: dict[int, Channel] = {}
+        self._polled: dict[int, Source] = {}
         """The connections that a leader polls, by descriptor."""
         self._polled_changed = False
         """Whether connections came or went since the leader began to poll."""
@@ -214,14 +213,14 @@ class Carrier:
         self._has_news = bool(ready)
         return ready
 
-    def _watch(self, channel: Channel) -> None:
+    def _watch(self, channel: Source) -> None:
         """Poll a new connection from now on."""
         number = channel.socket.fileno()
         self._polled[number] = channel
         self._poll.register(number, select.POLLIN)
         self._polled_changed = True
 
-    def _unwatch(self, channel: Channel) -> None:
+    def _unwatch(self, channel: Source) -> None:
         """Poll a connection no more that is about to be closed."""
         number = channel.socket.fileno()
         del self._polled[number]

@@ -18,6 +18,7 @@ from gridnode.control import (
     PREFIX_BYTES,
     SEGMENT_MAX_BYTES,
     Buffer,
+    OpenLane,
     ServerMessage,
     Share,
     decode_prefix,
@@ -25,6 +26,7 @@ from gridnode.control import (
     encode_frame,
 )
 from gridnode.errors import DaemonUnreachableError
+from gridnode.lane import Lane, Row
 from gridnode.segment import SHARED_MIN_BYTES, Segment
 
 READ_BYTES: Final = 64 * 1024
@@ -140,6 +142,9 @@ class Channel:
         self._outgoing: deque[Buffer] = deque()
         self.outgoing_bytes = 0
         """What waits for the socket to take it."""
+        self.lanes: dict[str, Lane] = {}
+        """By model."""
+        self.row = Row()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -163,9 +168,11 @@ class Channel:
         """Whether memory was handed to the daemon."""
         return self._segment is not None
 
-    def put(self, key: bytes, parts: Sequence[Buffer], payload_bytes: int) -> int | None:
+    def put(
+        self, key: bytes, parts: Sequence[Buffer], payload_bytes: int, *, least_bytes: int = SHARED_MIN_BYTES
+    ) -> int | None:
         """Copy a payload into the shared memory, until ``release``; None where it is to be sent with its frame."""
-        if payload_bytes < SHARED_MIN_BYTES:
+        if payload_bytes < least_bytes:
             return None
         if self._segment is None:
             self._share()
@@ -238,9 +245,26 @@ class Channel:
             except OSError:
                 self._may_share = False
 
+    def open_lane(self, lane: Lane) -> bool:
+        """Offer a lane to the daemon; returns whether it is sent: there must be shared memory, and nothing unsent."""
+        if self._segment is None or self.outgoing_bytes:
+            return False
+        options = lane.options
+        words = OpenLane(model=lane.model, rungs=options.rungs, priority=options.priority, tenant=options.tenant or "")
+        with lane.other:
+            try:
+                self._send_with(encode_frame(words), lane.other.fileno())
+            except OSError:
+                return False
+        self.lanes[lane.model] = lane
+        return True
+
     def _announce(self, descriptor: int) -> None:
         """Send the memory's frame, with its descriptor."""
-        frame = encode_frame(Share(segment_bytes=SEGMENT_MAX_BYTES))
+        self._send_with(encode_frame(Share(segment_bytes=SEGMENT_MAX_BYTES)), descriptor)
+
+    def _send_with(self, frame: bytes, descriptor: int) -> None:
+        """Send a frame with a descriptor; nothing may wait to be sent before it."""
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor.to_bytes(DESCRIPTOR_BYTES, sys.byteorder))
         sent = self.socket.sendmsg((frame,), (rights,), socket.MSG_NOSIGNAL)
         if sent < len(frame):

@@ -111,6 +111,20 @@ class Share(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="share
     segment_bytes: Annotated[int, Meta(ge=1, le=SEGMENT_MAX_BYTES)]
 
 
+class OpenLane(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="open_lane"):
+    """Hands over one end of a pair of sequenced-packet sockets, for a model's worker; gridnode.lane says what for.
+
+    The descriptor (SCM_RIGHTS) comes with the first byte of this frame. Needs shared memory. A daemon that has no
+    worker for the model, or no room, closes its end.
+    """
+
+    model: Annotated[str, Meta(max_length=128)]
+    """As in the requests that may come by the lane. They also have the next three in common."""
+    rungs: bool
+    priority: Annotated[int, Meta(ge=0, le=3)]
+    tenant: Annotated[str, Meta(max_length=128)]
+
+
 class Submit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="submit"):
     """One request; its input is the payload, or lies in the shared memory."""
 
@@ -165,6 +179,17 @@ class ServerHello(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
     draining: bool = False
 
 
+class Ticket(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="ticket"):
+    """Leave to have some runs by a lane without a word to the daemon."""
+
+    model: str
+    """The lane's."""
+    ticket: int
+    runs: int
+    least_budget_s: float
+    """Requests with less time are for the daemon, which ends them at their deadline."""
+
+
 class JobDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="done"):
     """A result; raw output tensors are the payload."""
 
@@ -209,8 +234,10 @@ class Goodbye(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="goo
     entries: tuple[str, ...] = ()
 
 
-ClientMessage = ClientHello | Share | Submit | CancelJob | Query
-ServerMessage = ServerHello | JobDone | JobError | Answer | Goodbye
+ClientMessage = ClientHello | Share | OpenLane | Submit | CancelJob | Query
+SessionMessage = ServerHello | JobDone | JobError | Answer | Goodbye
+"""What concerns the client's open work."""
+ServerMessage = SessionMessage | Ticket
 
 _PREFIX: Final = struct.Struct(">II")
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -17,6 +17,7 @@ from gridnode.control import Goodbye
 from gridnode.driver import Driver
 from gridnode.errors import StateDirectoryError
 from gridnode.jobtable import JobTable
+from gridnode.lanes import LaneDesk
 from gridnode.localsocket import accept
 from gridnode.logs import EventLog
 from gridnode.nurseries import collapsing
@@ -52,6 +53,7 @@ class FrontDoor:
         grid: str,
         jobs: JobTable,
         driver: Driver,
+        lanes: LaneDesk,
         models: ModelDirectory,
         nodes: NodeNames,
         answer: Answerer,
@@ -65,6 +67,7 @@ class FrontDoor:
         self.grid = grid
         self.jobs = jobs
         self.driver = driver
+        self.lanes = lanes
         self.models = models
         self.nodes = nodes
         self.answer = answer
@@ -76,6 +79,7 @@ class FrontDoor:
     def drain(self) -> None:
         """Tell all clients that no new job is taken; open ones still get their outcome."""
         self.draining = True
+        self.lanes.drain()
         for connection in self._connections:
             connection.say(Goodbye(reason="draining", entries=self.config.entries))
 

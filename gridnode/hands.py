@@ -12,6 +12,7 @@ import trio
 from gridnode.driver import Driver
 from gridnode.inbound import Inbound
 from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
+from gridnode.lanes import LaneDesk
 from gridnode.logs import EventLog, short
 from gridnode.outbound import Outbound
 from gridnode.recording import Recorder
@@ -84,6 +85,7 @@ class DaemonHands:
         residents: Residents,
         mouth: Mouth,
         report: Report,
+        lanes: LaneDesk,
         nursery: trio.Nursery,
         on_drained: Callable[[], None],
         recorder: Recorder | None = None,
@@ -97,6 +99,7 @@ class DaemonHands:
         self._residents = residents
         self._mouth = mouth
         self._report = report
+        self._lanes = lanes
         self._nursery = nursery
         self._on_drained = on_drained
         self._recorder = recorder
@@ -121,7 +124,7 @@ class DaemonHands:
             actions.Send: self._send,
             actions.Offer: self._send,
             actions.Steal: lambda action, _: self._outbound.start_steal(action),
-            actions.Accept: lambda action, _: self._inbound.rule(action),
+            actions.Accept: self._accept,
             actions.NackOffer: lambda action, _: self._inbound.rule(action),
             actions.GrantLease: lambda action, _: self._inbound.rule(action),
             actions.Reply: self._reply,
@@ -137,6 +140,10 @@ class DaemonHands:
             actions.Probe: lambda action, _: self._mouth.probe(action),
             actions.Drained: lambda _, __: self._on_drained(),
         }
+
+    def _accept(self, action: actions.Accept, _: object) -> None:
+        self._lanes.revoke()
+        self._inbound.rule(action)
 
     def _send(self, action: actions.Send | actions.Offer, _: object) -> None:
         entry = self._jobs.get(action.handle)
@@ -204,8 +211,12 @@ class DaemonHands:
     def _execute(self, action: actions.Execute, _: object) -> None:
         if len(action.handles) == 1:
             entry = self._jobs.get(action.handles[0])
-            if entry is not None and self._begin(action, entry):
-                return
+            if entry is not None:
+                self._lanes.begun(entry.lane)
+                if self._begin(action, entry):
+                    return
+        else:
+            self._lanes.begun(None)
         entries = [entry for handle in action.handles if (entry := self._jobs.get(handle)) is not None]
         assert len(entries) == len(action.handles), "the core executes a job that has had its outcome"
         self._nursery.start_soon(self._run, action, entries)
@@ -285,6 +296,8 @@ class DaemonHands:
             entry.is_answered = True
             entry.responder.answer(outcome, None)
         self._driver.post(ServiceFinished(command=action.command, service_s=outcome.service_s), {entry.handle: outcome})
+        if entry.lane is not None:
+            self._lanes.ended(entry.lane, outcome)
 
     def _outcome(self, model: str, entry: JobEntry, result: RunOutcome | InferenceError) -> Answer | Failure:
         match result:

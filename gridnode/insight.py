@@ -199,6 +199,11 @@ class Insight:
             [((("where", "here"),), report.executed), ((("where", "peer"),), report.offloaded)],
         )
         text.counter(
+            "gridnode_jobs_by_lane",
+            "Jobs answered here that no decision came before: their programs had tickets.",
+            [((), report.by_lane)],
+        )
+        text.counter(
             "gridnode_jobs_ended",
             "Jobs of this node that ended without a result.",
             [((("reason", reason),), count) for reason, count in sorted(report.ended_by_reason.items())],

@@ -6,13 +6,16 @@ job at its one outcome.
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from models.executor import Place
 from scheduler.types import Job, PeerState, Reason
 from transport.base import Buffer
+
+if TYPE_CHECKING:
+    from gridnode.lanes import Standing
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +70,18 @@ class Responder(Protocol):
 class JobEntry:
     """One job at this node."""
 
-    __slots__ = ("body", "handle", "is_answered", "is_hasty", "job", "payload", "place", "responder", "started_s")
+    __slots__ = (
+        "body",
+        "handle",
+        "is_answered",
+        "is_hasty",
+        "job",
+        "lane",
+        "payload",
+        "place",
+        "responder",
+        "started_s",
+    )
 
     def __init__(
         self,
@@ -79,6 +93,7 @@ class JobEntry:
         responder: Responder,
         place: Place | None = None,
         is_hasty: bool = False,
+        lane: "Standing | None" = None,
     ) -> None:
         self.handle = handle
         self.job = job
@@ -89,6 +104,8 @@ class JobEntry:
         self.responder = responder
         self.is_hasty = is_hasty
         """Whether the answer may leave before the core has heard of it: a program needs no state record with it."""
+        self.lane = lane
+        """The lane that its program has for jobs of this kind, if any."""
         self.is_answered = False
         """Whether it has."""
         self.started_s = 0.0

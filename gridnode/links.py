@@ -7,10 +7,15 @@ returns. Grid calls from the thread that waits, AsyncGrid from its tasks.
 from collections.abc import Callable, Collection
 
 from gridnode.channel import Channel
+from gridnode.control import JobDone, ServerHello, Ticket
 from gridnode.errors import DaemonUnreachableError, GridError, ProtocolError
 from gridnode.jobs import Job, encode_job
+from gridnode.lane import PAUSE_AFTER_LANE, Lane
 from gridnode.link import Link
 from gridnode.session import OUTCOMES, Session
+
+Source = Channel | Lane
+"""Whatever answers come by."""
 
 
 class Links:
@@ -25,21 +30,21 @@ class Links:
     """
 
     def __init__(
-        self, session: Session, *, on_open: Callable[[Channel], None], before_close: Callable[[Channel], None]
+        self, session: Session, *, on_open: Callable[[Source], None], before_close: Callable[[Source], None]
     ) -> None:
         self.session = session
         self._on_open = on_open
         self._before_close = before_close
         self._channels: dict[Link, Channel] = {}
-        self._links: dict[Channel, Link] = {}
+        self._links: dict[Source, Link] = {}
         self.unsent: dict[Channel, None] = {}
         """Connections with bytes that wait for their socket to take them."""
         self._shares = True
         """Whether payloads may be left in shared memory; not once a daemon that had some ended the connection."""
 
     @property
-    def channels(self) -> Collection[Channel]:
-        """All open connections."""
+    def sources(self) -> Collection[Source]:
+        """All open connections and lanes."""
         return self._links
 
     def advance(self, now_s: float) -> None:
@@ -52,12 +57,15 @@ class Links:
         self._send(now_s)
         self._close_finished(now_s)
 
-    def read(self, channel: Channel, now_s: float) -> None:
-        """Take the frames that have come on a connection."""
-        link = self._links.get(channel)
+    def read(self, source: Source, now_s: float) -> None:
+        """Take what has come on a connection or by a lane."""
+        link = self._links.get(source)
         if link is not None:
             try:
-                self._take_all(link, channel, now_s)
+                if isinstance(source, Lane):
+                    self._take_answer(link, source, now_s)
+                else:
+                    self._take_all(link, source, now_s)
             except BaseException as error:
                 self._give_up(link, error, now_s)
 
@@ -87,7 +95,68 @@ class Links:
         for message, payload in channel.receive():
             if isinstance(message, OUTCOMES):
                 channel.release(message.key)
+                received(link, message, payload, now_s=now_s)
+                if isinstance(message, JobDone) and not link.owed:
+                    self._note_answer(link, channel, message)
+                continue
+            if isinstance(message, Ticket):
+                if (lane := channel.lanes.get(message.model)) is not None:
+                    lane.take_ticket(message)
+                continue
+            if isinstance(message, ServerHello):
+                channel.row.node = message.node
             received(link, message, payload, now_s=now_s)
+
+    def _note_answer(self, link: Link, channel: Channel, message: JobDone) -> None:
+        """Open a lane for more requests like the last one, where a row of them has been answered."""
+        kind = channel.row.note_answer(message)
+        if kind is None or kind[0] in channel.lanes:
+            return
+        lane = Lane(*kind, message)
+        if not channel.open_lane(lane):
+            lane.close()
+            return
+        self._links[lane] = link
+        self._on_open(lane)
+
+    def _take_answer(self, link: Link, lane: Lane, now_s: float) -> None:
+        """Hand over the answer that has come by a lane, or have the daemon asked in the worker's place."""
+        channel = self._channels[link]
+        try:
+            answer = lane.receive()
+        except (OSError, ProtocolError):
+            self._end_lane(link, lane, now_s)
+            return
+        if answer is None:
+            return
+        job, done, payload = answer
+        if done is not None:
+            channel.release(job.key)
+            self.session.received(link, done, payload, now_s=now_s)
+        elif lane.is_unfit:
+            self._end_lane(link, lane, now_s, job)
+        else:
+            self._ask_daemon(channel, job, lane.place, now_s)
+
+    def _end_lane(self, link: Link, lane: Lane, now_s: float, job: Job | None = None) -> None:
+        """Close a lane; the daemon is asked for what was under way."""
+        channel = self._channels[link]
+        del channel.lanes[lane.model], self._links[lane]
+        channel.row.count = 0 if lane.was_used and not lane.is_unfit else -PAUSE_AFTER_LANE
+        self._before_close(lane)
+        lane.close()
+        job = job or lane.job
+        if job is not None:
+            self._ask_daemon(channel, job, lane.place, now_s)
+
+    def _ask_daemon(self, channel: Channel, job: Job, place: int, now_s: float) -> None:
+        """Send a job to the daemon that did not come through by a lane; its payload lies where it lay."""
+        if job.ended:
+            channel.release(job.key)  # it was cancelled, or came too late
+            return
+        channel.send(encode_job(job, now_s=now_s, place=place))
+        self.unsent[channel] = None
+        self.write(channel, now_s)
 
     def _connect(self, now_s: float) -> None:
         """Connect to entries until one takes the connection or all pause."""
@@ -110,16 +179,26 @@ class Links:
             if channel is None:
                 continue
             if isinstance(what, Job):
-                self._send_job(channel, what, now_s)
+                self._send_job(link, channel, what, now_s)
             else:
                 channel.send(what)
             self.unsent[channel] = None
         for channel in tuple(self.unsent):
             self.write(channel, now_s)
 
-    def _send_job(self, channel: Channel, job: Job, now_s: float) -> None:
+    def _send_job(self, link: Link, channel: Channel, job: Job, now_s: float) -> None:
         """Queue a job's frame; its payload is left in shared memory, or sent along where there is no room for it."""
         request = job.request
+        lane = channel.lanes.get(request.model)
+        if lane is not None and lane.takes(job, now_s):
+            place = channel.put(job.key, request.parts, request.payload_bytes, least_bytes=1)
+            if place is not None:
+                try:
+                    lane.send(job, place, now_s)
+                except OSError:
+                    self._end_lane(link, lane, now_s)
+                return
+        channel.row.note_request(request)
         place = channel.put(job.key, request.parts, request.payload_bytes)
         channel.send(encode_job(job, now_s=now_s, place=place), request.parts if place is None else ())
 
@@ -147,6 +226,10 @@ class Links:
     def _close_channel(self, link: Link) -> None:
         channel = self._channels.pop(link, None)
         if channel is not None:
+            for lane in channel.lanes.values():
+                del self._links[lane]
+                self._before_close(lane)
+                lane.close()
             del self._links[channel]
             self.unsent.pop(channel, None)
             self._before_close(channel)

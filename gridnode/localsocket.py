@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from gridnode.control import HEADER_MAX_BYTES, PREFIX_BYTES, Buffer, decode_prefix
+from gridnode.errors import ProtocolError
 from gridnode.logs import EventLog
 
 log = EventLog("frontdoor")
@@ -29,6 +30,9 @@ JOIN_MAX_BYTES: Final = 16 * 1024
 
 ACCEPT_RETRY_S: Final = 0.1
 """Pause after a failed accept, so that a lack of descriptors does not become a busy loop."""
+
+DESCRIPTORS_MAX: Final = 2
+"""Descriptors that may have come and belong to no message yet: one, and one too many."""
 
 _DESCRIPTOR: Final = struct.Struct("i")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
@@ -112,8 +116,7 @@ class FrameReader:
         return self._buffer[start : start + header_bytes], payload
 
     def take_descriptor(self) -> int | None:
-        """Return the one descriptor that came, and take no more; None where none, or more than one, did."""
-        self._takes_descriptor = False
+        """Return the one descriptor that came; None where none, or more than one, did."""
         if len(self._descriptors) == 1:
             return self._descriptors.pop()
         self.close()
@@ -169,7 +172,8 @@ class FrameReader:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 whole = len(data) - len(data) % _DESCRIPTOR.size
                 self._descriptors += [number for (number,) in _DESCRIPTOR.iter_unpack(data[:whole])]
-                self._takes_descriptor = False
+        if len(self._descriptors) > DESCRIPTORS_MAX:
+            raise ProtocolError(f"more than {DESCRIPTORS_MAX} descriptors that belong to no message")
         return got
 
 

@@ -148,6 +148,7 @@ class Node:
             grid=self.credentials.grid.name,
             jobs=self.jobs,
             driver=self.driver,
+            lanes=self.parts.lanes,
             models=self.house,
             nodes=self.membership,
             answer=self.insight.answer,

@@ -21,6 +21,7 @@ from gridnode.fetching import PeerFetcher
 from gridnode.hands import DaemonHands
 from gridnode.inbound import Inbound
 from gridnode.jobtable import JobTable
+from gridnode.lanes import LaneDesk
 from gridnode.logs import EventLog, short
 from gridnode.membership import Membership
 from gridnode.mesh import Mesh, read_book
@@ -114,6 +115,15 @@ class Parts:
         self.admitting = self._make_admitting(state, seed)
         self.services = self._make_services()
         self.recorder = self._make_recorder(state) if config.trace.path else None
+        self.lanes = LaneDesk(
+            node=credentials.node,
+            core=self.core,
+            driver=self.driver,
+            executor=self._executor,
+            report=self.report,
+            recorder=self.recorder,
+            default_deadline_s=config.scheduler.placement.default_deadline_s,
+        )
 
     # ------------------------------------------------------------ making
 
@@ -274,6 +284,7 @@ class Parts:
             residents=self.house,
             mouth=mouth,
             report=self.report,
+            lanes=self.lanes,
             nursery=jobs,
             on_drained=on_drained,
             recorder=self.recorder,

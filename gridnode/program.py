@@ -4,6 +4,7 @@ A connection that ends cancels its open jobs; the client sends them again under 
 program says badly costs its job, or its connection, and nothing else.
 """
 
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +23,7 @@ from gridnode.control import (
     Goodbye,
     JobDone,
     JobError,
+    OpenLane,
     Query,
     ServerHello,
     ServerMessage,
@@ -33,13 +35,14 @@ from gridnode.control import (
 from gridnode.errors import GridError, ProtocolError
 from gridnode.jobtable import Answer as JobAnswer
 from gridnode.jobtable import Failure, JobEntry
+from gridnode.lanes import PROGRAM_LANES_MAX, Standing
 from gridnode.localsocket import FrameReader, FrameWriter, OutboxFullError
 from gridnode.logs import EventLog
 from gridnode.submissions import SubmissionError, explain, make_job
 from models.executor import Place
 from models.segments import Segment, SegmentRefusedError
 from scheduler.events import CancelRequested, JobArrived
-from scheduler.types import Job, PeerState, Reason
+from scheduler.types import Job, ModelDigest, PeerState, Reason
 
 if TYPE_CHECKING:
     from gridnode.frontdoor import FrontDoor
@@ -54,6 +57,9 @@ class NodeNames(Protocol):
         """Return a node's name, or the tail of its PeerID."""
         ...
 
+
+Kind = tuple[str, bool, int, str]
+"""What requests by one lane have in common: model, rungs, priority and tenant, as the program says them."""
 
 Answerer = Callable[[str, str], Awaitable[object]]
 """Answers a query (what, argument) with something msgspec can write as JSON; raises GridError."""
@@ -70,6 +76,9 @@ class Connection:
         self._client = b""
         self._client_name = ""
         self._segment: Segment | None = None
+        self._lanes: dict[Kind, Standing] = {}
+        self._last: tuple[Kind, tuple[ModelDigest, ...]] | None = None
+        """Kind and models of the last request."""
         self._handles: dict[bytes, int] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -93,6 +102,8 @@ class Connection:
             self._nursery = None
             self._writer.release()
             self._reader.close()
+            for standing in self._lanes.values():
+                self._door.lanes.close(standing)
             for handle in tuple(self._handles.values()):  # each outcome takes its handle away
                 self._door.driver.post(CancelRequested(handle=handle))
             if self._segment is not None:
@@ -110,6 +121,8 @@ class Connection:
                     self._submit(message, payload)
                 case Share():
                     self._adopt(message)
+                case OpenLane():
+                    self._open_lane(message)
                 case CancelJob():
                     handle = self._handles.get(message.key)
                     if handle is not None:
@@ -152,6 +165,34 @@ class Connection:
             self._segment = Segment(descriptor, message.segment_bytes)
         except SegmentRefusedError as error:
             raise ProtocolError(str(error)) from error
+
+    def _open_lane(self, message: OpenLane) -> None:
+        """Open a lane for more requests like the last one, where there is room; else the program finds it closed."""
+        descriptor = self._reader.take_descriptor()
+        if descriptor is None:
+            raise ProtocolError("a lane is asked for, but not exactly one descriptor came with the message")
+        kind = _kind(message)
+        is_usual = self._last is not None and self._last[0] == kind and kind not in self._lanes
+        if self._segment is None or not is_usual or len(self._lanes) >= PROGRAM_LANES_MAX:
+            os.close(descriptor)
+            return
+        assert self._last is not None
+        standing = Standing(message, self._last[1], client=self._client_name, say=self.say)
+        if self._door.lanes.open(standing, self._segment, descriptor):
+            self._lanes[kind] = standing
+
+    def _lane_of(self, message: Submit, job: Job) -> Standing | None:
+        """Return the lane for requests of this kind."""
+        if job.stream:
+            return None
+        kind = _kind(message)
+        self._last = (kind, job.models)
+        standing = self._lanes.get(kind)
+        if standing is not None and (standing.lane is None or standing.models != job.models):
+            self._door.lanes.close(standing)  # its worker has gone, or another model has this name now
+            del self._lanes[kind]
+            return None
+        return standing
 
     def _find(self, message: Submit, payload: memoryview) -> tuple[memoryview, Place | None]:
         """Return a request's payload, and where in shared memory it lies if it does."""
@@ -200,6 +241,7 @@ class Connection:
                 responder=ClientResponder(self, job),
                 place=place,
                 is_hasty=True,
+                lane=self._lane_of(message, job),
             )
         )
         door.driver.post(JobArrived(handle=handle, job=job, origin=None))
@@ -261,6 +303,10 @@ class Connection:
         except OutboxFullError as error:
             log.warning("client_cut_off", error=error)
             self._nursery.cancel_scope.cancel()
+
+
+def _kind(message: Submit | OpenLane) -> Kind:
+    return message.model, message.rungs, message.priority, message.tenant
 
 
 def _instead_of(message: ServerMessage, error: ProtocolError) -> ServerMessage:

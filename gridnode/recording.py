@@ -148,7 +148,7 @@ class Recorder:
     def answered(self, job: Job, answer: Answer, *, now_s: float) -> None:
         """Take note of an answer: of its service time where it was made here, of its job where that came in here."""
         if answer.node == self._node:
-            self._executed(answer)
+            self._executed(answer.model, answer.service_s)
         if job.entry == self._node and not job.hops:
             self._add(
                 job,
@@ -162,18 +162,32 @@ class Recorder:
                 model=answer.model,
             )
 
+    def ran_by_lane(self, job: Job, *, output_bytes: int, service_s: float) -> None:
+        """Take note of a job that ran here by a lane, as soon as it came."""
+        model = job.models[0]
+        self._executed(model, service_s)
+        self._add(
+            job,
+            now_s=job.arrival_s + service_s,
+            outcome=ANSWERED,
+            output_bytes=output_bytes,
+            service_s=service_s,
+            executor=self._node,
+            model=model,
+        )
+
     def ended(self, job: Job, reason: str, *, now_s: float) -> None:
         """Take note of a job without an answer."""
         if job.entry == self._node and not job.hops:
             self._add(job, now_s=now_s, outcome=reason)
 
-    def _executed(self, answer: Answer) -> None:
-        sample = self._samples.get(answer.model)
+    def _executed(self, model: str, service_s: float) -> None:
+        sample = self._samples.get(model)
         if sample is None:
             if len(self._samples) >= MODELS_MAX:
                 return
-            sample = self._samples[answer.model] = ServiceSample(seed=answer.model)
-        sample.add(answer.service_s)
+            sample = self._samples[model] = ServiceSample(seed=model)
+        sample.add(service_s)
 
     def _add(
         self,

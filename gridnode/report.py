@@ -46,6 +46,8 @@ class ReportSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     answered: int
     executed: int
     """Of the answered, those executed here."""
+    by_lane: int
+    """Of those, the ones that no decision came before: their program had a ticket."""
     offloaded: int
     """Of the answered, those executed by peers."""
     ended: dict[str, int]
@@ -61,6 +63,7 @@ class Report:
 
     def __init__(self) -> None:
         self.executed = 0
+        self.by_lane = 0
         self.offloaded = 0
         self.ended_by_reason: Counter[str] = Counter()
         self.sojourn = Histogram()
@@ -78,6 +81,14 @@ class Report:
             self.sojourn.observe(now_s - job.arrival_s)
             self._recent.append(now_s - job.arrival_s)
 
+    def ran_by_lane(self, service_s: float) -> None:
+        """Count a run here that no decision came before; it began as soon as its request came."""
+        self.executed += 1
+        self.by_lane += 1
+        self.service.observe(service_s)
+        self.sojourn.observe(service_s)
+        self._recent.append(service_s)
+
     def ended(self, reason: str) -> None:
         """Count a job that ended here without a result."""
         self.ended_by_reason[reason] += 1
@@ -88,6 +99,7 @@ class Report:
         return ReportSnapshot(
             answered=self.executed + self.offloaded,
             executed=self.executed,
+            by_lane=self.by_lane,
             offloaded=self.offloaded,
             ended=dict(sorted(self.ended_by_reason.items())),
             p50_s=quantile(times, 0.5),

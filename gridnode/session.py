@@ -27,7 +27,7 @@ from gridnode.control import (
     Query,
     QueryKind,
     ServerHello,
-    ServerMessage,
+    SessionMessage,
     encode_frame,
 )
 from gridnode.entries import Entries
@@ -216,7 +216,7 @@ class Session:
 
     # ------------------------------------------------------------ what the daemon says
 
-    def received(self, link: Link, message: ServerMessage, payload: Buffer, *, now_s: float) -> None:
+    def received(self, link: Link, message: SessionMessage, payload: Buffer, *, now_s: float) -> None:
         """Take one frame of the daemon.
 
         Raises

@@ -5,10 +5,11 @@ than there are; results are marked as emulated and hold no numbers. Requests are
 clock it takes no time at all.
 """
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import trio
@@ -29,6 +30,9 @@ from models.manifest import Manifest
 from models.requestcheck import check_request
 from models.segments import Segment
 from models.tensors import BadInputError, InferenceError
+
+if TYPE_CHECKING:
+    from models.lanes import OnWord
 
 _RESULT: Final = encode_result(ResultBody(emulated=True))
 
@@ -161,6 +165,10 @@ class EmulatedExecutor:
             return cost.mean_s
         shape = 1 / cost.cv**2
         return self._rng.gammavariate(shape, cost.mean_s / shape)
+
+    def open_lane(self, digest: str, segment: Segment, descriptor: int, on_word: "OnWord") -> None:
+        """Open none: there is no worker to speak to."""
+        os.close(descriptor)
 
     def forget_segment(self, segment: Segment) -> None:
         """Do nothing: payloads are not read here."""

@@ -19,6 +19,8 @@ from models.tensors import Buffer, InferenceError
 if TYPE_CHECKING:
     import trio  # the check of a graph needs the errors here, and starts a Python each time
 
+    from models.lanes import Lane, OnWord
+
 
 class ModelRefusedError(ModelError):
     """A model that is not safe, or not able, to be loaded here. The publisher's fault."""
@@ -184,6 +186,27 @@ class Executor(Protocol):
             There is no such model here.
         WorkerLostError
             The worker died or was killed. Nothing is known of any request of the batch.
+        """
+        ...
+
+    def open_lane(self, digest: str, segment: Segment, descriptor: int, on_word: "OnWord") -> "Lane | None":
+        """Let a program speak to a model's worker without the daemon in the middle, once it has a ticket.
+
+        Parameters
+        ----------
+        digest : str
+            Of a loaded model.
+        segment : Segment
+            Memory that the program's payloads lie in.
+        descriptor : int
+            The worker's end of a pair of sequenced-packet sockets; owned by the executor from now on.
+        on_word : callable
+            Told what was run, and None when the lane has ended with its worker.
+
+        Returns
+        -------
+        Lane or None
+            None where there is no room, or no such worker: the descriptor is closed then.
         """
         ...
 

@@ -33,6 +33,7 @@ from models.executor import (
     RunRequest,
     WorkerLostError,
 )
+from models.lanes import Lane, OnWord
 from models.manifest import Manifest
 from models.processmemory import process_memory
 from models.segments import Segment
@@ -227,6 +228,15 @@ class Runtime:
             # A run that only waited in line of a lost worker is taken to the next one: it is not to blame.
             with contextlib.suppress(NotBegunError):
                 return await worker.run(requests, on_started)
+
+    def open_lane(self, digest: str, segment: Segment, descriptor: int, on_word: OnWord) -> Lane | None:
+        """Open a lane to a model's worker; see models.executor.Executor.open_lane."""
+        model = self._models.get(digest)
+        worker = None if model is None else model.live_worker
+        if worker is None:
+            os.close(descriptor)
+            return None
+        return worker.lanes.open(segment, descriptor, on_word)
 
     def forget_segment(self, segment: Segment) -> None:
         """Have workers let go of a program's memory; see models.executor.Executor.forget_segment."""

@@ -23,8 +23,10 @@ import msgspec
 
 from models import codepages, confine
 from models import workerprotocol as protocol
+from models.laneprotocol import LaneRequest
+from models.laneserver import LaneServer
 from models.manifest import ModelError, parse_manifest
-from models.mappings import LENT_MAX_BYTES, Mappings
+from models.mappings import LENT_MAX_BYTES, MARGIN_BYTES, Mappings
 from models.segments import ALIGNMENT_BYTES
 from models.sharedmemory import SharedMemory
 from models.tensors import BadInputError
@@ -107,6 +109,8 @@ class Worker:
         self._running: dict[int, RunOptions] = {}
         self._cancelled: dict[int, None] = {}
         """In the order of their coming."""
+        self._lanes: dict[int, LaneServer] = {}
+        """The control thread's alone, but for ends."""
 
     def serve(self) -> None:
         """Answer orders until the daemon closes the socket."""
@@ -123,6 +127,47 @@ class Worker:
             self._cancelled[run] = None
             if len(self._cancelled) > CANCELS_KEPT:
                 del self._cancelled[next(iter(self._cancelled))]
+
+    def open_lane(self, order: protocol.OpenLaneOrder, line: socket.socket) -> None:
+        """Serve a program by a socket of its own, in a thread of its own."""
+        lane, options = order.lane, self._options()
+
+        def answer(request: LaneRequest, output: memoryview) -> tuple[bytes, int] | None:
+            self._running[-lane] = options
+            try:
+                payload = self._lent(order.segment, request.offset, request.payload_bytes)
+                if payload is None:
+                    return None
+                return self._session.answer(
+                    request.body, payload, output, options, is_shared=True, is_alone=self._is_alone()
+                )
+            except (*self._input_faults, *self._model_faults):
+                return None
+            finally:
+                del self._running[-lane]
+
+        def tell(record: protocol.LaneBegun | protocol.LaneEnded) -> None:
+            if isinstance(record, protocol.LaneEnded) and record.is_closed:
+                del self._lanes[lane]
+            self._requests.send(protocol.encode(record))
+
+        server = self._lanes[lane] = LaneServer(lane, line, answer=answer, tell=tell)
+        threading.Thread(target=server.serve, daemon=True).start()
+
+    def rule_lane(self, order: protocol.TicketOrder | protocol.RevokeOrder | protocol.CloseLaneOrder) -> None:
+        """Carry out an order about a lane; about one that has ended there is nothing to do."""
+        lane = self._lanes.get(order.lane)
+        match order:
+            case _ if lane is None:
+                return
+            case protocol.TicketOrder():
+                lane.give(order.ticket, runs=order.runs, lasts_s=order.lasts_s)
+            case protocol.RevokeOrder():
+                lane.revoke(order.ticket)
+            case protocol.CloseLaneOrder():
+                lane.close()
+                if (options := self._running.get(-order.lane)) is not None:
+                    options.terminate = True
 
     def _answer(self, order: protocol.RunOrder) -> protocol.Answer:
         """Run one request and say what became of it."""
@@ -158,13 +203,17 @@ class Worker:
         """Return a request's payload, where it lies; None where that is not mapped."""
         if not order.segment:
             return self._memory.input(order.slot)[: order.payload_bytes].toreadonly()
-        memory = self._mappings.find(order.segment)
+        return self._lent(order.segment, order.offset, order.payload_bytes)
+
+    def _lent(self, segment: int, offset: int, size_bytes: int) -> memoryview | None:
+        """Return a payload in a program's memory; None where that is not mapped."""
+        memory = self._mappings.find(segment)
         if memory is None:
             return None
-        end = order.offset + order.payload_bytes
-        if order.offset < 0 or order.offset % ALIGNMENT_BYTES or end > memory.nbytes:
-            raise BadInputError(f"payload of {order.payload_bytes} bytes at {order.offset} lies outside of its memory")
-        return memory[order.offset : end]
+        end = offset + size_bytes
+        if offset < 0 or offset % ALIGNMENT_BYTES or end + MARGIN_BYTES > memory.nbytes:
+            raise BadInputError(f"payload of {size_bytes} bytes at {offset} lies outside of its memory")
+        return memory[offset:end]
 
     def _is_alone(self) -> bool:
         """Tell whether one run goes on. The first time that it does not, more of it is expected."""
@@ -307,6 +356,11 @@ def _obey(control: socket.socket, worker: Worker, mappings: Mappings) -> None:
                 mappings.map(order.segment, order.size_bytes, descriptor)
             case protocol.UnmapOrder() as order:
                 mappings.unmap(order.segment)
+            case protocol.OpenLaneOrder() as order:
+                [descriptor] = descriptors
+                worker.open_lane(order, socket.socket(fileno=descriptor))
+            case order:
+                worker.rule_lane(order)
 
 
 def _end(fault: threading.ExceptHookArgs) -> None:

@@ -9,7 +9,7 @@ import functools
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -18,6 +18,7 @@ import trio
 from models import cpushare
 from models import workerprotocol as protocol
 from models.executor import ModelRefusedError, OnEnd, RunOutcome, RunRequest, WorkerLostError
+from models.lanes import WorkerLanes
 from models.manifest import MANIFEST_MAX_BYTES, Manifest, canonical_bytes
 from models.mappings import Loans
 from models.segments import Segment
@@ -77,6 +78,7 @@ class WorkerProcess:
         self._memory = ends.memory
         self._inline_bytes_max = min(COPY_INLINE_MAX_BYTES, ends.memory.region_bytes)
         self._loans = Loans(lend=self._lend, end=self._end_loan)
+        self.lanes = WorkerLanes(self._tell, self._loans)
         self.runs = WorkerRuns(manifest.name, settings.slots, ends.memory, loans=self._loans, cancel=self._cancel)
         self.pid = self._process.pid
         self.is_over = False
@@ -120,15 +122,16 @@ class WorkerProcess:
                 share = cpushare.limit(self.pid, share=self._settings.cpu_share, threads=threads)
                 self.runs.share = share
                 nursery.start_soon(share.serve)
-            nursery.start_soon(self._keep_time, nursery.cancel_scope)
+            nursery.start_soon(self._keep_time, self.runs.keep_time, nursery.cancel_scope)
+            nursery.start_soon(self._keep_time, self.lanes.keep_time, nursery.cancel_scope)
             on_ready()
             await self._read_answers()
             nursery.cancel_scope.cancel()
         return None
 
-    async def _keep_time(self, life: trio.CancelScope) -> None:
+    async def _keep_time(self, keep: Callable[[], Awaitable[None]], life: trio.CancelScope) -> None:
         """See to deadlines, and end the worker when it does not."""
-        await self.runs.keep_time()
+        await keep()
         self.end_reason = "it kept a run too long after the deadline and was killed"
         life.cancel()
 
@@ -354,6 +357,8 @@ class WorkerProcess:
 
     async def _fail(self, answer: protocol.Answer) -> bool:
         """Deal with a record that is no result; returns whether it made sense."""
+        if isinstance(answer, protocol.LaneBegun | protocol.LaneEnded):
+            return self.lanes.take_word(answer)
         if not isinstance(answer, protocol.Failed):
             return False
         if answer.kind != "unmapped":
@@ -381,5 +386,6 @@ class WorkerProcess:
         self._requests.close()
         self._control.close()
         self.runs.close(self._lost())
+        self.lanes.lose()
         if self.runs.share is not None:
             self.runs.share.close()

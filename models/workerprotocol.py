@@ -2,8 +2,9 @@
 
 Two sequenced-packet sockets and one shared memory (models.sharedmemory) join the two. On the *request* socket the
 daemon sends one LoadOrder and then RunOrders; the worker answers each with one record. On the *control* socket the
-daemon sends CancelOrders and, for programs' memory (models.mappings), MapOrders, each with one descriptor, and
-UnmapOrders; the worker reads them in a thread of its own. Its end means that the daemon is gone.
+daemon sends CancelOrders, for programs' memory (models.mappings) MapOrders, each with one descriptor, and UnmapOrders,
+and the orders about lanes (models.lanes); the worker reads them in a thread of its own. Its end means that the daemon
+is gone. What was run by lanes is told on the request socket.
 
 Records are MessagePack arrays that begin with a tag, one per packet. Both ends come from one source tree, so there is
 no version; yet a worker runs strangers' models, so the daemon takes nothing on trust that comes from it.
@@ -23,6 +24,10 @@ REASON_MAX_LENGTH: Final = 2000
 Reason = Annotated[str, Meta(max_length=REASON_MAX_LENGTH)]
 RunNumber = Annotated[int, Meta(ge=0)]
 SegmentNumber = Annotated[int, Meta(ge=1)]
+LaneNumber = Annotated[int, Meta(ge=1)]
+
+LANE_RUNS_MAX: Final = 256
+"""Most runs on one ticket: their account has to fit a packet."""
 
 
 class LoadOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="load"):
@@ -74,6 +79,37 @@ class UnmapOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag
     segment: SegmentNumber
 
 
+class OpenLaneOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="open_lane"):
+    """Serve a program by a socket of its own, whose descriptor comes with this packet; see models.laneprotocol."""
+
+    lane: LaneNumber
+    segment: SegmentNumber
+    """Memory that its payloads lie in; it stays mapped until the lane has ended."""
+
+
+class TicketOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="ticket"):
+    """Let the program of a lane have so many runs, within so many seconds from the first."""
+
+    lane: LaneNumber
+    ticket: Annotated[int, Meta(ge=1)]
+    """Counts up from 1, for each lane."""
+    runs: Annotated[int, Meta(ge=1, le=LANE_RUNS_MAX)]
+    lasts_s: Annotated[float, Meta(gt=0)]
+
+
+class RevokeOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="revoke"):
+    """Begin nothing more on this ticket or an older one."""
+
+    lane: LaneNumber
+    ticket: int
+
+
+class CloseLaneOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="close_lane"):
+    """End a lane. LaneEnded follows, as it does when the program ends it."""
+
+    lane: LaneNumber
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="ready"):
     """The model is loaded and warm."""
 
@@ -110,8 +146,40 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="fa
     service_s: Annotated[float, Meta(ge=0)]
 
 
-ControlOrder = CancelOrder | MapOrder | UnmapOrder
-Answer = Ready | LoadFailed | Done | Failed
+class LaneRun(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One run by a lane."""
+
+    key: Annotated[bytes, Meta(min_length=24, max_length=24)]
+    age_s: Annotated[float, Meta(ge=0)]
+    """Since the request came."""
+    service_s: Annotated[float, Meta(ge=0)]
+    input_bytes: Annotated[int, Meta(ge=0)]
+    output_bytes: Annotated[int, Meta(ge=0)]
+    budget_s: float | None
+
+
+class LaneBegun(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="lane_begun"):
+    """A program uses a ticket for the first time."""
+
+    lane: LaneNumber
+    ticket: int
+
+
+class LaneEnded(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="lane_ended"):
+    """A ticket that was begun is over, or the lane is."""
+
+    lane: LaneNumber
+    ticket: int
+    """0: none was in use."""
+    runs: Annotated[tuple[LaneRun, ...], Meta(max_length=LANE_RUNS_MAX)]
+    was_cut: bool
+    """Whether it ended because it was revoked, with runs and time left."""
+    is_closed: bool
+    """Whether the lane is over, too: it has no socket any more, and reads no memory."""
+
+
+ControlOrder = CancelOrder | MapOrder | UnmapOrder | OpenLaneOrder | TicketOrder | RevokeOrder | CloseLaneOrder
+Answer = Ready | LoadFailed | Done | Failed | LaneBegun | LaneEnded
 
 encode: Final = msgspec.msgpack.Encoder().encode
 _CONTROL: Final[msgspec.msgpack.Decoder[ControlOrder]] = msgspec.msgpack.Decoder(ControlOrder)

@@ -35,6 +35,7 @@ from scheduler.events import (
     DrainRequested,
     Event,
     JobArrived,
+    LaneRan,
     LoadSampled,
     ModelChanged,
     Nacked,
@@ -111,6 +112,7 @@ class Core:
         policy: Policy | None = None,
     ) -> None:
         chosen = variants.make(config.placement.policy) if policy is None else policy
+        self._policy = chosen
         ledger = self._ledger = Ledger(config, node_id=node_id, rng=rng, now_s=now_s)
         self._workbench = Workbench(ledger)
         self._advertiser = Advertiser(ledger, self._workbench, epoch=epoch)
@@ -198,6 +200,16 @@ class Core:
         """Boot counter in use: above the one given when records of a later life were heard of. Keep it on disk."""
         return self._advertiser.epoch
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is in hand, so that the next job like the last one would be decided like it.
+
+        That is so for policies that move a job only for a predicted gain; others may send the next one elsewhere.
+        """
+        ledger = self._ledger
+        in_hand = ledger.jobs or ledger.runs or ledger.reservations or ledger.is_draining
+        return self._policy.promises_gain and not in_hand
+
     def state_record(self, now_s: float) -> PeerState:
         """Make this node's state record, for a message that answers nothing."""
         self._ledger.now_s = max(self._ledger.now_s, now_s)
@@ -265,6 +277,7 @@ class Core:
             ServiceStarted: self._execution.on_started,
             ServiceFinished: self._execution.on_finished,
             ServiceFailed: self._execution.on_failed,
+            LaneRan: self._execution.on_lane,
             ModelChanged: self._execution.on_models,
             StealRequested: self._stealing.on_requested,
             StealAnswered: self._stealing.on_answered,

@@ -118,6 +118,13 @@ class ServiceFinished(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Time in the worker, per batch."""
 
 
+class LaneRan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Jobs of one own client ran here by a lane: nobody was asked, since the node was at rest when leave was given."""
+
+    model: ModelDigest
+    keys: tuple[bytes, ...]
+
+
 class ServiceFailed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An execution ended without results."""
 
@@ -234,6 +241,7 @@ Event = (
     | SendFailed
     | ServiceStarted
     | ServiceFinished
+    | LaneRan
     | ServiceFailed
     | CancelRequested
     | StealRequested

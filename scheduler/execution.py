@@ -3,7 +3,8 @@
 from math import inf
 
 from scheduler.advertise import Advertiser
-from scheduler.events import ModelChanged, ServiceFailed, ServiceFinished, ServiceStarted
+from scheduler.events import LaneRan, ModelChanged, ServiceFailed, ServiceFinished, ServiceStarted
+from scheduler.explanation import Verdict
 from scheduler.jobs import JobRecord, Run, Stage
 from scheduler.ledger import Ledger
 from scheduler.placement import Placement
@@ -71,6 +72,16 @@ class Execution:
         for record in live:
             if record.stage != Stage.DONE:
                 ledger.reply(record, command=run.command, state=state, reason="done here")
+
+    def on_lane(self, event: LaneRan) -> None:
+        """Take note of jobs that came and went without a decision of their own."""
+        ledger, models = self._ledger, self._workbench.models
+        for counter in ("jobs_arrived", "jobs_executed", "replies"):
+            ledger.counters[counter] += len(event.keys)
+        if event.model in models.used:
+            models.use(event.model)
+        for key in event.keys:
+            ledger.decisions.append(Verdict(ledger.now_s, key, 0, event.model, None, "by a lane, on a ticket"))
 
     def on_failed(self, event: ServiceFailed) -> None:
         """End or place again the jobs of a failed execution."""

@@ -30,7 +30,7 @@ class Verdict(NamedTuple):
     model: ModelDigest | None
     """None for a refusal."""
     choice: Choice | None
-    """Of a refusal, the least finish that was still too late, if any."""
+    """Of a refusal, the least finish that was still too late, if any; None too for what needed no choice."""
     reason: str
 
 
@@ -42,7 +42,7 @@ def tell(verdict: Verdict, *, here: NodeId) -> Decision:
         key=verdict.key,
         handle=verdict.handle,
         model=verdict.model,
-        chosen=None if choice is None or verdict.model is None else _node(choice.peer, here),
+        chosen=None if verdict.model is None else _node(None if choice is None else choice.peer, here),
         candidates=()
         if choice is None
         else tuple([_candidate(peer, finish_s, choice, verdict, here) for peer, finish_s in choice.looked]),

@@ -20,6 +20,7 @@ from gridnode.driver import Driver
 from gridnode.hands import DaemonHands
 from gridnode.inbound import Inbound
 from gridnode.jobtable import JobEntry, JobTable
+from gridnode.lanes import LaneDesk
 from gridnode.mouth import GridMouth
 from gridnode.outbound import Outbound
 from gridnode.report import Report
@@ -351,6 +352,16 @@ class DaemonNode:
         )
         self.inbound = Inbound(node=name, jobs=self.jobs, driver=driver, outbound=outbound, nursery=nursery)
         self.house = House(name, self.executor, driver, nursery)
+        report = Report()
+        lanes = LaneDesk(
+            node=name,
+            core=core,
+            driver=driver,
+            executor=self.executor,
+            report=report,
+            recorder=None,
+            default_deadline_s=10.0,
+        )
         hands = DaemonHands(
             node=name,
             jobs=self.jobs,
@@ -360,7 +371,8 @@ class DaemonNode:
             inbound=self.inbound,
             residents=self.house,
             mouth=GridMouth(control=self.planes.control, data=self.planes.data, driver=driver, nursery=nursery),
-            report=Report(),
+            report=report,
+            lanes=lanes,
             nursery=nursery,
             on_drained=lambda: None,
         )

@@ -9,6 +9,7 @@ import trio.testing
 from gridnode.driver import Driver
 from gridnode.hands import DaemonHands
 from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
+from gridnode.lanes import LaneDesk
 from gridnode.report import Report
 from models.executor import RunDeadlineError, RunOutcome, WorkerLostError
 from models.tensors import BadInputError, InferenceError
@@ -80,6 +81,15 @@ class Desk:
             residents=None,
             mouth=self,
             report=self.report,
+            lanes=LaneDesk(
+                node="n",
+                core=core,
+                driver=self.driver,
+                executor=worker,
+                report=self.report,
+                recorder=None,
+                default_deadline_s=10.0,
+            ),
             nursery=nursery,
             on_drained=None,
         )

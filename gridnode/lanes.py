@@ -1,0 +1,207 @@
+"""Who may speak to a worker without asking this daemon: the lanes of the programs here, and their tickets.
+
+A program that asks for one thing after another, with a node that has nothing else to do, is answered the same each
+time: run it here, now. To such a program this desk gives a *ticket*: so many runs by a lane, before the core is asked
+once more. Owns the rule by which tickets are given and taken back, and the account of what was run on them. What the
+core decides, and what a lane is made of (models.lanes), it only asks.
+
+The rule: RUNS_BEFORE jobs of the same kind from the same program in a row, each of which the core ran here at once and
+after each of which the node was at rest. Any other work takes all tickets back, and the row begins anew.
+"""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from gridnode.control import OpenLane, Ticket
+from gridnode.driver import Driver
+from gridnode.jobtable import Answer
+from gridnode.recording import Recorder
+from gridnode.report import Report
+from models.executor import Executor
+from models.lanes import Lane
+from models.segments import Segment
+from models.workerprotocol import LaneEnded, LaneRun
+from scheduler.events import LaneRan
+from scheduler.types import Job
+
+RUNS_BEFORE: Final = 8
+"""Jobs in a row before a ticket: what others send now and then must not find one out."""
+RUNS: Final = 32
+"""Runs on one ticket, so that the core decides on every 33rd job at least: a node that hears of a faster peer acts on
+it so much later."""
+LASTS_S: Final = 0.1
+"""Longest life of a ticket in use: a tenth of the time in which states of peers grow old."""
+SERVICE_MAX_S: Final = 0.01
+"""Longest run that comes by a lane: the core does not know of it, so others may wait for it unforeseen. Of a longer one
+the daemon's part is less than a hundredth anyway."""
+BUDGET_MIN_S: Final = 0.02
+"""Least time that a request by a lane must have, and ten times its service: nobody ends it at its deadline."""
+PROGRAM_LANES_MAX: Final = 4
+"""Lanes of one program, each for another model or kind of request."""
+
+
+class Resting(Protocol):
+    """Knows whether the node has anything to do."""
+
+    @property
+    def is_at_rest(self) -> bool:
+        """See scheduler.core.Core.is_at_rest."""
+        ...
+
+
+class Standing:
+    """One lane as this desk knows it.
+
+    Parameters
+    ----------
+    words : OpenLane
+        What all its requests have in common.
+    models : tuple of str
+        Digests of the models that may answer; by the lane the first one does.
+    client : str
+        Name of the program.
+    say : callable
+        Sends a ticket to the program.
+    """
+
+    __slots__ = ("client", "lane", "model", "models", "row", "say", "ticket", "words")
+
+    def __init__(self, words: OpenLane, models: tuple[str, ...], *, client: str, say: Callable[[Ticket], None]) -> None:
+        self.words = words
+        self.models = models
+        self.client = client
+        self.say = say
+        self.lane: Lane | None = None
+        """None once it has ended."""
+        self.ticket = 0
+        """The newest."""
+        self.row = 0
+        """Jobs of this kind since another came."""
+
+
+class LaneDesk:
+    """All lanes of a daemon.
+
+    Parameters
+    ----------
+    node : str
+        PeerID of this node.
+    default_deadline_s : float
+        Budget of a request that names none.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        core: Resting,
+        driver: Driver,
+        executor: Executor,
+        report: Report,
+        recorder: Recorder | None,
+        default_deadline_s: float,
+    ) -> None:
+        self._node = node
+        self._core = core
+        self._driver = driver
+        self._executor = executor
+        self._report = report
+        self._recorder = recorder
+        self._default_deadline_s = default_deadline_s
+        self._in_row: Standing | None = None
+        """Whose jobs came last."""
+        self._out: set[Standing] = set()
+        """Those with a ticket that may be in use."""
+        self._is_closing = False
+
+    def open(self, standing: Standing, segment: Segment, descriptor: int) -> bool:
+        """Open a lane; the descriptor is taken over. Returns whether there is one now."""
+
+        def on_word(word: LaneEnded | None) -> None:
+            self._out.discard(standing)
+            if word is None or word.is_closed:
+                standing.lane = None
+            if word is not None and word.was_cut:
+                standing.row = 0
+            if word is not None and word.runs:
+                self._account(standing, word.runs)
+
+        standing.lane = self._executor.open_lane(standing.models[0], segment, descriptor, on_word)
+        return standing.lane is not None
+
+    def drain(self) -> None:
+        """Give no ticket any more."""
+        self._is_closing = True
+        self.revoke()
+
+    def close(self, standing: Standing) -> None:
+        """End a lane: its program has left."""
+        if self._in_row is standing:
+            self._in_row = None
+        if standing.lane is not None:
+            standing.lane.close()
+
+    # ------------------------------------------------------------ when tickets come and go
+
+    def begun(self, standing: Standing | None) -> None:
+        """Note that a job begins here, of a kind that has a lane or of none: all tickets in use are taken back.
+
+        Also that of a program which sends more while it has one: it does not ask for one thing after another.
+        """
+        if standing is not self._in_row:
+            self._in_row = standing
+            if standing is not None:
+                standing.row = 0
+        if self._out:
+            self.revoke()
+
+    def revoke(self) -> None:
+        """Take all tickets back: the node has something else to do, or is about to."""
+        for standing in self._out:
+            if standing.lane is not None:
+                standing.lane.revoke(standing.ticket)
+        self._out.clear()
+
+    def ended(self, standing: Standing, answer: Answer) -> None:
+        """Note that a job of a kind that has a lane was answered here, and give a ticket where one is deserved."""
+        service_s = answer.service_s
+        is_usual = answer.model == standing.models[0] and service_s <= SERVICE_MAX_S
+        if standing is not self._in_row or not is_usual or not self._core.is_at_rest:
+            standing.row = 0
+            return
+        standing.row += 1
+        if standing.row >= RUNS_BEFORE and standing.lane is not None and not self._is_closing:
+            ticket = standing.ticket + 1
+            if standing.lane.give(ticket, runs=RUNS, lasts_s=LASTS_S):
+                standing.ticket = ticket
+                self._out.add(standing)
+                least_s = max(BUDGET_MIN_S, 10 * service_s)
+                standing.say(Ticket(model=standing.words.model, ticket=ticket, runs=RUNS, least_budget_s=least_s))
+
+    # ------------------------------------------------------------ accounts
+
+    def _account(self, standing: Standing, runs: tuple[LaneRun, ...]) -> None:
+        """Tell everybody of runs who would have seen them pass."""
+        now_s = self._driver.clock()
+        model = standing.models[0]
+        self._driver.post(LaneRan(model=model, keys=tuple([run.key for run in runs])))
+        for run in runs:
+            self._report.ran_by_lane(run.service_s)
+            if self._recorder is not None:
+                self._record(self._recorder, standing, run, now_s)
+
+    def _record(self, recorder: Recorder, standing: Standing, run: LaneRun, now_s: float) -> None:
+        words, came_s = standing.words, now_s - run.age_s
+        budget_s = self._default_deadline_s if run.budget_s is None else run.budget_s
+        job = Job(
+            key=run.key,
+            entry=self._node,
+            client=standing.client,
+            tenant=words.tenant,
+            priority=words.priority,
+            input_bytes=run.input_bytes,
+            arrival_s=came_s,
+            deadline_s=came_s + budget_s,
+            models=standing.models,
+        )
+        recorder.ran_by_lane(job, output_bytes=run.output_bytes, service_s=run.service_s)
