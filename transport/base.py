@@ -134,10 +134,12 @@ class Exchange(Protocol):
     def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
         """Send a frame in this very call; False where a part of it waits for flush(), or for the next send.
 
+        What waits may be the payload itself, which stays as it is until then.
+
         Raises
         ------
         trio.WouldBlock
-            It would have to wait; nothing was done.
+            Something else is being sent; nothing was done.
         PeerUnreachableError
             The connection broke.
         """

@@ -12,76 +12,20 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
 import trio
 
 from transport import wire
 from transport.base import Buffer, MakeRoom, Room
+from transport.bounds import ByteBudget, FrameLimits, Traffic
 from transport.certificates import PeerCertificate
 from transport.framing import Frame, FrameReceiver, encode_prefix, total_bytes
-from transport.securestream import SecureStream
+from transport.securestream import TURN_BYTES, SecureStream
 from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
 
 FRAMES_IN_A_ROW: Final = 16
 """Frames taken before other tasks get a turn: about 1 ms of small questions."""
 
-
-class FrameLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds of a frame."""
-
-    payload_max_bytes: int = wire.PAYLOAD_MAX_BYTES
-    """Largest payload taken or sent."""
-    stall_s: float = 10.0
-    """Time for a frame of no size, in seconds: several retransmissions on a bad radio link."""
-    slowest_rate: float = 64 * 1024
-    """Bytes per second below which a peer counts as stalled: a picture of 150 kB then takes over 2 s, useless."""
-    receive_budget_bytes: int = 256 * 1024 * 1024
-    """Payloads being received at once, over all connections of the node; more wait in the kernel's buffers."""
-
-    def time_s(self, size_bytes: int) -> float:
-        """Return how long a frame of this size may take, in seconds."""
-        return self.stall_s + size_bytes / self.slowest_rate
-
-
-class ByteBudget:
-    """Bytes that may be allocated at once; who finds none waits.
-
-    Parameters
-    ----------
-    total_bytes : int
-        The bound; a single request above it is served alone.
-    """
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total_bytes = total_bytes
-        self._used_bytes = 0
-        self._lot = trio.lowlevel.ParkingLot()
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes taken now."""
-        return self._used_bytes
-
-    async def take(self, count: int) -> None:
-        """Wait until so many bytes are free, and take them."""
-        while self._used_bytes and self._used_bytes + count > self._total_bytes:
-            await self._lot.park()
-        self._used_bytes += count
-
-    def give_back(self, count: int) -> None:
-        """Free bytes."""
-        self._used_bytes -= count
-        self._lot.unpark_all()
-
-
-class Traffic:
-    """Counters of all connections of a node."""
-
-    def __init__(self) -> None:
-        self.frames_sent = 0
-        self.frames_received = 0
-        self.bytes_sent = 0
-        self.bytes_received = 0
+_NOTHING: Final = b""
 
 
 class Connection:
@@ -128,6 +72,9 @@ class Connection:
         self._on_close = on_close
         self._make_room = make_room
         self._receiver = FrameReceiver(payload_max_bytes=limits.payload_max_bytes, allocate=self._allocate)
+        self._spare = _NOTHING
+        """A record of which a part is not taken yet."""
+        self._spare_start = 0
         self._message: DataMessage | None = None
         """Of the frame whose payload is being received."""
         self._room: Room | None = None
@@ -137,6 +84,8 @@ class Connection:
         self._unread: tuple[DataMessage, memoryview] | None = None
         self._in_a_row = 0
         """Frames taken since there was a wait."""
+        self._at_once_bytes = 0
+        """Bytes read since there was a wait."""
 
     @property
     def peer(self) -> str:
@@ -151,12 +100,17 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Whether a new exchange may begin on it: open, and nothing arrived that nobody asked for."""
-        return self._unread is None and self._receiver.is_between_frames and self._stream.is_quiet()
+        return self._unread is None and self._is_fresh and self._stream.is_quiet()
 
     @property
     def is_between_frames(self) -> bool:
         """Whether it is open and no frame is half received."""
         return self._receiver.is_between_frames and not self._stream.is_closed
+
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether nothing of the next frame has been read from the stream."""
+        return self._receiver.is_between_frames and not self._spare
 
     async def send(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
         """Send a frame. Cancelling it half way closes the connection.
@@ -184,10 +138,12 @@ class Connection:
     def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
         """Send a frame in this very call; False where a part of it waits for flush(), or for the next send.
 
+        What waits may be the payload itself, which stays as it is until then.
+
         Raises
         ------
         trio.WouldBlock
-            Something else is being sent, or the frame is not small; nothing was done.
+            Something else is being sent; nothing was done.
         PeerUnreachableError
             The connection broke.
         LocalProtocolError, FrameTooLargeError
@@ -255,20 +211,24 @@ class Connection:
         if self._receiver.is_between_frames:  # else a cancelled call's payload is still being received there
             self._release_room()
         try:
-            frame = await self._receive_frame(patience_s)
+            frame = self._next_frame() or await self._receive_frame(patience_s)
             message, self._message = self._message or wire.decode_data(frame.header), None
         except TransportError:
             self.close()
             raise
+        self.idle_since_s = math.inf
         self._traffic.frames_received += 1
         self._traffic.bytes_received += len(frame.header) + len(frame.payload)
+        self._in_a_row += 1
+        if self._in_a_row >= FRAMES_IN_A_ROW:
+            await self._give_way()
         return message, frame.payload
 
-    def _allocate(self, header: bytearray, size: int) -> memoryview:
-        """Return where a payload is received."""
+    def _allocate(self, header: bytes | bytearray, size: int) -> memoryview | None:
+        """Return where a payload is received; None for wherever."""
         self._message = wire.decode_data(header)
         self._room = self._make_room(self._message, size)
-        return memoryview(bytearray(size)) if self._room is None else self._room.view
+        return None if self._room is None else self._room.view
 
     def take_room(self) -> Room | None:
         """Return the memory of the payload received last, if it was chosen; the caller releases it."""
@@ -284,58 +244,118 @@ class Connection:
         """Give back the frame received last."""
         self._unread = message, payload
 
-    async def _receive_frame(self, patience_s: float) -> Frame:
+    def _next_frame(self) -> Frame | None:
+        """Return the next frame of what has arrived; None where more must come, or its payload waits for its budget."""
+        if self._receiver.is_between_frames:
+            frame = self._begin_frame()
+            if frame is not None or self._receiver.is_between_frames:
+                return frame
         while True:
-            if self._receiver.payload_bytes_due and not self._taken_bytes:
-                await self._take_budget()
-            is_fresh = self._receiver.is_between_frames
-            count = await self._fill(patience_s if is_fresh else None)
-            if count == 0:
-                where = "" if is_fresh else " in the middle of a frame"
-                raise PeerUnreachableError(f"{self.peer} closed the connection{where}")
-            if is_fresh:
-                self._deadline_s = trio.current_time() + self._limits.stall_s
-                self.idle_since_s = math.inf
+            if (due := self._receiver.payload_bytes_due) and not self._taken_bytes and not self._take_budget(due):
+                return None
+            view = self._receiver.wanted()
+            count = self._fill(view) if len(view) else 0
+            if len(view) and not count:
+                return None
             frame = self._receiver.filled(count)
             if frame is not None:
                 self._deadline_s = math.inf
                 self._give_budget_back()
-                await self._give_way()
                 return frame
+
+    def _begin_frame(self) -> Frame | None:
+        """Take a frame that lies whole in one record, as small ones do, or the beginning of a longer one."""
+        data = self._spare or self._read()
+        if not data:
+            return None
+        frame, position = self._receiver.begin(data, self._spare_start)
+        is_used_up = position == len(data)
+        self._spare, self._spare_start = (_NOTHING, 0) if is_used_up else (data, position)
+        if frame is None:
+            self._deadline_s = trio.current_time() + self._limits.stall_s
+        return frame
+
+    def _read(self) -> bytes:
+        data = self._stream.read()
+        if data is None:
+            raise PeerUnreachableError(f"{self.peer} closed the connection")
+        return data
+
+    def _fill(self, view: memoryview) -> int:
+        """Fill in some bytes of a frame; 0 where none are there."""
+        if not self._spare:
+            count = self._stream.decrypt_into(view)
+            if count is None:
+                raise PeerUnreachableError(f"{self.peer} closed the connection in the middle of a frame")
+            return count
+        count = len(self._spare) - self._spare_start  # less than the payload, or the frame were whole
+        view[:count] = memoryview(self._spare)[self._spare_start :]
+        self._spare, self._spare_start = _NOTHING, 0
+        return count
+
+    async def _receive_frame(self, patience_s: float) -> Frame:
+        """Read the socket until a frame is there."""
+        while True:
+            if (due := self._receiver.payload_bytes_due) and not self._taken_bytes:
+                await self._wait_budget(due)
+            else:
+                await self._read_socket(patience_s)
+            frame = self._next_frame()
+            if frame is not None:
+                return frame
+
+    async def _read_socket(self, patience_s: float) -> None:
+        """Read the socket once, waiting until there is something.
+
+        In the middle of a frame what follows usually is there; else most frames come whole after a wait.
+        """
+        is_fresh = self._is_fresh
+        count = None if is_fresh and self._stream.is_drained else self._stream.refill_nowait()
+        while count is None:
+            await self._wait_readable(patience_s if is_fresh else None)
+            count = self._stream.refill_nowait()
+        if count == 0:
+            where = "" if is_fresh else " in the middle of a frame"
+            raise PeerUnreachableError(f"{self.peer} closed the connection{where}")
+        self._at_once_bytes += count
+        if self._at_once_bytes >= TURN_BYTES:
+            await self._give_way()
 
     async def _give_way(self) -> None:
         """Let other tasks run now and then, while frames are there without a wait."""
-        self._in_a_row += 1
-        if self._in_a_row >= FRAMES_IN_A_ROW:
-            self._in_a_row = 0
-            await trio.lowlevel.cancel_shielded_checkpoint()
+        self._in_a_row = self._at_once_bytes = 0
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _fill(self, patience_s: float | None) -> int:
-        """Receive some bytes of a frame, or those with which one begins, for which there is patience.
-
-        A limit is set only where there is a wait: most frames have come whole when their first bytes are seen.
-        """
-        view = self._receiver.wanted()
-        count = self._stream.receive_nowait(view)
-        if count is None or count:
-            return count or 0
-        self._in_a_row = 0
+    async def _wait_readable(self, patience_s: float | None) -> None:
+        """Wait for bytes of a frame, or for those with which one begins, for which there is patience."""
+        self._in_a_row = self._at_once_bytes = 0
         if patience_s == math.inf:
-            return await self._stream.receive_into(view)
+            await self._stream.wait_readable()
+            return
         deadline_s = self._deadline_s if patience_s is None else trio.current_time() + patience_s
         with trio.CancelScope(deadline=deadline_s):
-            return await self._stream.receive_into(view)
+            await self._stream.wait_readable()
+            return
         if patience_s is not None:
             raise PeerUnreachableError(f"{self.peer} was silent for too long")
         raise RemoteProtocolError(f"{self.peer} began a frame and stopped in the middle of it")
 
-    async def _take_budget(self) -> None:
-        """Before a payload is allocated; waiting here is our doing, so the frame's time starts afterwards."""
-        due = self._receiver.payload_bytes_due
+    def _take_budget(self, due: int) -> bool:
+        """Before a payload is allocated, where there is room for it."""
+        if not self._budget.take_nowait(due):
+            return False
+        self._note_budget(due)
+        return True
+
+    async def _wait_budget(self, due: int) -> None:
+        """As _take_budget(); waiting here is our doing, so the frame's time starts afterwards."""
         await self._budget.take(due)
         if self.is_closed:  # meanwhile, by close_peer
             self._budget.give_back(due)
             raise PeerUnreachableError("the connection was closed on this side")
+        self._note_budget(due)
+
+    def _note_budget(self, due: int) -> None:
         self._taken_bytes = due
         self._deadline_s = trio.current_time() + self._limits.time_s(due)
 

@@ -18,8 +18,9 @@ import trio
 
 from transport.admission import Credentials, PendingLimit
 from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler, MakeRoom, Room
+from transport.bounds import ByteBudget, Traffic
 from transport.certificates import CertificateRefusedError, PeerCertificate
-from transport.connection import ByteBudget, Connection, Traffic
+from transport.connection import Connection
 from transport.dataplane_records import DataPlaneConfig, DataPlaneStatistics
 from transport.hangups import Hangups
 from transport.pool import ConnectionPool

@@ -5,7 +5,7 @@ Owns the configuration that transport.dataplane takes and the figures that it gi
 
 import msgspec
 
-from transport.connection import FrameLimits
+from transport.bounds import FrameLimits
 from transport.tls import HANDSHAKE_TIMEOUT_S
 
 

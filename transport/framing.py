@@ -8,7 +8,8 @@ Owns how a stream of bytes is cut into frames. Knows nothing of sockets, TLS or 
     payload   raw bytes
 
 The receiver says which buffer it wants filled next, so that a payload goes from the TLS library straight to the
-place where it stays. Lengths are checked before anything of that size is allocated.
+place where it stays; a frame that lies whole in one piece is taken as it lies. Lengths are checked before anything of
+that size is allocated.
 """
 
 import struct
@@ -30,9 +31,9 @@ PREFIX_BYTES: Final = _PREFIX.size
 
 
 class Frame(NamedTuple):
-    """A received frame; both buffers are the reader's own."""
+    """A received frame; nobody else writes to its buffers."""
 
-    header: bytearray
+    header: bytes | bytearray
     payload: memoryview
 
 
@@ -77,6 +78,9 @@ def _check(header_bytes: int, payload_bytes: int, header_max_bytes: int, payload
         raise FrameTooLargeError(f"a payload of {payload_bytes} bytes, at most {payload_max_bytes} are allowed")
 
 
+_NOTHING: Final = memoryview(b"")
+
+
 class _Part(Enum):
     PREFIX = "prefix"
     HEADER = "header"
@@ -84,14 +88,14 @@ class _Part(Enum):
 
 
 class FrameReceiver:
-    """Cuts a stream into frames: fill `wanted()`, say `filled(n)`, repeat.
+    """Cuts a stream into frames: fill `wanted()`, say `filled(n)`, repeat. Or give `begin()` what a frame begins with.
 
     Parameters
     ----------
     header_max_bytes, payload_max_bytes : int
         Bounds; a frame that announces more is refused before it is allocated.
     allocate : callable, optional
-        Told a frame's header and its payload's length, returns where the payload goes; a buffer of its own without.
+        Told a frame's header and its payload's length, returns where the payload goes; None for wherever.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class FrameReceiver:
         *,
         header_max_bytes: int = HEADER_MAX_BYTES,
         payload_max_bytes: int = PAYLOAD_MAX_BYTES,
-        allocate: Callable[[bytearray, int], memoryview] = lambda _header, size: memoryview(bytearray(size)),
+        allocate: Callable[[bytes | bytearray, int], memoryview | None] = lambda _header, _size: None,
     ) -> None:
         self._allocate = allocate
         self._header_max_bytes = header_max_bytes
@@ -108,7 +112,7 @@ class FrameReceiver:
         self._start_frame()
 
     def _start_frame(self) -> None:
-        self._header = bytearray()
+        self._header: bytes | bytearray = b""
         self._payload_bytes = 0
         self._start_part(_Part.PREFIX, memoryview(self._prefix))
 
@@ -128,7 +132,10 @@ class FrameReceiver:
         return self._payload_bytes if self._part is _Part.HEADER else 0
 
     def wanted(self) -> memoryview:
-        """Return the buffer to fill next, never empty; fill it from its start, wholly or in part."""
+        """Return the buffer to fill next; fill it from its start, wholly or in part.
+
+        It is empty only after begin() took a header whose payload is due: filled(0) then has its place chosen.
+        """
         return self._view[self._position :]
 
     def filled(self, count: int) -> Frame | None:
@@ -156,12 +163,57 @@ class FrameReceiver:
             self._start_part(_Part.HEADER, memoryview(self._header))
             return None
         if self._part is _Part.HEADER and self._payload_bytes:
-            self._start_part(_Part.PAYLOAD, self._allocate(self._header, self._payload_bytes))
+            place = self._allocate(self._header, self._payload_bytes)
+            self._start_part(_Part.PAYLOAD, memoryview(bytearray(self._payload_bytes)) if place is None else place)
             return None
-        payload = self._view if self._part is _Part.PAYLOAD else memoryview(b"")
+        payload = self._view if self._part is _Part.PAYLOAD else _NOTHING
         frame = Frame(self._header, payload)
         self._start_frame()
         return frame
+
+    def begin(self, data: bytes, start: int = 0) -> tuple[Frame | None, int]:
+        """Take what a frame begins with, between frames, from a place in a piece of the stream on.
+
+        Returns
+        -------
+        frame : Frame or None
+            The frame, if all of it is there; its payload lies in `data`, unless another place was chosen for it.
+        position : int
+            Behind what was taken: the whole frame, or all before its payload. What follows is the caller's to put into
+            `wanted()`, or the beginning of the next frame.
+
+        Raises
+        ------
+        RemoteProtocolError, FrameTooLargeError
+            As `filled`.
+        """
+        if len(data) - start < PREFIX_BYTES:
+            return self._begin_slowly(data, start)
+        header_bytes, payload_bytes = _PREFIX.unpack_from(data, start)
+        start_header = start + PREFIX_BYTES
+        end = start_header + header_bytes
+        if len(data) < end or not header_bytes:
+            return self._begin_slowly(data, start)
+        _check(header_bytes, payload_bytes, self._header_max_bytes, self._payload_max_bytes)
+        header = data[start_header:end]
+        if not payload_bytes:
+            return Frame(header, _NOTHING), end
+        if len(data) < end + payload_bytes:
+            self._header, self._payload_bytes = header, payload_bytes
+            self._start_part(_Part.HEADER, _NOTHING)
+            return None, end
+        payload = memoryview(data)[end : end + payload_bytes]
+        place = self._allocate(header, payload_bytes)
+        if place is not None:
+            place[:] = payload
+            payload = place
+        return Frame(header, payload), end + payload_bytes
+
+    def _begin_slowly(self, data: bytes, start: int) -> tuple[None, int]:
+        """Copy what is less than a prefix and a header."""
+        frames = self.feed(memoryview(data)[start:])
+        assert not frames, "a frame is taken whole where all of it is there"
+        return None, len(data)
 
     def feed(self, data: Buffer) -> list[Frame]:
         """Copy in a piece of the stream, of any length, and return the frames that it completed.

@@ -6,12 +6,14 @@ or time limits (the caller's scopes do that).
 Why not trio.SSLStream: it refills in steps of 16 KiB and copies once more; here the socket is read in pieces of
 256 KiB and decrypted straight into the caller's buffer, which halves the time for a picture of 2.7 MB. Works on
 the plain non-blocking socket, so that no checkpoint lies between reading it and handing the bytes to TLS; hence
-one scratch buffer serves all connections, and a cancelled receive loses nothing.
+one scratch buffer serves all connections, and a cancelled receive loses nothing. What needs no waiting is done in the
+call that asks for it: `send_nowait`, `read`, `decrypt_into` and `refill_nowait` are plain functions.
 """
 
 import contextlib
 import socket
 import ssl
+from collections import deque
 from collections.abc import Sequence
 from typing import Final, Literal, cast
 
@@ -22,12 +24,14 @@ from transport.certificates import CertificateRefusedError, RefusalReason
 from transport.wire import PeerUnreachableError, RemoteProtocolError, TransportError
 
 READ_BYTES: Final = 256 * 1024
-"""Most that one read takes from the socket; a few hundred microseconds of decryption between checkpoints."""
-WRITE_BYTES: Final = 128 * 1024
-"""Most that is encrypted before it is handed to the socket: the peer decrypts one piece while the next is made. Half as
-much costs more in steps than it gains, twice as much is 10 % slower at 600 kB and 2.7 MB."""
-JOIN_BYTES: Final = 16 * 1024
-"""Messages up to one TLS record are joined before encryption: one record, one packet."""
+"""Most that one read takes from the socket."""
+PIECE_BYTES: Final = 48 * 1024
+"""What is encrypted before it is handed to the socket: the peer decrypts one piece while the next is made. Of 32, 48,
+64 and 128 KiB the best for 150 kB to 2.7 MB, with both sides on one processor and on two."""
+TURN_BYTES: Final = 1024 * 1024
+"""What is sent, or received, before other tasks get a turn: about half a millisecond of encryption."""
+RECORD_BYTES: Final = 16 * 1024
+"""Most that one TLS record carries. Messages up to this size are joined before encryption: one record, one packet."""
 
 UNANSWERED_S: Final = 10
 """How long the kernel sends without being answered before it calls the connection broken, in seconds: some five
@@ -81,8 +85,14 @@ class SecureStream:
         self._outgoing = ssl.MemoryBIO()
         self.ssl_object: Final = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._send_lock = trio.Lock()
+        self._waiting: deque[memoryview] = deque()
+        """To be encrypted and sent."""
         self._rest = memoryview(b"")
         """Encrypted, and not taken by the socket yet."""
+        self._is_clogged = False
+        """Whether the socket took less than it was given, so that more would be in vain."""
+        self._is_ended = False
+        """Whether the peer has said goodbye."""
         self._is_drained = False
         """Whether the last read took all there was, so that another would be in vain."""
         self._is_closed = False
@@ -138,60 +148,101 @@ class SecureStream:
             A TLS record was damaged, or the peer refused our certificate.
         """
         while True:
-            self._check_open()
-            count = self._decrypt(view)
+            count = self.decrypt_into(view)
             if count is None:
                 return 0
             if count or not await self._refill():
                 return count
 
-    def receive_nowait(self, view: memoryview) -> int | None:
+    def decrypt_into(self, view: memoryview) -> int | None:
         """Fill a buffer from what the socket has given already; 0 when nothing is there, None at the peer's goodbye.
 
         Raises
         ------
-        PeerUnreachableError, RemoteProtocolError
+        PeerUnreachableError
+            The connection was closed on this side.
+        RemoteProtocolError
             As receive_into().
         """
         self._check_open()
-        return self._decrypt(view)
-
-    def _decrypt(self, view: memoryview) -> int | None:
-        """Decrypt what has arrived; 0 when nothing is there, None when the peer said goodbye."""
         count = 0
         try:
-            while count < len(view):  # one call gives one record of 16 KiB at most
+            while count < len(view) and self._has_bytes:  # one call gives one record at most
                 got = cast(int, self.ssl_object.read(len(view) - count, view[count:]))
-                if not got:  # the peer's close_notify reads as nothing, again and again
-                    return count or None
+                self._is_ended = not got  # the peer's close_notify reads as nothing
                 count += got
-        except ssl.SSLWantReadError:
-            pass
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            return count or None
         except ssl.SSLError as error:
+            self._judge(error)
+        return None if self._is_ended and not count else count
+
+    def read(self) -> bytes | None:
+        """Return one record's contents of what the socket has given already; as decrypt_into() where there is none."""
+        self._check_open()
+        data = b""
+        try:
+            if self._has_bytes:
+                data = self.ssl_object.read(RECORD_BYTES)
+                self._is_ended = not data
+        except ssl.SSLError as error:
+            self._judge(error)
+        return None if self._is_ended and not data else data
+
+    @property
+    def _has_bytes(self) -> bool:
+        """Whether there is something to decrypt, or a part of it: asking TLS in vain costs an exception."""
+        return (self._incoming.pending > 0 or self.ssl_object.pending() > 0) and not self._is_ended
+
+    def _judge(self, error: ssl.SSLError) -> None:
+        """Take note of the peer's goodbye, or that more must come; a damaged stream raises RemoteProtocolError."""
+        if isinstance(error, ssl.SSLZeroReturnError | ssl.SSLEOFError):
+            self._is_ended = True
+        elif not isinstance(error, ssl.SSLWantReadError):
             raise RemoteProtocolError(f"TLS failed: {error.reason or error}") from error
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the last read of the socket took all there was, so that another is likely to be in vain."""
+        return self._is_drained
+
+    def refill_nowait(self) -> int | None:
+        """Read the socket once.
+
+        Returns
+        -------
+        int or None
+            Number of bytes that came, still encrypted; 0 at the socket's end, None where nothing is there yet.
+
+        Raises
+        ------
+        PeerUnreachableError
+            The connection broke, or was closed on this side.
+        """
+        self._check_open()
+        try:
+            count = self._socket.recv_into(_scratch)
+        except BlockingIOError:
+            self._is_drained = True
+            return None
+        except OSError as error:
+            raise PeerUnreachableError(f"the connection broke: {error}") from error
+        self._is_drained = count < READ_BYTES
+        self._incoming.write(memoryview(_scratch)[:count])
         return count
+
+    async def wait_readable(self) -> None:
+        """Wait until the socket has something, or ends; raises PeerUnreachableError when it is closed on this side."""
+        await self._wait("read")
 
     async def _refill(self) -> bool:
         """Read the socket once, waiting until there is something; False at its end."""
-        while True:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            self._check_open()
-            if self._is_drained:
-                await self._wait("read")
-            try:
-                count = self._socket.recv_into(_scratch)
-            except BlockingIOError:
-                self._is_drained = True
-                continue
-            except OSError as error:
-                raise PeerUnreachableError(f"the connection broke: {error}") from error
-            self._is_drained = count < READ_BYTES
-            self._incoming.write(memoryview(_scratch)[:count])
-            if not self._is_drained:  # a fast peer must not keep the loop to itself
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            return count > 0
+        await trio.lowlevel.checkpoint_if_cancelled()
+        count = None if self._is_drained else self.refill_nowait()
+        while count is None:
+            await self.wait_readable()
+            count = self.refill_nowait()
+        if not self._is_drained:  # a fast peer must not keep the loop to itself
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return count > 0
 
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         """Encrypt and send buffers one behind the other, as far as that needs no waiting.
@@ -199,32 +250,65 @@ class SecureStream:
         Returns
         -------
         bool
-            Whether all has left; else send_rest() must be called before anything else is sent.
+            Whether all has left; else send_rest() must be called, and the buffers stay as they are until it returns.
 
         Raises
         ------
         trio.WouldBlock
-            Something is being sent, or the message is not small; nothing was done.
+            Something is being sent; nothing was done.
         PeerUnreachableError
             The connection broke.
         """
-        views = [memoryview(part).cast("B") for part in parts if len(part)]
-        size = sum(map(len, views))
-        if size > WRITE_BYTES or self._rest or self._send_lock.locked():
+        if self._rest or self._waiting or self._send_lock.locked():
             raise trio.WouldBlock
         self._check_open()
-        for view in [memoryview(b"".join(views))] if size <= JOIN_BYTES else views:
-            self.ssl_object.write(view)
-        data = self._outgoing.read()
+        self._queue(parts)
         try:
-            sent = self._socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
+            return self._push()
+        except PeerUnreachableError:
             self.close()
-            raise PeerUnreachableError(f"the connection broke: {error}") from error
-        self._rest = memoryview(data)[sent:]
-        return not self._rest
+            raise
+
+    def _queue(self, parts: Sequence[Buffer]) -> None:
+        """Have buffers sent next, as one where they fit into a record."""
+        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        if len(views) > 1 and sum(map(len, views)) <= RECORD_BYTES:
+            views = [memoryview(b"".join(views))]
+        self._waiting.extend(views)
+
+    def _push(self) -> bool:
+        """Encrypt and send what waits until all has left, the socket takes no more or it is another's turn.
+
+        The first piece is on its way while the next is made.
+        """
+        sent_bytes = 0
+        while sent_bytes < TURN_BYTES:
+            if not self._rest:
+                self._encrypt()
+            try:
+                count = self._socket.send(self._rest) if self._rest else 0
+            except BlockingIOError:
+                count = 0
+            except OSError as error:
+                raise PeerUnreachableError(f"the connection broke: {error}") from error
+            sent_bytes += count
+            self._rest = self._rest[count:]
+            self._is_clogged = bool(self._rest)
+            if self._is_clogged or not self._waiting:
+                break
+        return not self._rest and not self._waiting
+
+    def _encrypt(self) -> None:
+        """Encrypt a piece of what waits; what TLS itself has to say goes with it."""
+        waiting = self._waiting
+        while waiting and self._outgoing.pending < PIECE_BYTES:
+            view = waiting[0]
+            self.ssl_object.write(view[:PIECE_BYTES])
+            if len(view) > PIECE_BYTES:
+                waiting[0] = view[PIECE_BYTES:]
+            else:
+                waiting.popleft()
+        self._rest = memoryview(self._outgoing.read())
 
     async def send_rest(self) -> None:
         """Send what send_nowait() left; cancelling it half way leaves the stream unusable: close it."""
@@ -238,42 +322,27 @@ class SecureStream:
         PeerUnreachableError
             The connection broke.
         """
-        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
-        if sum(map(len, views)) <= JOIN_BYTES:
-            views = [memoryview(b"".join(views))] if views else []
         async with self._send_lock:
             is_done = False
             try:
-                await self._flush()
-                for view in views:
-                    await self._send_view(view)
+                await self._flush()  # what send_nowait() left
+                self._queue(parts)
                 await self._flush()
                 is_done = True
             finally:
                 if not is_done:
                     self.close()  # half a frame is out: nothing sensible can follow it
 
-    async def _send_view(self, view: memoryview) -> None:
-        for start in range(0, len(view), WRITE_BYTES):
-            self._check_open()
-            self.ssl_object.write(view[start : start + WRITE_BYTES])
-            if self._outgoing.pending >= WRITE_BYTES:
-                await self._flush()
-                await trio.lowlevel.cancel_shielded_checkpoint()
-
     async def _flush(self) -> None:
-        """Send all that is encrypted."""
+        """Send all that waits or is encrypted."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while self._rest or self._outgoing.pending:
-            self._check_open()
-            if not self._rest:
-                self._rest = memoryview(self._outgoing.read())
-            try:
-                self._rest = self._rest[self._socket.send(self._rest) :]
-            except BlockingIOError:
+        self._check_open()
+        while not self._push():
+            if self._is_clogged:
                 await self._wait("write")
-            except OSError as error:
-                raise PeerUnreachableError(f"the connection broke: {error}") from error
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            self._check_open()
 
     def _flush_nowait(self) -> None:
         """Send a last alert if the socket takes it at once; it is a courtesy."""
@@ -313,9 +382,10 @@ class SecureStream:
             return
         self._is_closed = True
         # Behind half a record a goodbye would only look like a damaged one.
-        if not self._send_lock.locked() and not self._outgoing.pending and not self._rest:
+        if not (self._send_lock.locked() or self._outgoing.pending or self._rest or self._waiting):
             with contextlib.suppress(ssl.SSLError, ValueError):  # always: the answer is not waited for
                 self.ssl_object.unwrap()
             self._flush_nowait()
+        self._waiting.clear()
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()

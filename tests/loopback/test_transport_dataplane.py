@@ -1,5 +1,7 @@
 """The data plane over real sockets on 127.0.0.1."""
 
+import bisect
+import itertools
 import socket
 import ssl
 import struct
@@ -13,15 +15,15 @@ import trio.testing
 from transport import wire
 from transport.admission import Credentials
 from transport.base import DataAddress
+from transport.bounds import ByteBudget, FrameLimits
 from transport.certificates import DAY_S, GridTrust, NothingRevoked
-from transport.connection import ByteBudget, FrameLimits
 from transport.dataplane import TlsDataPlane
 from transport.dataplane_records import DataPlaneConfig
 from transport.framing import FrameReceiver, encode_prefix
 from transport.gridtime import GridTime
 from transport.revocation import Revocations
 from transport.sandbox import GRID_ID, NOW_S, SandboxGrid
-from transport.securestream import ListenError, SecureStream, take_socket
+from transport.securestream import READ_BYTES, ListenError, SecureStream, take_socket
 from transport.tls import CONFIRMATION, client_context, joining_context, server_context
 from transport.wire import (
     CardRequest,
@@ -1069,6 +1071,130 @@ async def test_a_frame_that_trickles_costs_its_connection():
         with pytest.raises(PeerUnreachableError):
             await trickle()
         assert listener.statistics().faults == 1
+
+
+@pytest.mark.parametrize("size", [0, 300, 5000, 40_000])
+@pytest.mark.parametrize("cut", [1, 8, 11, 60, 5100])
+def test_frames_do_not_depend_on_how_records_were_cut(size, cut):
+    async def main():
+        async with certified_stranger() as (stream, _, _), trio.open_nursery() as nursery:
+            frames = [frame(CardRequest(nodes=()), bytes([number]) * size) for number in range(1, 20)]
+            data = b"".join(frames)
+
+            async def send():
+                await stream.send([data[:cut]])
+                for start in range(cut, len(data), 16_000):
+                    await stream.send([data[start : start + 16_000]])
+
+            nursery.start_soon(send)
+            receiver, got, buffer = FrameReceiver(), [], bytearray(1 << 16)
+            skipped = len(CONFIRMATION)
+            while len(got) < len(frames) + 1:
+                count = await stream.receive_into(memoryview(buffer))
+                assert count, "the connection must stay"
+                got += receiver.feed(buffer[skipped:count])
+                skipped = 0
+            assert [bytes(each.payload) for each in got[1:]] == [bytes([number]) * size for number in range(1, 20)]
+
+    in_trio(main)()
+
+
+@in_trio
+async def test_what_nobody_asked_for_behind_an_answer_ends_the_connection():
+    async def chatty(exchange, message, payload):
+        connection = exchange.connection
+        connection._stream.send_nowait([frame(message, b"answer") + frame(message, b"unasked")])
+        exchange.finish()
+
+    async with two_planes(chatty) as (plane, _, peer, _address):
+        _, answer = await ask(plane, peer)
+        assert answer == b"answer"
+        _, answer = await ask(plane, peer)
+        assert answer == b"answer", "and not what came before the question"
+        assert plane.statistics().stale == 1
+
+
+@in_trio
+async def test_after_a_goodbye_nothing_is_awaited():
+    async with certified_stranger() as (stream, listener, _):
+        await stream.send([frame(CardRequest(nodes=()), b"x")])
+        with pytest.raises(ssl.SSLWantReadError):
+            stream.ssl_object.unwrap()
+        stream._flush_nowait()  # the socket itself stays open
+        await eventually(lambda: listener.open_peers() == ())
+
+
+@in_trio
+async def test_a_large_frame_leaves_in_the_call_that_sends_it():
+    async with two_planes() as (plane, _, peer, _address):
+        await ask(plane, peer)
+        exchange = plane.take(peer)
+        payload = bytes(range(256)) * 2400
+        left = exchange.send_nowait(CardRequest(nodes=()), [payload[:100], payload[100:]])
+        if not left:  # a kernel with small buffers
+            await exchange.flush()
+        _, answer = await exchange.receive()
+        assert answer == payload
+        exchange.finish()
+        plane.give_back(exchange)
+
+
+@in_trio
+async def test_what_the_socket_does_not_take_waits_for_the_flush():
+    async with two_planes() as (plane, _, peer, _address):
+        await ask(plane, peer)
+        exchange = plane.take(peer)
+        payload = bytes(range(256)) * 100_000
+        assert not exchange.send_nowait(CardRequest(nodes=()), [payload])
+        with pytest.raises(trio.WouldBlock):
+            exchange.send_nowait(CardRequest(nodes=()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange.flush)
+            _, answer = await exchange.receive()
+        assert answer == payload
+        exchange.finish()
+        plane.give_back(exchange)
+        await ask(plane, peer)
+        assert plane.statistics().dials == 1
+
+
+def test_a_long_send_lets_other_tasks_run(monkeypatch):
+    monkeypatch.setattr("transport.securestream.TURN_BYTES", 50_000)
+
+    async def main():
+        async with two_planes() as (plane, _, peer, _address):
+            await ask(plane, peer, bytes(4 << 20))  # the kernel gives more room to who needs it
+            exchange = plane.take(peer)
+            assert not exchange.send_nowait(CardRequest(nodes=()), [bytes(200_000)]), "the rest takes its turn"
+            await exchange.flush()
+            await exchange.receive()
+            exchange.finish()
+            plane.give_back(exchange)
+
+    in_trio(main)()
+
+
+def test_a_long_receive_lets_other_tasks_run(monkeypatch):
+    monkeypatch.setattr("transport.connection.TURN_BYTES", 100_000)
+
+    async def main():
+        room = Room(8 << 20)
+        filled = []
+
+        async def look():
+            while True:
+                filled.append(bisect.bisect_left(room.view, 1, key=lambda byte: 1 - byte))
+                await trio.lowlevel.checkpoint()
+
+        async with two_planes() as (plane, listener, peer, _address), trio.open_nursery() as nursery:
+            listener.make_room = lambda _message, _size: room
+            nursery.start_soon(look)
+            await ask(plane, peer, b"\1" * len(room.view))
+            nursery.cancel_scope.cancel()
+        most = max(after - before for before, after in itertools.pairwise(filled))
+        assert most <= 2 * (100_000 + READ_BYTES), "trio may run a task last in one round and first in the next"
+
+    in_trio(main)()
 
 
 @in_trio

@@ -40,3 +40,27 @@ def test_a_truncated_stream_never_gives_a_frame(header, payload, data):
     receiver = FrameReceiver()
     assert receiver.feed(stream[:cut]) == []
     assert receiver.is_between_frames is (cut == 0)
+
+
+@given(st.lists(st.tuples(HEADERS, PAYLOADS), max_size=8), st.lists(st.integers(1, 700), max_size=60))
+def test_frames_are_the_same_from_their_beginnings(frames, cuts):
+    stream = b"".join(encode_prefix(header, len(payload)) + header + payload for header, payload in frames)
+    receiver, got = FrameReceiver(), []
+    position = 0
+    for cut in [*cuts, len(stream) or 1]:
+        data, start = stream[position : position + cut], 0
+        while start < len(data):
+            if not receiver.is_between_frames:
+                if receiver.payload_bytes_due and not receiver.wanted():
+                    assert receiver.filled(0) is None
+                view = receiver.wanted()
+                count = min(len(view), len(data) - start)
+                view[:count] = data[start : start + count]
+                start += count
+                frame = receiver.filled(count)
+            else:
+                frame, start = receiver.begin(data, start)
+            got += [frame] if frame is not None else []
+        position += cut
+    assert [(bytes(frame.header), bytes(frame.payload)) for frame in got] == frames
+    assert receiver.is_between_frames

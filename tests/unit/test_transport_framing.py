@@ -95,3 +95,53 @@ def test_sending_too_much_is_named_before_anything_is_sent():
 def test_parts_are_counted_in_bytes_not_items():
     assert total_bytes([b"ab", memoryview(bytearray(8)).cast("I"), bytearray(3)]) == 13
     assert total_bytes([]) == 0
+
+
+def test_a_frame_that_is_whole_is_taken_where_it_lies():
+    receiver = FrameReceiver()
+    data = b"??" + frame_bytes(b"one", b"payload") + frame_bytes(b"two") + b"\0\0"
+    frame, position = receiver.begin(data, 2)
+    assert contents(frame) == (b"one", b"payload")
+    assert frame.payload.obj is data
+    frame, position = receiver.begin(data, position)
+    assert contents(frame) == (b"two", b"")
+    assert receiver.is_between_frames
+    assert receiver.begin(data, position) == (None, len(data))
+    assert not receiver.is_between_frames
+    assert [contents(frame) for frame in receiver.feed(b"\0\1\0\0\0\0h")] == [(b"h", b"")]
+
+
+def test_a_whole_frame_goes_to_the_place_that_was_chosen_for_it():
+    place = memoryview(bytearray(7))
+    told = []
+    receiver = FrameReceiver(allocate=lambda header, size: told.append((bytes(header), size)) or place)
+    frame, _ = receiver.begin(frame_bytes(b"one", b"payload"))
+    assert frame.payload is place
+    assert bytes(place) == b"payload"
+    assert told == [(b"one", 7)]
+
+
+def test_of_a_longer_frame_the_header_is_taken_and_the_payload_announced():
+    told = []
+    receiver = FrameReceiver(allocate=lambda header, size: told.append(size))
+    assert receiver.begin(frame_bytes(b"one", b"payload")[:13]) == (None, 11)
+    assert receiver.payload_bytes_due == 7
+    assert not receiver.is_between_frames
+    assert not receiver.wanted()
+    assert told == [], "its place is chosen when the reader has room for it"
+    assert receiver.filled(0) is None
+    assert told == [7]
+    assert [contents(frame) for frame in receiver.feed(b"payload")] == [(b"one", b"payload")]
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (bytes(100), RemoteProtocolError),
+        (struct.pack(">II", HEADER_MAX_BYTES + 1, 0) + bytes(100), FrameTooLargeError),
+        (struct.pack(">II", 3, PAYLOAD_MAX_BYTES + 1) + bytes(100), FrameTooLargeError),
+    ],
+)
+def test_nonsense_at_a_beginning_is_refused_at_once(data, error):
+    with pytest.raises(error):
+        FrameReceiver().begin(data)
