@@ -311,7 +311,8 @@ class Parts:
 
     def _greet(self, neighbour: str) -> None:
         self.membership.greet(neighbour)
-        self.signed.greet()
+        if not self.watch.is_settled(neighbour):
+            self.signed.greet()
 
     def _met(self, node: str) -> None:
         self.signed.met(node)

@@ -40,6 +40,8 @@ log = EventLog("watch")
 
 REFRESH_S = 1.0
 """How often the list of peers to probe is brought up to date."""
+SETTLED_S = 30.0
+"""A node alive for so long without a break was in one grid with us: no partition lies behind it."""
 
 
 Start = Callable[..., None]
@@ -93,6 +95,10 @@ class Watch:
     def status(self, node: str) -> Status | None:
         """Return a node's standing."""
         return self._liveness.status(node)
+
+    def is_settled(self, node: str) -> bool:
+        """Say whether a node has been with us for a while, so that it knows by gossip what this node knows."""
+        return self._clock() - self._liveness.alive_since_s(node) >= SETTLED_S
 
     def seen(self, node: str, epoch: int, *, direct: bool) -> None:
         """Take note of a message made by a node."""

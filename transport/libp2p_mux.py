@@ -49,15 +49,22 @@ class GridMuxStream(IMuxedStream):
         self._mux = conn
         self._stream = stream
         self._changed = trio.lowlevel.ParkingLot()
+        """Readers that wait."""
+        self._credited = trio.lowlevel.ParkingLot()
+        """Writers that wait for their reader on the other side."""
         self._take: Callable[[bytes], None] | None = None
         self._fault: Exception | None = None
 
     def wake(self) -> None:
         """Have readers and writers look again."""
-        if self._take is not None and self._stream.buffer:
+        stream = self._stream
+        self._credited.unpark_all()
+        if self._take is not None and stream.buffer:
             self._feed(self._take)
-        if self._changed:
-            self._changed.unpark_all()
+            is_over = stream.is_ended or stream.is_reset or stream.is_left or self._mux.is_closed
+            if self._fault is None and not is_over:
+                return  # taken: to wake whoever consumes would cost as much again
+        self._changed.unpark_all()
 
     def _feed(self, take: Callable[[bytes], None]) -> None:
         data = self._mux.core.read(self._stream)
@@ -163,7 +170,7 @@ class GridMuxStream(IMuxedStream):
                 if self._stream.credit:
                     await self._mux.sent.park()
                 else:
-                    await self._changed.park()
+                    await self._credited.park()
         if patience.cancelled_caught:
             self._cut()
             raise MuxedStreamReset(f"stream {self._stream.number}: nothing was read for {CREDIT_TIMEOUT_S} s")

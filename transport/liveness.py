@@ -24,6 +24,7 @@ far side of a partition is noticed even where no connection crossed it.
 
 import random
 
+from transport.beats import next_beat_s
 from transport.liveness_events import (
     Action,
     Event,
@@ -161,6 +162,10 @@ class Liveness:
         """Return a node's boot epoch as last heard; 0 for an unknown one."""
         return self._standings.epoch(node)
 
+    def alive_since_s(self, node: str) -> float:
+        """Return since when a node has been alive without a break, in seconds; infinity for one that is not."""
+        return self._standings.alive_since_s(node)
+
     def statistics(self) -> LivenessStatistics:
         """Return counters and the present standing."""
         standing = [member.status for member in self._standings.members.values()]
@@ -203,7 +208,7 @@ class Liveness:
         if self._alive_owed and self._next_alive_s <= self._now_s:
             self._say_alive()
         if self._next_probe_s <= self._now_s:
-            self._probe_next()
+            self._probe_some()
 
     def _feel(self, delta: int) -> None:
         self._awareness = max(0, min(self._config.awareness_max, self._awareness + delta))
@@ -229,15 +234,16 @@ class Liveness:
         if not self._candidates:
             self._next_probe_s = NEVER
         elif self._next_probe_s == NEVER:
-            self._next_probe_s = self._now_s + self._rng.random() * self._interval_s()
+            self._next_probe_s = next_beat_s(self._now_s, self._config.period_s)
 
-    def _interval_s(self) -> float:
-        probes = min(self._config.probes_per_period, max(1, len(self._candidates)))
-        return self._config.period_s * self._stretch() / probes
+    def _probe_some(self) -> None:
+        """Give the next ones of the rotation their turns."""
+        self._next_probe_s = next_beat_s(self._now_s, self._config.period_s * self._stretch())
+        for _ in range(min(self._config.probes_per_period, len(self._candidates))):
+            self._probe_next()
 
     def _probe_next(self) -> None:
         """Probe the next of the rotation; each peer has its turn before any has a second (SWIM, section 4.3)."""
-        self._next_probe_s = self._now_s + self._interval_s()
         if self._next_stranger_s <= self._now_s and self._probe_stranger():
             return
         for _ in range(2):

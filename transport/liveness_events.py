@@ -22,7 +22,8 @@ class LivenessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Times and bounds of the failure detector. Defaults suit a LAN of up to a few hundred nodes."""
 
     period_s: float = 1.0
-    """Time in which probes_per_period peers are probed, evenly spread."""
+    """Time in which probes_per_period peers are probed: at once, since each wake-up costs as much as a probe, and with
+    the other timers of the process (transport.beats). Nodes are not in step, so a peer's probes are spread."""
     probes_per_period: int = 2
     """Cost of the detector. A node with c peers is probed by each of them every c / probes_per_period periods, so
     by someone about twice per second, however large the grid is."""

@@ -111,6 +111,11 @@ class Standings:
         member = self.members.get(node)
         return 0 if member is None else member.epoch
 
+    def alive_since_s(self, node: str) -> float:
+        """Return since when a node has been alive without a break; infinity for one that is not."""
+        member = self.members.get(node)
+        return NEVER if member is None or member.status is not Status.ALIVE else member.since_s
+
     def next_end_s(self) -> float:
         """Return when the next suspicion or remembrance ends."""
         return min(self.ends.values(), default=NEVER)

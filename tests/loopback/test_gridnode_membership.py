@@ -7,7 +7,7 @@ from gridnode.membership import EpochBehindError
 from gridnode.sandbox import SandboxDevice
 from gridnode.sandboxload import Load
 from transport.addressbook import load_book
-from transport.base import CARD_TOPIC, HEALTH_TOPIC, STATE_TOPIC, GossipMessage
+from transport.base import CARD_TOPIC, HEALTH_TOPIC, STATE_TOPIC, TRUST_TOPIC, GossipMessage
 from transport.wire import (
     CardNotice,
     CardRequest,
@@ -193,24 +193,50 @@ def test_what_peers_gossip_falsely_is_neither_used_nor_fatal(run_grid):
     run_grid(scenario)
 
 
-def cards_heard(sandbox, name, of):
-    """Count the cards of one node that the gossip of another heard from now on, news or not."""
+def messages_heard(sandbox, name, topic, of):
+    """Collect when a node hears messages of another one on a topic from now on, news or not."""
     gossip, origin = sandbox.nodes[name].running.membership.gossip, node_of(sandbox, of)
     heard = []
 
     def judge(message):
-        if (message.topic, message.origin) == (CARD_TOPIC, origin):
+        if message.origin == origin:
             heard.append(trio.current_time())
         return gossip.is_good(message)
 
-    sandbox.nodes[name].running._control.set_validator(CARD_TOPIC, judge)
+    sandbox.nodes[name].running._control.set_validator(topic, judge)
     return heard
+
+
+def test_a_neighbour_that_was_with_us_all_along_is_not_told_which_signed_state_there_is(run_grid):
+    async def scenario(sandbox):
+        parts = sandbox.nodes["fast"].running.parts
+        heard = messages_heard(sandbox, "mid", TRUST_TOPIC, "fast")
+        await trio.sleep(10.0)  # what the start had to tell has been told
+
+        async def greeted(neighbour):
+            heard.clear()
+            parts._greet(neighbour)
+            await trio.sleep(5.0)
+            return len(heard)
+
+        assert await greeted(node_of(sandbox, "slow")) == 1  # it may come out of a partition
+        await trio.sleep(30.0)
+        assert await greeted(node_of(sandbox, "slow")) == 0
+        assert await greeted("a stranger") == 1
+        sandbox.network.pause(node_of(sandbox, "slow"))
+        await sandbox.wait_until(lambda: standing(sandbox, "fast", "slow") != "alive", limit_s=10.0)
+        assert await greeted(node_of(sandbox, "slow")) == 1
+        sandbox.network.resume(node_of(sandbox, "slow"))
+        await sandbox.wait_until(lambda: standing(sandbox, "fast", "slow") == "alive", limit_s=20.0)
+        assert await greeted(node_of(sandbox, "slow")) >= 1  # back, and who knows from where
+
+    run_grid(scenario)
 
 
 def test_neighbours_that_come_and_go_do_not_have_a_known_card_gossiped_again(run_grid):
     async def scenario(sandbox):
         fast = sandbox.nodes["fast"].running.membership
-        heard = cards_heard(sandbox, "mid", "fast")
+        heard = messages_heard(sandbox, "mid", CARD_TOPIC, "fast")
         await trio.sleep(10.0)  # what the start had to tell has been told
 
         async def greeted(neighbour):

@@ -445,6 +445,60 @@ def test_a_consumer_gets_what_comes_in_order_until_the_end(tls):
     play(scene, tls=tls)
 
 
+def test_who_consumes_is_not_woken_for_what_he_is_given():
+    woken = []
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task):
+            woken.append(task.name)
+
+    async def scene(a, b):
+        stream = await a.open_stream()
+        other = await b.accept_stream()
+        got = []
+
+        async def consumer():
+            with pytest.raises(MuxedStreamEOF):
+                await other.consume(got.append)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consumer)
+            await wait_all_tasks_blocked()
+            steps = Steps()
+            trio.lowlevel.add_instrument(steps)
+            for i in range(10):
+                await stream.write(bytes([i]))
+                await wait_all_tasks_blocked()
+            trio.lowlevel.remove_instrument(steps)
+            assert got == [bytes([i]) for i in range(10)]
+            assert not [name for name in woken if name.endswith("consumer")]
+            await stream.close_write()  # the end he is woken for
+
+    play(scene)
+
+
+def test_who_consumes_is_told_of_an_end_that_comes_with_the_last_bytes():
+    async def scene(a, b):
+        stream = await a.open_stream()
+        other = await b.accept_stream()
+        got = []
+
+        async def consumer():
+            with pytest.raises(MuxedStreamEOF):
+                await other.consume(got.append)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consumer)
+            await other.close_write()
+            await wait_all_tasks_blocked()
+            a.core.write(stream._stream, b"last")
+            a.core.finish(stream._stream)
+            a.flush()
+        assert got == [b"last"]
+
+    play(scene)
+
+
 async def write_and_end(stream):
     for i in range(1, 20_000):
         await stream.write(b"%d," % i)

@@ -49,6 +49,8 @@ class Cluster:
         self.log: list[tuple[float, str, Changed]] = []
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.order = itertools.count()
+        self.clocks = {n: random.Random(f"{seed}/{n}/clock").uniform(0.0, 1e6) for n in self.names}
+        """What each node's clock showed at the start: their beats are not in step."""
         self.live = {n: Liveness(n, 1, random.Random(f"{seed}/{n}")) for n in self.names}
         self.peers: dict[str, set[str]] = {n: set() for n in self.names}
         for i, name in enumerate(self.names):
@@ -73,7 +75,7 @@ class Cluster:
             self.held.setdefault(name, []).append(lambda: self.feed(name, event))
             return
         live = self.live[name]
-        for action in live.handle(event, now_s=self.now_s):
+        for action in live.handle(event, now_s=self.clocks[name] + self.now_s):
             match action:
                 case SendPing():
                     self.ping(name, action)
@@ -81,15 +83,15 @@ class Cluster:
                     self.gossip(name, action.notice)
                 case Changed():
                     self.log.append((self.now_s, name, action))
-        due_s = live.next_deadline_s()
+        due_s = live.next_deadline_s() - self.clocks[name]
         assert due_s > self.now_s, "a detector must not spin"
         if due_s < float("inf"):
-            self.later(due_s - self.now_s, lambda: self.fire(name, due_s))
+            self.later(due_s - self.now_s, lambda: self.fire(name))
 
-    def fire(self, name: str, due_s: float) -> None:
+    def fire(self, name: str) -> None:
         if name in self.frozen:
             self.held.setdefault(name, []).append(lambda: self.feed(name, TimerFired()))
-        elif self.live[name].next_deadline_s() <= self.now_s:
+        elif self.live[name].next_deadline_s() - self.clocks[name] <= self.now_s + 1e-6:
             self.feed(name, TimerFired())
 
     def lost(self, a: str, b: str) -> bool:

@@ -1,5 +1,6 @@
 """The failure detector, with literal times."""
 
+import math
 import random
 
 import pytest
@@ -74,13 +75,35 @@ def test_every_peer_is_probed_once_before_any_is_probed_twice() -> None:
             targets.append(ping.target)
             live.handle(ProbeAnswered(probe=ping.probe, target=ping.target), now_s=due_s)
     assert sorted(targets[:5]) == sorted(targets[5:]) == ["a", "b", "c", "d", "e"]
-    assert live.next_deadline_s() == pytest.approx(5.0, abs=0.5)  # two per second, ten so far
+    assert live.next_deadline_s() == 6.0  # two per second, ten so far
+
+
+def test_the_turns_of_a_period_come_at_once_and_on_the_beat_of_the_process() -> None:
+    live = Liveness("me", 7, random.Random(1), LivenessConfig())
+    live.handle(PeersChanged(("a", "b", "c")), now_s=731000.3)
+    for second in range(1, 6):
+        assert live.next_deadline_s() == 731000.0 + second
+        sent = pings(live.handle(TimerFired(), now_s=731000.0 + second + 0.002))
+        assert len(sent) == 2
+        for ping in sent:
+            live.handle(ProbeAnswered(probe=ping.probe, target=ping.target), now_s=731000.0 + second + 0.004)
+
+
+def test_since_when_a_node_is_alive_is_known_and_ends_with_a_suspicion() -> None:
+    live = Liveness("me", 7, random.Random(1), LivenessConfig())
+    live.handle(PeerSeen(node="a", epoch=1, direct=False), now_s=5.0)
+    live.handle(PeerSeen(node="a", epoch=1, direct=False), now_s=9.0)
+    assert (live.alive_since_s("a"), live.alive_since_s("nobody")) == (5.0, math.inf)
+    live.handle(NoticeReceived(origin="b", notice=word("a", "suspect")), now_s=10.0)
+    assert live.alive_since_s("a") == math.inf
+    live.handle(NoticeReceived(origin="a", notice=word("a", "alive", incarnation=1)), now_s=11.0)
+    assert live.alive_since_s("a") == 11.0
 
 
 def test_every_other_turn_of_a_peer_that_pings_us_passes() -> None:
     live = detector("a", "b", period_s=1.0)
     targets = []
-    for _ in range(12):  # six turns each
+    for _ in range(6):  # a turn each
         due_s = live.next_deadline_s()
         live.handle(PeerSpoke("a"), now_s=due_s - 0.01)
         for ping in pings(live.handle(TimerFired(), now_s=due_s)):
