@@ -22,6 +22,7 @@ OUTPUT_MAX_BYTES: Final = 48 * 1024
 
 Key = Annotated[bytes, Meta(min_length=24, max_length=24)]
 Count = Annotated[int, Meta(ge=0)]
+Budget = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class LaneRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -34,7 +35,7 @@ class LaneRequest(msgspec.Struct, frozen=True, array_like=True):
     offset: Count
     """Of the payload, in bytes from the memory's start."""
     payload_bytes: Count
-    budget_s: float | None
+    budget_s: Budget | None
     """Seconds until the answer is worth nothing; None for the daemon's default. For the daemon's account alone."""
 
 

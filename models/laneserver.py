@@ -25,6 +25,9 @@ TICKET_WAIT_MAX_S: Final = 0.005
 PASSED_MAX: Final = 16
 """Requests in a row that come without a good ticket, after which the lane ends: its program does not listen."""
 
+ANSWER_MAX_BYTES: Final = protocol.PACKET_MAX_BYTES - 256
+"""Body and raw outputs of one answer: what the other fields leave of a packet."""
+
 _TIMEVAL: Final = struct.Struct("ll")
 
 Answer = Callable[[protocol.LaneRequest, memoryview], tuple[bytes, int] | None]
@@ -97,18 +100,17 @@ class LaneServer:
                 try:
                     packet = receive(protocol.PACKET_MAX_BYTES)
                 except BlockingIOError:
+                    if not self._ticket:
+                        break  # only a program that has kept our end, and set it so, makes us not wait for ever
                     self._end()  # nothing came while the ticket lasted
                     continue
                 if not packet:
                     break
                 answer = self._serve_one(protocol.decode_request(packet))
                 send(protocol.encode(answer), socket.MSG_DONTWAIT)
-                if isinstance(answer, protocol.LaneDone):
-                    self._passed = 0
-                elif self._passed == PASSED_MAX:
+                self._passed = 0 if isinstance(answer, protocol.LaneDone) else self._passed + 1
+                if self._passed == PASSED_MAX:
                     break
-                else:
-                    self._passed += 1
                 if self._ticket and not self._left:
                     self._end()
         self._end(is_closed=True)
@@ -122,6 +124,8 @@ class LaneServer:
         if answer is None:
             return protocol.LanePass(request.key, is_unfit=True)
         body, size_bytes = answer
+        if len(body) + size_bytes > ANSWER_MAX_BYTES:
+            return protocol.LanePass(request.key, is_unfit=True)
         took_s = time.perf_counter() - came_s
         self._runs.append((request, came_s, took_s, len(body) + size_bytes))
         return protocol.LaneDone(request.key, body, bytes(self._output[:size_bytes]), took_s)
@@ -169,8 +173,9 @@ class LaneServer:
                 for request, came_s, took_s, output_bytes in self._runs
             ]
         )
-        ticket, self._ticket = self._ticket, 0
-        was_cut = self._left > 0 and ticket <= self._revoked and now_s < self._until_s
+        ticket, left = self._ticket, self._left
+        self._ticket = self._left = 0
+        was_cut = left > 0 and ticket <= self._revoked and now_s < self._until_s
         self._runs.clear()
         if not is_closed:
             self._set_patience(0.0)

@@ -25,6 +25,7 @@ Reason = Annotated[str, Meta(max_length=REASON_MAX_LENGTH)]
 RunNumber = Annotated[int, Meta(ge=0)]
 SegmentNumber = Annotated[int, Meta(ge=1)]
 LaneNumber = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 
 LANE_RUNS_MAX: Final = 256
 """Most runs on one ticket: their account has to fit a packet."""
@@ -150,12 +151,12 @@ class LaneRun(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One run by a lane."""
 
     key: Annotated[bytes, Meta(min_length=24, max_length=24)]
-    age_s: Annotated[float, Meta(ge=0)]
+    age_s: Seconds
     """Since the request came."""
-    service_s: Annotated[float, Meta(ge=0)]
+    service_s: Seconds
     input_bytes: Annotated[int, Meta(ge=0)]
     output_bytes: Annotated[int, Meta(ge=0)]
-    budget_s: float | None
+    budget_s: Seconds | None
 
 
 class LaneBegun(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="lane_begun"):
