@@ -9,6 +9,7 @@ the lane. Who deserves a ticket is the caller's to know. What the two say to eac
 import itertools
 import math
 import os
+import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -47,22 +48,44 @@ class Lane(Protocol):
 class WorkerLane:
     """One lane of a worker."""
 
-    __slots__ = ("_lanes", "due_s", "is_closing", "lasts_s", "number", "on_word", "segment")
+    __slots__ = (
+        "_lanes",
+        "_lasts_s",
+        "_newest",
+        "_runs",
+        "_ticket",
+        "_used",
+        "due_s",
+        "is_closing",
+        "number",
+        "on_word",
+        "segment",
+    )
 
     def __init__(self, lanes: "WorkerLanes", number: int, segment: int, on_word: OnWord) -> None:
         self._lanes = lanes
         self.number = number
         self.segment = segment
         self.on_word = on_word
-        self.lasts_s = 0.0
+        self._newest = 0
+        """The newest ticket that the worker was told of."""
+        self._ticket = 0
+        """The one in use, as the worker says; 0 for none."""
+        self._used = 0
+        """The newest that was ever in use."""
+        self._runs = 0
+        self._lasts_s = 0.0
+        """What tickets are good for."""
         self.due_s = math.inf
         """When the account of the ticket in use, or of a lane that is to end, is overdue."""
         self.is_closing = False
 
     def give(self, ticket: int, *, runs: int, lasts_s: float) -> bool:
         """See Lane.give."""
-        self.lasts_s = lasts_s
-        return self._lanes.tell(protocol.TicketOrder(lane=self.number, ticket=ticket, runs=runs, lasts_s=lasts_s))
+        if not self._lanes.tell(protocol.TicketOrder(lane=self.number, ticket=ticket, runs=runs, lasts_s=lasts_s)):
+            return False
+        self._newest, self._runs, self._lasts_s = ticket, runs, lasts_s
+        return True
 
     def revoke(self, ticket: int) -> None:
         """See Lane.revoke; a ticket that cannot be taken back ends by itself."""
@@ -74,6 +97,25 @@ class WorkerLane:
             self.is_closing = True
             self._lanes.tell(protocol.CloseLaneOrder(lane=self.number))
             self._lanes.expect(self, trio.current_time() + REPORT_MAX_S)
+
+    def begin(self, ticket: int) -> bool:
+        """Note that the worker says a ticket is used now; returns whether that can be."""
+        if self._ticket or not self._used < ticket <= self._newest:
+            return False
+        self._ticket = self._used = ticket
+        if not self.is_closing:
+            # The wait for a further request begins with the last one, just before the end perhaps.
+            self._lanes.expect(self, trio.current_time() + 2 * self._lasts_s + REPORT_MAX_S)
+        return True
+
+    def end(self, word: protocol.LaneEnded) -> bool:
+        """Note that the ticket in use, or the lane, is over; returns whether that can be."""
+        if word.ticket != self._ticket or len(word.runs) > (self._runs if word.ticket else 0):
+            return False
+        self._ticket = 0
+        if not self.is_closing:
+            self.due_s = math.inf
+        return bool(word.ticket) or word.is_closed
 
 
 class WorkerLanes:
@@ -97,7 +139,7 @@ class WorkerLanes:
     def open(self, segment: Segment, descriptor: int, on_word: OnWord) -> WorkerLane | None:
         """Have the worker serve a program by a socket; see models.executor.Executor.open_lane."""
         try:
-            if len(self._lanes) >= LANES_MAX or not self._loans.take(segment, 0):
+            if len(self._lanes) >= LANES_MAX or not _is_line(descriptor) or not self._loans.take(segment, 0):
                 return None
             lane = WorkerLane(self, next(self._numbers), segment.number, on_word)
             if not self.tell(protocol.OpenLaneOrder(lane=lane.number, segment=segment.number), descriptor):
@@ -114,12 +156,9 @@ class WorkerLanes:
         if lane is None:
             return False
         if isinstance(word, protocol.LaneBegun):
-            if not lane.is_closing:
-                # The wait for a further request begins with the last one, just before the end perhaps.
-                self.expect(lane, trio.current_time() + 2 * lane.lasts_s + REPORT_MAX_S)
-            return True
-        if not lane.is_closing:
-            lane.due_s = math.inf
+            return lane.begin(word.ticket)
+        if not lane.end(word):
+            return False
         if word.is_closed:
             del self._lanes[word.lane]
             self._loans.give_back(lane.segment)
@@ -148,3 +187,14 @@ class WorkerLanes:
         lanes, self._lanes = self._lanes, {}
         for lane in lanes.values():
             lane.on_word(None)
+
+
+def _is_line(descriptor: int) -> bool:
+    """Tell whether a program's descriptor is what a lane is made of: of anything else the worker would die."""
+    try:
+        line = socket.socket(fileno=descriptor)
+    except OSError:
+        return False
+    kind = line.family, line.type
+    line.detach()
+    return kind == (socket.AF_UNIX, socket.SOCK_SEQPACKET)
