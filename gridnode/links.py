@@ -96,12 +96,14 @@ class Links:
             if isinstance(message, OUTCOMES):
                 channel.release(message.key)
                 received(link, message, payload, now_s=now_s)
-                if isinstance(message, JobDone) and not link.owed:
-                    self._note_answer(link, channel, message)
+                if isinstance(message, JobDone):
+                    channel.row.usual = message
+                    if not link.owed:
+                        self._note_answer(link, channel, message)
                 continue
             if isinstance(message, Ticket):
-                if (lane := channel.lanes.get(message.model)) is not None:
-                    lane.take_ticket(message)
+                if (lane := channel.lanes.get(message.model)) is not None and channel.row.usual is not None:
+                    lane.take_ticket(message, channel.row.usual)
                 continue
             if isinstance(message, ServerHello):
                 channel.row.node = message.node
@@ -110,9 +112,13 @@ class Links:
     def _note_answer(self, link: Link, channel: Channel, message: JobDone) -> None:
         """Open a lane for more requests like the last one, where a row of them has been answered."""
         kind = channel.row.note_answer(message)
-        if kind is None or kind[0] in channel.lanes:
+        if kind is None or kind[0] in channel.lanes or not channel.has_shared:
             return
-        lane = Lane(*kind, message)
+        try:
+            lane = Lane(*kind)
+        except OSError:  # the program has no descriptor left
+            channel.row.count = -PAUSE_AFTER_LANE
+            return
         if not channel.open_lane(lane):
             lane.close()
             return
@@ -178,11 +184,11 @@ class Links:
             channel = self._channels.get(link)
             if channel is None:
                 continue
+            self.unsent[channel] = None  # before it may be dropped: a lane and its daemon often end together
             if isinstance(what, Job):
                 self._send_job(link, channel, what, now_s)
             else:
                 channel.send(what)
-            self.unsent[channel] = None
         for channel in tuple(self.unsent):
             self.write(channel, now_s)
 
