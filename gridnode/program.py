@@ -172,6 +172,7 @@ class Connection:
         if descriptor is None:
             raise ProtocolError("a lane is asked for, but not exactly one descriptor came with the message")
         kind = _kind(message)
+        self._lanes = {of: standing for of, standing in self._lanes.items() if standing.lane is not None}
         is_usual = self._last is not None and self._last[0] == kind and kind not in self._lanes
         if self._segment is None or not is_usual or len(self._lanes) >= PROGRAM_LANES_MAX:
             os.close(descriptor)
