@@ -294,11 +294,10 @@ class DaemonHands:
             # A job that is still open when its run succeeds is always answered: the core's own accounts, which take as
             # long as all else here, need not keep the program waiting.
             entry.is_answered = True
+            if entry.lane is not None:
+                self._lanes.ending(entry.lane, outcome)
             entry.responder.answer(outcome, None)
         self._driver.post(ServiceFinished(command=action.command, service_s=outcome.service_s), {entry.handle: outcome})
-        if entry.lane is not None:
-            self._lanes.ended(entry.lane, outcome)
-
     def _outcome(self, model: str, entry: JobEntry, result: RunOutcome | InferenceError) -> Answer | Failure:
         match result:
             case RunOutcome() if len(result.payload) > PAYLOAD_MAX_BYTES:

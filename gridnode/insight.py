@@ -64,7 +64,7 @@ class Insight:
             case "models":
                 return self.models()
             case "explain":
-                return self.explain(argument)
+                return await self.explain(argument)
             case "revoke":
                 return await self._revoke(argument)
             case "invite":
@@ -122,6 +122,7 @@ class Insight:
             away=core.jobs_away,
             answered=report.answered,
             executed=core.jobs_executed,
+            by_lane=report.by_lane,
             offloaded=core.jobs_offloaded,
             received=core.jobs_received,
             stolen=core.jobs_stolen,
@@ -173,13 +174,14 @@ class Insight:
             )
         return shown
 
-    def explain(self, key: str) -> list[DecisionStatus]:
+    async def explain(self, key: str) -> list[DecisionStatus]:
         """Tell the recent placements of a job by its key in hex (a prefix will do), or the last few of all."""
         now_s = trio.current_time()
         try:
             wanted = bytes.fromhex(key[: len(key) // 2 * 2])
         except ValueError as error:
             raise RequestError(f"job key {key[:60]!r} is not in hex digits") from error
+        await self._node.parts.lanes.settle()  # the job may have run by a lane just now
         found = [decision for decision in self._node.core.decisions() if decision.key.startswith(wanted)]
         if key and not found:
             kept = self._node.config.scheduler.decisions

@@ -6,11 +6,13 @@ once more. Owns the rule by which tickets are given and taken back, and the acco
 core decides, and what a lane is made of (models.lanes), it only asks.
 
 The rule: RUNS_BEFORE jobs of the same kind from the same program in a row, each of which the core ran here at once and
-after each of which the node was at rest. Any other work takes all tickets back, and the row begins anew.
+with nothing else in hand. Any other work takes all tickets back, and the row begins anew.
 """
 
 from collections.abc import Callable
 from typing import Final, Protocol
+
+import trio
 
 from gridnode.control import OpenLane, Ticket
 from gridnode.driver import Driver
@@ -41,11 +43,11 @@ PROGRAM_LANES_MAX: Final = 4
 
 
 class Resting(Protocol):
-    """Knows whether the node has anything to do."""
+    """Knows whether the node has anything else to do."""
 
     @property
-    def is_at_rest(self) -> bool:
-        """See scheduler.core.Core.is_at_rest."""
+    def is_at_rest_but_for_one(self) -> bool:
+        """See scheduler.core.Core.is_at_rest_but_for_one."""
         ...
 
 
@@ -112,13 +114,21 @@ class LaneDesk:
         """Whose jobs came last."""
         self._out: set[Standing] = set()
         """Those with a ticket that may be in use."""
+        self._owing: set[Standing] = set()
+        """Those whose newest ticket has not been accounted for; some never begin to use it."""
+        self._news = trio.Event()
         self._is_closing = False
 
     def open(self, standing: Standing, segment: Segment, descriptor: int) -> bool:
         """Open a lane; the descriptor is taken over. Returns whether there is one now."""
 
         def on_word(word: LaneEnded | None) -> None:
-            self._out.discard(standing)
+            # Of the ticket before the newest one is told late at times: another thread of the worker was quicker.
+            if word is None or word.is_closed or word.ticket == standing.ticket:
+                self._out.discard(standing)
+                self._owing.discard(standing)
+                self._news.set()
+                self._news = trio.Event()
             if word is None or word.is_closed:
                 standing.lane = None
             if word is not None and word.was_cut:
@@ -162,23 +172,36 @@ class LaneDesk:
                 standing.lane.revoke(standing.ticket)
         self._out.clear()
 
-    def ended(self, standing: Standing, answer: Answer) -> None:
-        """Note that a job of a kind that has a lane was answered here, and give a ticket where one is deserved."""
+    def ending(self, standing: Standing, answer: Answer) -> None:
+        """Note that a job of a kind that has a lane is about to be answered, and give a ticket where one is deserved.
+
+        It leaves before the answer, and the core has not heard of the run's end yet: a program that found the answer
+        first would ask the daemon once more, which would look as if it did not wait for its answers.
+        """
         service_s = answer.service_s
-        is_usual = answer.model == standing.models[0] and service_s <= SERVICE_MAX_S
-        if standing is not self._in_row or not is_usual or not self._core.is_at_rest:
+        if standing is not self._in_row or answer.model != standing.models[0] or not self._core.is_at_rest_but_for_one:
             standing.row = 0
             return
         standing.row += 1
+        if service_s > SERVICE_MAX_S:
+            return
         if standing.row >= RUNS_BEFORE and standing.lane is not None and not self._is_closing:
             ticket = standing.ticket + 1
             if standing.lane.give(ticket, runs=RUNS, lasts_s=LASTS_S):
                 standing.ticket = ticket
                 self._out.add(standing)
+                self._owing.add(standing)
                 least_s = max(BUDGET_MIN_S, 10 * service_s)
                 standing.say(Ticket(model=standing.words.model, ticket=ticket, runs=RUNS, least_budget_s=least_s))
 
     # ------------------------------------------------------------ accounts
+
+    async def settle(self) -> None:
+        """Wait until what was run on tickets is accounted for, for as long as a ticket lasts."""
+        self.revoke()
+        with trio.move_on_after(2 * LASTS_S):
+            while self._owing:
+                await self._news.wait()
 
     def _account(self, standing: Standing, runs: tuple[LaneRun, ...]) -> None:
         """Tell everybody of runs who would have seen them pass."""

@@ -107,6 +107,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     answered: int
     executed: int
     """Executed here, for own clients and for peers."""
+    by_lane: int
+    """Of these, jobs that no decision came before: their program had a ticket."""
     offloaded: int
     """Jobs handed to peers by this node's choice."""
     received: int

@@ -233,8 +233,8 @@ class Runtime:
         """Open a lane to a model's worker; see models.executor.Executor.open_lane."""
         model = self._models.get(digest)
         worker = None if model is None else model.live_worker
-        if worker is None:
-            os.close(descriptor)
+        if worker is None or self._config.cpu_share < 1:
+            os.close(descriptor)  # a limited worker is held back by the runs that its daemon knows of
             return None
         return worker.lanes.open(segment, descriptor, on_word)
 

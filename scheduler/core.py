@@ -201,14 +201,14 @@ class Core:
         return self._advertiser.epoch
 
     @property
-    def is_at_rest(self) -> bool:
-        """Whether nothing is in hand, so that the next job like the last one would be decided like it.
+    def is_at_rest_but_for_one(self) -> bool:
+        """Whether one run of one job is all there is in hand, so that another like it would be decided like it.
 
         That is so for policies that move a job only for a predicted gain; others may send the next one elsewhere.
         """
         ledger = self._ledger
-        in_hand = ledger.jobs or ledger.runs or ledger.reservations or ledger.is_draining
-        return self._policy.promises_gain and not in_hand
+        is_one = len(ledger.jobs) == len(ledger.runs) == 1
+        return is_one and self._policy.promises_gain and not (ledger.reservations or ledger.is_draining)
 
     def state_record(self, now_s: float) -> PeerState:
         """Make this node's state record, for a message that answers nothing."""
