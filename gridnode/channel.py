@@ -144,6 +144,8 @@ class Channel:
         """What waits for the socket to take it."""
         self.lanes: dict[str, Lane] = {}
         """By model."""
+        self.earner: Lane | None = None
+        """Whose ticket came last: the answer that earned it comes next."""
         self.row = Row()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -63,15 +63,13 @@ _decode: Final = msgspec.msgpack.Decoder(LaneDone | LanePass).decode
 class Row:
     """How many requests of one kind were answered in a row, on one connection."""
 
-    __slots__ = ("count", "kind", "node", "usual")
+    __slots__ = ("count", "kind", "node")
 
     def __init__(self) -> None:
         self.node = ""
         """The daemon's own."""
         self.kind: tuple[str, Options] | None = None
         self.count = 0
-        self.usual: JobDone | None = None
-        """The daemon's last answer."""
 
     def note_request(self, request: Request) -> None:
         """Note a request to the daemon."""
@@ -96,13 +94,14 @@ class Lane:
         As requests name it.
     options : Options
         Of all requests by this lane.
+    usual : JobDone
+        An answer of the daemon's to such a request.
     """
 
     __slots__ = (
         "_least_budget_s",
         "_left",
         "_ticket",
-        "_usual",
         "is_unfit",
         "job",
         "model",
@@ -110,14 +109,17 @@ class Lane:
         "other",
         "place",
         "socket",
+        "usual",
     )
 
     outgoing_bytes = 0
     """Nothing ever waits to be sent: a request is one packet, and the one before it was read."""
 
-    def __init__(self, model: str, options: Options) -> None:
+    def __init__(self, model: str, options: Options, usual: JobDone) -> None:
         self.model = model
         self.options = options
+        self.usual = usual
+        """The daemon's answer that earned the ticket: what it says of node and model holds for the lane's, too."""
         self.job: Job | None = None
         """The one under way."""
         self.place = 0
@@ -126,22 +128,12 @@ class Lane:
         """Whether requests like these had better not come by a lane."""
         self._ticket = self._left = 0
         self._least_budget_s = 0.0
-        self._usual: JobDone | None = None
         self.socket, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         """Our end, and the worker's, which is to be sent and closed."""
         self.socket.setblocking(False)
 
-    def take_ticket(self, ticket: Ticket, usual: JobDone) -> None:
-        """Use a new ticket.
-
-        Parameters
-        ----------
-        ticket : Ticket
-            From the daemon.
-        usual : JobDone
-            The answer it came after: what that says of node and model holds for the lane's answers, too.
-        """
-        self._usual = usual
+    def take_ticket(self, ticket: Ticket) -> None:
+        """Use a new ticket."""
         self._ticket, self._left, self._least_budget_s = ticket.ticket, ticket.runs, ticket.least_budget_s
 
     @property
@@ -197,8 +189,7 @@ class Lane:
             self._left = 0
             self.is_unfit = word.is_unfit
             return job, None, b""
-        usual = self._usual
-        assert usual is not None, "no job was sent without a ticket"
+        usual = self.usual
         done = JobDone(
             key=word.key,
             model=usual.model,

@@ -97,13 +97,12 @@ class Links:
                 channel.release(message.key)
                 received(link, message, payload, now_s=now_s)
                 if isinstance(message, JobDone):
-                    channel.row.usual = message
-                    if not link.owed:
-                        self._note_answer(link, channel, message)
+                    self._note_answer(link, channel, message)
                 continue
             if isinstance(message, Ticket):
-                if (lane := channel.lanes.get(message.model)) is not None and channel.row.usual is not None:
-                    lane.take_ticket(message, channel.row.usual)
+                if (lane := channel.lanes.get(message.model)) is not None:
+                    lane.take_ticket(message)
+                    channel.earner = lane
                 continue
             if isinstance(message, ServerHello):
                 channel.row.node = message.node
@@ -111,11 +110,15 @@ class Links:
 
     def _note_answer(self, link: Link, channel: Channel, message: JobDone) -> None:
         """Open a lane for more requests like the last one, where a row of them has been answered."""
+        if channel.earner is not None:
+            channel.earner.usual, channel.earner = message, None
+        if link.owed:
+            return
         kind = channel.row.note_answer(message)
         if kind is None or kind[0] in channel.lanes or not channel.has_shared:
             return
         try:
-            lane = Lane(*kind)
+            lane = Lane(*kind, message)
         except OSError:  # the program has no descriptor left
             channel.row.count = -PAUSE_AFTER_LANE
             return
