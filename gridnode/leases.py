@@ -136,7 +136,7 @@ class Grant:
             self._set_limit()
             answer, payload = await exchange.receive()
             lease = self._lease_of(answer)
-            if self._outbound.take(self._peer, lease.command, lease.job.key, answer, payload, way=None):
+            if self._outbound.answers.take(self._peer, lease.command, lease.entry, answer, payload, way=None):
                 del self._open[lease.job.key]
                 self._outbound.release(lease.command)
         self._set_limit()

@@ -1,8 +1,8 @@
 """Conversations this node begins with peers about jobs: sending, offering and stealing them.
 
-One task and one data connection per command. Each ends by posting the event that answers its command, whatever
-happened. Cancel before the payload is fully sent closes the connection; after that it is a JobCancel frame, and
-the connection returns to the pool when the executor has answered.
+One data connection per command, and a task where something has to be waited for besides the answer. Each ends by
+posting the event that answers its command, whatever happened. Cancel before the payload is fully sent closes the
+connection; after that it is a JobCancel frame, and the connection returns to the pool when the executor has answered.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,22 +11,19 @@ from typing import Final
 import trio
 
 from gridnode.driver import Driver
-from gridnode.errands import Cancellable, Errand, Way
-from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
+from gridnode.errands import Cancellable, Errand, Pursuit, Way
+from gridnode.executoranswers import ExecutorAnswers
+from gridnode.jobtable import JobEntry, JobTable
 from gridnode.logs import EventLog, short
 from gridnode.stolen import serve_stolen
-from gridnode.translate import job_to_wire, reason_from_wire, state_from_wire, state_to_wire
+from gridnode.translate import job_to_wire, state_from_wire, state_to_wire
 from scheduler.actions import Offer, Send, Steal
 from scheduler.events import (
-    Accepted,
-    Nacked,
     OfferAnswered,
-    Progressed,
-    ReplyReceived,
     SendFailed,
     StealAnswered,
 )
-from scheduler.types import LinkSample, PeerState, Reason, ServiceTimes
+from scheduler.types import PeerState
 from transport.base import DataPlane, Exchange
 from transport.wire import (
     DataMessage,
@@ -49,8 +46,8 @@ from transport.wire import (
 
 log = EventLog("outbound")
 
-SMALL_BYTES: Final = 32 * 1024
-"""Up to this size a payload's transfer is a round trip; above it, it tells the link's goodput."""
+_ABOUT_JOBS: Final = (JobAccepted, JobProgress, JobRefused, JobResult, JobFailed)
+"""What an executor says; each names the job."""
 
 
 class Outbound:
@@ -76,6 +73,8 @@ class Outbound:
         Told the PeerID of a peer that broke the protocol, and what it did.
     on_answer : callable, optional
         Told the PeerID of each peer that says something about a job: it lives.
+    is_awaited : callable, optional
+        Says whether the core still waits for the answer to a command: it will then pass on the first result.
     """
 
     def __init__(
@@ -90,6 +89,7 @@ class Outbound:
         on_unreachable: Callable[[str], None],
         on_misbehaviour: Callable[[str, str], None],
         on_answer: Callable[[str], None] = lambda _peer: None,
+        is_awaited: Callable[[int], bool] = lambda _command: False,
     ) -> None:
         self._node = node
         self._data = data
@@ -99,12 +99,13 @@ class Outbound:
         self._own_state = own_state
         self._on_unreachable = on_unreachable
         self._on_misbehaviour = on_misbehaviour
-        self._on_answer = on_answer
         self._errands: dict[int, Cancellable] = {}
         self._commands: dict[tuple[str, bytes], int] = {}
         """(peer, key) of jobs open at peers, to understand which of our jobs a peer's state covers."""
         self._leased: dict[int, tuple[str, bytes]] = {}
         """The same of leases, by command."""
+        self.answers = ExecutorAnswers(driver=driver, covered=self.covered, on_answer=on_answer, is_awaited=is_awaited)
+        """What executors say of jobs."""
 
     @property
     def errands(self) -> int:
@@ -113,12 +114,11 @@ class Outbound:
 
     def start(self, action: Send | Offer, entry: JobEntry) -> None:
         """Begin to send or offer a job."""
-        errand = self._errands[action.command] = Errand(entry.job.key)
         self._commands[action.peer, entry.job.key] = action.command
-        if isinstance(action, Send) and (begun := self._begin(action, entry, errand)) is not None:
-            self._nursery.start_soon(self._run_begun, action, entry, errand, *begun)
-        else:
-            self._nursery.start_soon(self._run_send, action, entry, errand)
+        if isinstance(action, Send) and self._begin(action, entry):
+            return
+        errand = self._errands[action.command] = Errand(entry.job.key)
+        self._nursery.start_soon(self._run_send, action, entry, errand)
 
     def start_steal(self, action: Steal) -> None:
         """Begin to ask a peer for work."""
@@ -153,23 +153,29 @@ class Outbound:
 
     # ------------------------------------------------------------ sending
 
-    def _begin(self, action: Send, entry: JobEntry, errand: Errand) -> tuple[Exchange, Way] | None:
-        """Send a job in this very call, if a connection is at hand and takes it: its way begins before its task."""
+    def _begin(self, action: Send, entry: JobEntry) -> bool:
+        """Send a job in this very call, if a connection is at hand and takes it."""
         exchange = self._data.take(action.peer)
         if exchange is None:
-            return None
+            return False
         way = Way(began_s=self._driver.clock(), setup_s=0.0, input_bytes=entry.job.input_bytes)
         try:
-            errand.sent = exchange.send_nowait(self._make_send(action, entry, now_s=way.began_s), entry.payload)
+            is_sent = exchange.send_nowait(self._make_send(action, entry, now_s=way.began_s), entry.payload)
         except trio.WouldBlock:
             exchange.finish()
         except TransportError:
             pass  # what is wrong shows again where it is waited for
         else:
-            errand.exchange = exchange
-            return exchange, way
+            pursuit = Pursuit(self, action, entry, exchange, way)
+            if is_sent and exchange.listen(pursuit):
+                self._errands[action.command] = pursuit
+            else:
+                errand = self._errands[action.command] = Errand(entry.job.key)
+                errand.exchange, errand.sent = exchange, is_sent
+                self._nursery.start_soon(self._run_begun, action, entry, errand, exchange, way)
+            return True
         self._data.give_back(exchange)
-        return None
+        return False
 
     def _make_send(self, action: Send | Offer, entry: JobEntry, *, now_s: float) -> JobSend:
         assert action.job is not None
@@ -184,7 +190,7 @@ class Outbound:
                 if not errand.sent:
                     await exchange.flush()
                     errand.sent = True
-                await self.follow(exchange, action.command, entry.job.key, way)
+                await self.follow(exchange, action.command, entry, way)
                 ended = True
                 exchange.finish()
         except PeerUnreachableError as error:
@@ -213,7 +219,7 @@ class Outbound:
                         await exchange.send(self._make_send(action, entry, now_s=began_s), entry.payload)
                     if not ended:
                         errand.sent = True
-                        await self.follow(exchange, action.command, entry.job.key, way)
+                        await self.follow(exchange, action.command, entry, way)
                         ended = True
                     exchange.finish()
         except PeerUnreachableError as error:
@@ -248,95 +254,46 @@ class Outbound:
             await exchange.send(JobPayload(key=entry.job.key), entry.payload)
             return True
         if isinstance(message, JobRefused):
-            self._post_refused(action.command, message)
+            self.answers.post_refused(action.command, message)
             return False
         raise RemoteProtocolError(f"peer answered an offer with {type(message).__name__}")
 
     # ------------------------------------------------------------ following an executor
 
-    async def follow(self, exchange: Exchange, command: int, key: bytes, way: Way) -> None:
+    def hear(self, pursuit: Pursuit, message: DataMessage, payload: memoryview) -> None:
+        """Post what an executor says of a job that left in the call that decided it."""
+        action, exchange = pursuit.action, pursuit.exchange
+        try:
+            ended = self.answers.take(action.peer, action.command, pursuit.entry, message, payload, way=pursuit.way)
+        except RemoteProtocolError as error:
+            self.lose(pursuit, error)
+            return
+        if ended:
+            exchange.finish()
+            self._let_go(pursuit, ended=True)
+
+    def lose(self, pursuit: Pursuit, error: TransportError | None) -> None:
+        """Give up a job whose connection is of no more use."""
+        action = pursuit.action
+        if self._errands.get(action.command) is not pursuit:
+            return  # it is over
+        if isinstance(error, RemoteProtocolError | FrameTooLargeError):
+            self._on_misbehaviour(action.peer, str(error))
+        else:
+            log.debug("send_failed", peer=short(action.peer), connected=True, error=error)
+        self._let_go(pursuit, ended=False)
+
+    def _let_go(self, pursuit: Pursuit, *, ended: bool) -> None:
+        pursuit.ended()
+        self._data.give_back(pursuit.exchange)
+        self._close(pursuit.action, pursuit.entry, ended=ended, connected=True)
+
+    async def follow(self, exchange: Exchange, command: int, entry: JobEntry, way: Way) -> None:
         """Post what an executor says of a job until its outcome."""
         while True:
             message, payload = await exchange.receive()
-            if self.take(exchange.peer, command, key, message, payload, way=way):
+            if self.answers.take(exchange.peer, command, entry, message, payload, way=way):
                 return
-
-    def take(
-        self,
-        peer: str,
-        command: int,
-        key: bytes,
-        message: DataMessage,
-        payload: memoryview,
-        *,
-        way: Way | None,
-    ) -> bool:
-        """Post the event for one message about a job; True when it was the outcome.
-
-        Raises
-        ------
-        RemoteProtocolError
-            The message is not about this job, or nothing an executor says.
-        """
-        if isinstance(message, JobAccepted | JobProgress | JobRefused | JobResult | JobFailed) and message.key != key:
-            raise RemoteProtocolError("peer answered for a job we did not send on this connection")
-        self._on_answer(peer)
-        post = self._driver.post
-        match message:
-            case JobAccepted():
-                covered = self.covered(peer, message.covered)
-                post(Accepted(command=command, state=state_from_wire(message.state), covered=covered))
-                return False
-            case JobProgress():
-                post(Progressed(command=command, state=state_from_wire(message.state)))
-                return False
-            case JobRefused():
-                self._post_refused(command, message)
-            case JobResult():
-                post(
-                    ReplyReceived(
-                        command=command,
-                        model=message.model,
-                        failure=None,
-                        state=state_from_wire(message.state),
-                        times=ServiceTimes(waiting_s=message.waiting_s, service_s=message.service_s),
-                        link=_link_sample(message, way),
-                    ),
-                    Answer(
-                        model=message.model,
-                        node=message.node,
-                        hops=message.hops,
-                        waiting_s=message.waiting_s,
-                        service_s=message.service_s,
-                        body=message.body,
-                        payload=payload,
-                    ),
-                )
-            case JobFailed():
-                reason = Reason.MODEL_FAILED if message.reason == "bad_input" else reason_from_wire(message.reason)
-                post(
-                    ReplyReceived(
-                        command=command,
-                        model=None,
-                        failure=reason,
-                        state=state_from_wire(message.state),
-                        times=None,
-                    ),
-                    Failure(reason=message.reason, message=message.message),
-                )
-            case _:
-                raise RemoteProtocolError(f"peer answered a job with {type(message).__name__}")
-        return True
-
-    def _post_refused(self, command: int, message: JobRefused) -> None:
-        self._driver.post(
-            Nacked(
-                command=command,
-                reason=reason_from_wire(message.reason),
-                state=state_from_wire(message.state),
-                estimate_s=message.estimate_s,
-            )
-        )
 
     # ------------------------------------------------------------ stealing
 
@@ -380,18 +337,3 @@ class Outbound:
 def _seconds(value: float) -> float:
     """Fit an estimate into the wire's range."""
     return min(max(value, 0.0), 1e6)
-
-
-def _link_sample(message: JobResult, way: Way | None) -> LinkSample | None:
-    """Measure the link from what the whole took and what the executor says it spent.
-
-    An answer that came over further hops tells nothing of the first link but how long its connection took to make.
-    """
-    if way is None:
-        return None
-    if message.node != message.state.node:
-        return LinkSample(rtt_s=None, sent_bytes=0, sent_s=0.0, setup_s=way.setup_s)
-    taken_s = max(0.0, trio.current_time() - way.began_s - message.waiting_s - message.service_s)
-    if way.input_bytes <= SMALL_BYTES:
-        return LinkSample(rtt_s=taken_s, sent_bytes=way.input_bytes, sent_s=0.0, setup_s=way.setup_s)
-    return LinkSample(rtt_s=None, sent_bytes=way.input_bytes, sent_s=taken_s, setup_s=way.setup_s)

@@ -269,6 +269,7 @@ class Parts:
             on_unreachable=self.membership.unreachable,
             on_misbehaviour=self._misbehaved,
             on_answer=self.watch.answered,
+            is_awaited=self.core.awaits,
         )
         inbound = Inbound(
             node=self.credentials.node, jobs=self.jobs, driver=self.driver, outbound=outbound, nursery=jobs

@@ -191,6 +191,10 @@ class Core:
             self._intake.tell_drained()
         return actions
 
+    def awaits(self, command: int) -> bool:
+        """Say whether the next result of a command is passed on: it was sent, and its job has had no outcome."""
+        return command in self._ledger.shipments
+
     def next_deadline_s(self) -> float | None:
         """Return when TimerFired is wanted at the latest, in seconds; None for not at all."""
         return self._ledger.timers.next_due_s()

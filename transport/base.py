@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from transport.wire import DataMessage
+from transport.wire import DataMessage, TransportError
 
 STATE_TOPIC = "state"
 HEALTH_TOPIC = "health"
@@ -111,6 +111,18 @@ MakeRoom = Callable[[DataMessage, int], Room | None]
 """Told a frame's message and its payload's length, returns where the payload is to be received; None for wherever."""
 
 
+class Listener(Protocol):
+    """Takes what comes back on an exchange, in the call that reads it. Its calls do not block and do not raise."""
+
+    def heard(self, message: DataMessage, payload: memoryview) -> None:
+        """Take a frame; Exchange.receive() says what it may be."""
+        ...
+
+    def broke(self, error: TransportError) -> None:
+        """Take note that the connection is closed: by the network's fault, the peer's, or on this side."""
+        ...
+
+
 class Exchange(Protocol):
     """One question and its answers on one connection."""
 
@@ -160,6 +172,13 @@ class Exchange(Protocol):
             The connection broke or ended.
         RemoteProtocolError, FrameTooLargeError
             The peer sent nonsense; the connection is closed.
+        """
+        ...
+
+    def listen(self, listener: Listener) -> bool:
+        """Have a listener called for each frame that comes, until the exchange is given back or receive() is called.
+
+        False where that cannot be had: then receive().
         """
         ...
 

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from transport import wire
-from transport.base import Buffer, MakeRoom, Room
+from transport.base import Buffer, Listener, MakeRoom, Room
 from transport.bounds import ByteBudget, FrameLimits, Traffic
 from transport.certificates import PeerCertificate
 from transport.framing import Frame, FrameReceiver, encode_prefix, total_bytes
@@ -65,6 +65,10 @@ class Connection:
         """When it last became idle, on trio's clock, in seconds; infinite while in use."""
         self.is_retired = False
         """Whether it is to be closed after the exchange that it is used for."""
+        self.listener: Listener | None = None
+        """Who is called for frames; transport.readers does it."""
+        self.reader: trio.CancelScope | None = None
+        """Ends the task that waits for frames for listeners."""
         self._stream = stream
         self._limits = limits
         self._budget = budget
@@ -223,6 +227,17 @@ class Connection:
         if self._in_a_row >= FRAMES_IN_A_ROW:
             await self._give_way()
         return message, frame.payload
+
+    def dismiss_reader(self) -> None:
+        """Send away the task that waits for frames: somebody else reads now."""
+        reader, self.reader, self.listener = self.reader, None, None
+        if reader is not None:
+            reader.cancel()
+
+    async def wait_arrival(self) -> None:
+        """Wait until something has come that receive() has not taken; raises PeerUnreachableError when it is closed."""
+        if self._unread is None and not self._spare and not self._stream.has_bytes:
+            await self._wait_readable(math.inf)
 
     def _allocate(self, header: bytes | bytearray, size: int) -> memoryview | None:
         """Return where a payload is received; None for wherever."""

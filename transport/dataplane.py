@@ -17,17 +17,19 @@ from typing import Final
 import trio
 
 from transport.admission import Credentials, PendingLimit
-from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler, MakeRoom, Room
+from transport.base import DataAddress, Exchange, ExchangeHandler, MakeRoom
 from transport.bounds import ByteBudget, Traffic
 from transport.certificates import CertificateRefusedError, PeerCertificate
 from transport.connection import Connection
 from transport.dataplane_records import DataPlaneConfig, DataPlaneStatistics
 from transport.hangups import Hangups
 from transport.pool import ConnectionPool
+from transport.readers import Readers
 from transport.securestream import ListenError, SecureStream, take_socket
-from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
+from transport.tlsexchange import TlsExchange
+from transport.wire import PeerUnreachableError, RemoteProtocolError, TransportError
 
-__all__ = ["DataPlaneConfig", "DataPlaneStatistics", "TlsDataPlane", "TlsExchange"]
+__all__ = ["DataPlaneConfig", "DataPlaneStatistics", "TlsDataPlane"]
 
 ADDRESSES_MAX: Final = 8
 """Per peer, as in a node card."""
@@ -44,54 +46,6 @@ class _Tally:
         self.refused_handshakes = 0
         self.faults = 0
         self.exchanges_served = 0
-
-
-class TlsExchange:
-    """One question and its answers; implements transport.base.Exchange."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.is_finished = False
-        """Whether the connection may be used again."""
-
-    @property
-    def peer(self) -> str:
-        """Certified PeerID of the other side."""
-        return self.connection.peer
-
-    @property
-    def certificate(self) -> PeerCertificate:
-        """The peer's certificate; its roles say what the peer may ask for."""
-        return self.connection.certificate
-
-    async def send(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> None:
-        """Send a frame; see transport.base.Exchange."""
-        await self.connection.send(message, payload)
-
-    def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
-        """Send a frame in this call; see transport.base.Exchange."""
-        return self.connection.send_nowait(message, payload)
-
-    async def flush(self) -> None:
-        """Send what send_nowait() left; see transport.base.Exchange."""
-        await self.connection.flush()
-
-    async def receive(self) -> tuple[DataMessage, memoryview]:
-        """Receive a frame; see transport.base.Exchange."""
-        return await self.connection.receive()
-
-    def take_room(self) -> Room | None:
-        """Return the memory of the payload received last; see transport.base.Exchange."""
-        return self.connection.take_room()
-
-    def unread(self, message: DataMessage, payload: memoryview) -> None:
-        """Give back the frame received last; see transport.base.Exchange."""
-        self.connection.unread(message, payload)
-
-    def finish(self) -> None:
-        """Say that the exchange is complete."""
-        self.is_finished = True
-        self.connection.idle_since_s = trio.current_time()
 
 
 class TlsDataPlane:
@@ -134,6 +88,7 @@ class TlsDataPlane:
             self._dial, per_peer=config.outbound_per_peer, in_all=config.outbound_max, idle_s=config.idle_s
         )
         self._hangups = Hangups(on_peer_closed)
+        self._readers = Readers()
 
     # ------------------------------------------------------------ outbound
 
@@ -156,7 +111,7 @@ class TlsDataPlane:
             No address is known, no connection could be made in time, or the peer's certificate is refused.
         """
         connection = await self._lease(peer)
-        exchange = TlsExchange(connection)
+        exchange = TlsExchange(connection, self._readers)
         is_clean = False
         try:
             yield exchange
@@ -172,11 +127,12 @@ class TlsDataPlane:
         if not self._is_still_good(connection):
             connection.close()
             return None
-        return TlsExchange(connection)
+        return TlsExchange(connection, self._readers)
 
     def give_back(self, exchange: Exchange) -> None:
         """End a lease by take(); see transport.base.DataPlane."""
         assert isinstance(exchange, TlsExchange), "an exchange goes back to the plane that it came from"
+        exchange.connection.listener = None
         self._pool.release(exchange.connection, is_reusable=exchange.is_finished)
 
     async def _lease(self, peer: str) -> Connection:
@@ -317,6 +273,7 @@ class TlsDataPlane:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sweep)
                 nursery.start_soon(self._hangups.serve)
+                nursery.start_soon(self._readers.serve)
                 host, port = listeners[0].socket.getsockname()[:2]
                 task_status.started((host, port))
                 await trio.serve_listeners(welcome, listeners)
@@ -395,7 +352,7 @@ class TlsDataPlane:
             except PeerUnreachableError:
                 return  # the usual end
             self._credentials.trust.recheck(connection.certificate)
-            exchange = TlsExchange(connection)
+            exchange = TlsExchange(connection, self._readers)
             self._tally.exchanges_served += 1
             await handler(exchange, message, payload)
             if not exchange.is_finished or not connection.is_between_frames:

@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler, MakeRoom, Room
+from transport.base import Buffer, DataAddress, Exchange, ExchangeHandler, Listener, MakeRoom, Room
 from transport.framing import PREFIX_BYTES, encode_prefix, total_bytes
 from transport.memory_link import HOST, SEGMENT_BYTES, Wire
 from transport.wire import (
@@ -121,6 +121,9 @@ class _MemoryExchange:
 
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
+
+    def listen(self, listener: Listener) -> bool:
+        return False  # as above
 
     def take_room(self) -> Room | None:
         return None  # payloads are handed over here, not received

@@ -167,7 +167,7 @@ class SecureStream:
         self._check_open()
         count = 0
         try:
-            while count < len(view) and self._has_bytes:  # one call gives one record at most
+            while count < len(view) and self.has_bytes:  # one call gives one record at most
                 got = cast(int, self.ssl_object.read(len(view) - count, view[count:]))
                 self._is_ended = not got  # the peer's close_notify reads as nothing
                 count += got
@@ -180,7 +180,7 @@ class SecureStream:
         self._check_open()
         data = b""
         try:
-            if self._has_bytes:
+            if self.has_bytes:
                 data = self.ssl_object.read(RECORD_BYTES)
                 self._is_ended = not data
         except ssl.SSLError as error:
@@ -188,7 +188,7 @@ class SecureStream:
         return None if self._is_ended and not data else data
 
     @property
-    def _has_bytes(self) -> bool:
+    def has_bytes(self) -> bool:
         """Whether there is something to decrypt, or a part of it: asking TLS in vain costs an exception."""
         return (self._incoming.pending > 0 or self.ssl_object.pending() > 0) and not self._is_ended
 
@@ -231,7 +231,9 @@ class SecureStream:
 
     async def wait_readable(self) -> None:
         """Wait until the socket has something, or ends; raises PeerUnreachableError when it is closed on this side."""
+        self._check_open()
         await self._wait("read")
+        self._is_drained = False
 
     async def _refill(self) -> bool:
         """Read the socket once, waiting until there is something; False at its end."""

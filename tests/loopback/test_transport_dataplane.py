@@ -692,6 +692,150 @@ def test_a_bug_in_a_handler_ends_the_node():
 # ---------------------------------------------------------------- dialling
 
 
+# ---------------------------------------------------------------- listeners
+
+
+class Ear:
+    """Hears what comes back on an exchange, and says when something did."""
+
+    def __init__(self, plane, exchange, *, frames=1):
+        self.plane, self.exchange, self.frames = plane, exchange, frames
+        self.got = []
+        self.errors = []
+        self.over = trio.Event()
+
+    def heard(self, message, payload):
+        self.got.append(bytes(payload))
+        if len(self.got) == self.frames:
+            self.exchange.finish()
+            self.plane.give_back(self.exchange)
+            self.over.set()
+
+    def broke(self, error):
+        self.errors.append(type(error))
+        self.plane.give_back(self.exchange)
+        self.over.set()
+
+
+def put(plane, peer, payload=b"", **options):
+    """Ask a question whose answer is listened for."""
+    exchange = plane.take(peer)
+    ear = Ear(plane, exchange, **options)
+    assert exchange.send_nowait(CardRequest(nodes=()), [payload])
+    assert exchange.listen(ear)
+    return ear
+
+
+async def twice(exchange, message, payload):
+    await exchange.send(message, [payload])
+    await exchange.send(message, [payload])
+    exchange.finish()
+
+
+@in_trio
+async def test_answers_are_heard_by_a_reader_that_stays_with_its_connection():
+    async with two_planes(twice) as (plane, _, peer, _address):
+        async with plane.exchange(peer) as exchange:
+            await exchange.send(CardRequest(nodes=()))
+            await exchange.receive()
+            await exchange.receive()
+            exchange.finish()
+        readers = set()
+        for size in (0, 10, 10_000):
+            ear = put(plane, peer, bytes(size), frames=2)
+            await ear.over.wait()
+            assert ear.got == [bytes(size)] * 2
+            readers.add(ear.exchange.connection.reader)
+        assert len(readers) == 1
+        assert None not in readers
+        assert plane.statistics().dials == 1
+
+
+@in_trio
+async def test_who_receives_sends_the_reader_away():
+    async with two_planes() as (plane, _, peer, _address):
+        await ask(plane, peer)
+        for payload in (b"one", b"two"):
+            ear = put(plane, peer, payload)
+            await ear.over.wait()
+            assert ear.got == [payload]
+            _, answer = await ask(plane, peer, b"other")
+            assert answer == b"other"
+            assert ear.exchange.connection.reader is None
+        assert plane.statistics().dials == 1
+
+
+@in_trio
+async def test_a_reader_leaves_to_the_next_exchange_what_it_finds_between_two():
+    async def chatty(exchange, message, payload):
+        await exchange.send(message, [payload])
+        exchange.finish()
+        if payload == b"chat":
+            await exchange.send(message, [b"unasked"])
+
+    async with two_planes(chatty) as (plane, _, peer, _address):
+        await ask(plane, peer)
+        ear = put(plane, peer, b"chat")
+        await ear.over.wait()
+        await eventually(lambda: ear.exchange.connection.reader is None)
+        _, answer = await ask(plane, peer, b"again")
+        assert answer == b"again"
+        assert ear.got == [b"chat"]
+        assert plane.statistics().stale == 1
+
+
+@pytest.mark.parametrize("end", ["peer", "own side", "nonsense"])
+def test_a_listener_is_told_once_of_the_end(end):
+    async def main():
+        async def leave(exchange, message, payload):
+            if payload == b"leave" and end == "nonsense":
+                exchange.connection._stream.send_nowait([struct.pack(">II", 0, 0)])
+            if payload == b"leave" and end == "own side":
+                await trio.sleep_forever()
+            if payload != b"leave":
+                await echo(exchange, message, payload)
+
+        async with two_planes(leave) as (plane, _, peer, _address):
+            await ask(plane, peer)
+            ear = put(plane, peer, b"leave")
+            if end == "own side":
+                await plane.close_peer(peer)
+            await ear.over.wait()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert ear.errors == [RemoteProtocolError if end == "nonsense" else PeerUnreachableError]
+            assert ear.exchange.connection.is_closed
+            assert plane.statistics().outbound == 0
+
+    in_trio(main)()
+
+
+@in_trio
+async def test_a_peer_that_closes_a_connection_with_an_idle_reader_is_told():
+    closed = []
+    told = {"told": {"on_peer_closed": closed.append}}
+    async with two_planes(client=told) as (plane, listener, peer, _address):
+        await ask(plane, peer)
+        await put(plane, peer).over.wait()
+        await listener.close_peer(listener.open_peers()[0])
+        await eventually(lambda: closed == [peer])
+        assert plane.statistics().outbound == 0
+
+
+@in_trio
+async def test_a_plane_that_does_not_run_has_no_readers():
+    grid = SandboxGrid()
+    here, there = grid.make_node(), grid.make_node()
+    plane, listener = plane_of(grid, here), plane_of(grid, there)
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(listener.serve, echo)
+        plane.set_address(there.node, [DataAddress(host=host, port=port)])
+        await ask(plane, there.node)
+        exchange = plane.take(there.node)
+        assert not exchange.listen(Ear(plane, exchange))
+        plane.give_back(exchange)
+        nursery.cancel_scope.cancel()
+
+
 @in_trio
 async def test_without_address_a_peer_is_unreachable():
     grid = SandboxGrid()

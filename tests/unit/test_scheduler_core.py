@@ -276,6 +276,16 @@ def test_a_late_peer_loses_its_share_at_once():
     assert only(bench.job(2.6), act.Execute)
 
 
+def test_an_answer_is_awaited_from_the_sending_to_the_first_outcome():
+    bench = Bench(mean_s=0.5)
+    bench.peer("b", 0.01)
+    command = only(bench.job(1.0), act.Send).command
+    assert bench.core.awaits(command)
+    assert not bench.core.awaits(command + 1)
+    assert only(bench.reply(1.1, command), act.Reply)
+    assert not bench.core.awaits(command)
+
+
 def test_link_samples_move_the_offer_threshold():
     bench = Bench(mean_s=0.5)
     bench.peer("b", 0.01)
