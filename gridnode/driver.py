@@ -112,7 +112,9 @@ class Driver:
             if deadline_s is None or deadline_s > self.clock():
                 return
         self.post(TimerFired())
-        await trio.lowlevel.checkpoint()
+        deadline_s = self._core.next_deadline_s()
+        if deadline_s is not None and deadline_s <= self.clock():
+            await trio.lowlevel.checkpoint()  # something else is due: whoever waits has a turn before it
 
     def _take_all(self, hands: Hands) -> None:
         """Feed the inbox until it is empty; what actions post joins its end."""

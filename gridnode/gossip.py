@@ -29,6 +29,7 @@ from transport.wire import (
     HealthNotice,
     RemoteProtocolError,
     RevocationNotice,
+    StateRecord,
     TransportError,
     TrustNotice,
     decode_gossip,
@@ -91,6 +92,8 @@ class Gossip:
         self._introductions = introductions
         self._on_trust_news = on_trust_news
         self._watch: Watch | None = None
+        self._judged: tuple[bytes, StateRecord] | None = None
+        """The last record that passed, with the bytes it was read from: acting on it needs no second reading."""
         self._judges = {
             STATE_TOPIC: self._is_state_good,
             HEALTH_TOPIC: self._is_health_good,
@@ -112,7 +115,9 @@ class Gossip:
     def take(self, message: GossipMessage) -> None:
         """Act on a message that passed its judge."""
         if message.topic == STATE_TOPIC:
-            state = state_from_wire(decode_state(message.data))
+            judged, self._judged = self._judged, None
+            is_read = judged is not None and judged[0] is message.data
+            state = state_from_wire(judged[1] if judged and is_read else decode_state(message.data))
             self._driver.post(AdvertReceived(state=state))
             if self._watch is not None:
                 self._watch.seen(message.origin, state.epoch, direct=False)
@@ -138,6 +143,7 @@ class Gossip:
             return False
         if record.node != message.origin or message.origin == self._members.node:
             return False
+        self._judged = (message.data, record)
         return self._is_known(message)
 
     def _is_health_good(self, message: GossipMessage) -> bool:

@@ -256,8 +256,11 @@ class Membership:
             for encoded in load_cards(self._cards_path) if self._cards_path is not None else ():
                 self.take_in(encoded)
             task_status.started()
-            async for message in self._control.messages():
-                self.gossip.take(message)
+            self._control.consume(self.gossip.take)
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._control.consume(None)
 
     async def publish_card(self) -> None:
         """Gossip this node's card."""

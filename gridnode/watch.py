@@ -101,8 +101,10 @@ class Watch:
         return self._clock() - self._liveness.alive_since_s(node) >= SETTLED_S
 
     def seen(self, node: str, epoch: int, *, direct: bool) -> None:
-        """Take note of a message made by a node."""
-        self._post(PeerSeen(node=node, epoch=epoch, direct=direct))
+        """Take note of a message made by a node; one that tells nothing new costs nothing."""
+        live = self._liveness
+        if direct or live.status(node) is not Status.ALIVE or live.epoch(node) < epoch:
+            self._post(PeerSeen(node=node, epoch=epoch, direct=direct))
 
     def answered(self, node: str) -> None:
         """Take note that a node has answered about a job: one that is suspect is not, however late its pings are."""

@@ -77,6 +77,13 @@ class ControlPlane(Protocol):
         """Return the bounded channel of received messages; when it is full the oldest are dropped and counted."""
         ...
 
+    def consume(self, take: Callable[[GossipMessage], None] | None) -> None:
+        """Give messages to a function, in the very call that receives them: a task would have to be woken for each.
+
+        It must be quick; what it raises is a bug. None: they go to the channel again.
+        """
+        ...
+
     def neighbours(self) -> tuple[Neighbour, ...]:
         """Return the live control connections, sorted by node."""
         ...

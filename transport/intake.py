@@ -68,7 +68,7 @@ class IntakeStatistics(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int
     """Admitted, but older than the channel's capacity of newer ones."""
     bugs: int
-    """Validators that raised."""
+    """Validators, and consumers of messages, that raised."""
 
 
 class GossipIntake:
@@ -79,7 +79,7 @@ class GossipIntake:
     clock : callable
         Monotonic time in seconds.
     on_bug : callable
-        Told of an exception of a validator; it should end the node. The message counts as refused.
+        Told of an exception of a validator, whose message counts as refused, or of a consumer; it should end the node.
     """
 
     def __init__(self, *, clock: Callable[[], float], on_bug: Callable[[Exception], None]) -> None:
@@ -88,6 +88,7 @@ class GossipIntake:
         self._validators: dict[str, Validator] = {}
         self._buckets = TokenBuckets(rate_hz=ORIGIN_RATE_HZ, burst=ORIGIN_BURST, names_max=ORIGINS_MAX)
         self._send, self._receive = trio.open_memory_channel[GossipMessage](INBOX_MESSAGES)
+        self._consumer: Callable[[GossipMessage], None] | None = None
         self._delivered = self._oversize = self._limited = self._refused = self._dropped = self._bugs = 0
 
     @property
@@ -121,8 +122,25 @@ class GossipIntake:
         self._refused += not admitted
         return admitted
 
+    def consume(self, take: Callable[[GossipMessage], None] | None) -> None:
+        """Give messages to a function, those that wait first; None: to the channel."""
+        self._consumer = take
+        while take is not None and self._receive.statistics().current_buffer_used:
+            self._give(take, self._receive.receive_nowait())
+
+    def _give(self, take: Callable[[GossipMessage], None], message: GossipMessage) -> None:
+        try:
+            take(message)
+        except Exception as error:  # as in admit
+            self._bugs += 1
+            self._on_bug(error)
+
     def deliver(self, message: GossipMessage) -> None:
-        """Queue an admitted message; the oldest goes when the channel is full."""
+        """Hand over an admitted message; the oldest goes when the channel is full."""
+        if self._consumer is not None:
+            self._delivered += 1
+            self._give(self._consumer, message)
+            return
         while True:
             try:
                 self._send.send_nowait(message)

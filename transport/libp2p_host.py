@@ -277,6 +277,10 @@ class Libp2pHost:
         """Return the bounded channel of received messages; when it is full the oldest are dropped and counted."""
         return self._intake.messages
 
+    def consume(self, take: Callable[[GossipMessage], None] | None) -> None:
+        """Give messages to a function; see transport.base.ControlPlane."""
+        self._intake.consume(take)
+
     def _receive(self, forwarder: ID, msg: rpc_pb2.Message) -> bool:
         """Judge and deliver a message whose signature is good; libp2p forwards it when this says so."""
         origin = _name_of(msg.from_id)

@@ -105,6 +105,10 @@ class MemoryControl:
         """Return the bounded channel of received messages."""
         return self._intake.messages
 
+    def consume(self, take: Callable[[GossipMessage], None] | None) -> None:
+        """Give messages to a function; see transport.base.ControlPlane."""
+        self._intake.consume(take)
+
     # ------------------------------------------------------------ neighbourhood
 
     def neighbours(self) -> tuple[Neighbour, ...]:

@@ -46,6 +46,28 @@ def run(scenario):
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def test_a_timer_costs_the_driver_one_turn():
+    class Steps(trio.abc.Instrument):
+        turns = 0
+
+        def before_task_step(self, task):
+            self.turns += task.name.endswith("Driver.run")
+
+    async def scenario(driver, nursery):
+        nursery.start_soon(driver.run, Hands())
+        await trio.testing.wait_all_tasks_blocked()
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        before = driver.handled
+        await trio.sleep(60.0)
+        trio.lowlevel.remove_instrument(steps)
+        rung = driver.handled - before
+        assert rung > 20
+        assert steps.turns <= rung
+
+    run(scenario)
+
+
 def test_what_was_posted_before_the_start_is_taken_first_and_in_order():
     async def scenario(driver, nursery):
         hands = Hands()
