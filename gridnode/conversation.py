@@ -219,21 +219,18 @@ class Conversation:
 
     def _push(self, message: DataMessage, payload: Sequence[Buffer]) -> None:
         """Send in this very call, if nothing waits and the connection takes it; else have a task do it."""
-        self._outbox.append((message, payload))
         if self._is_sending or not self._is_begun:
+            self._outbox.append((message, payload))
             return
         try:
-            has_left = self._exchange.send_nowait(message, payload)
+            if self._exchange.send_nowait(message, payload):
+                return
         except trio.WouldBlock:
-            has_left = False
+            self._outbox.append((message, payload))
         except PeerUnreachableError:
-            has_left = True  # whoever listens finds the connection closed
-            self._outbox.pop()
-        else:
-            self._outbox.pop()
-        if not has_left:
-            self._is_sending = True
-            self._nursery.start_soon(self._send_waiting)
+            return  # whoever listens finds the connection closed
+        self._is_sending = True
+        self._nursery.start_soon(self._send_waiting)
 
     async def _send_waiting(self) -> None:
         """Send what was queued, and the rest of what had begun to leave."""

@@ -115,7 +115,8 @@ class Room(Protocol):
 
 
 MakeRoom = Callable[[DataMessage, int], Room | None]
-"""Told a frame's message and its payload's length, returns where the payload is to be received; None for wherever."""
+"""Told a frame's message and its payload's length, returns where the payload is to be received; None for wherever. A
+network need not ask about what is so small that it is whole when its length is seen."""
 
 
 class Listener(Protocol):

@@ -137,7 +137,7 @@ class Connection:
         else:
             if not has_left:
                 await self._send_slowly((), size)
-        self._count_sent(parts)
+        self._count_sent(parts[0], size)
 
     def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
         """Send a frame in this very call; False where a part of it waits for flush(), or for the next send.
@@ -153,13 +153,13 @@ class Connection:
         LocalProtocolError, FrameTooLargeError
             The message is too large: the caller's fault; nothing was sent.
         """
-        parts, _ = self._encode(message, payload)
+        parts, size = self._encode(message, payload)
         try:
             has_left = self._stream.send_nowait(parts)
         except PeerUnreachableError:
             self.close()
             raise
-        self._count_sent(parts)
+        self._count_sent(parts[0], size)
         return has_left
 
     async def flush(self) -> None:
@@ -172,9 +172,9 @@ class Connection:
         prefix = encode_prefix(header, size, payload_max_bytes=self._limits.payload_max_bytes)
         return [prefix + header, *payload] if size else (prefix + header,), size
 
-    def _count_sent(self, parts: Sequence[Buffer]) -> None:
+    def _count_sent(self, head: Buffer, size: int) -> None:
         self._traffic.frames_sent += 1
-        self._traffic.bytes_sent += total_bytes(parts)
+        self._traffic.bytes_sent += len(head) + size
 
     async def _send_slowly(self, parts: Sequence[Buffer], size: int) -> None:
         """Send what the socket does not take at once, or what waits for another frame; within its time."""
@@ -212,10 +212,11 @@ class Connection:
             unread, self._unread = self._unread, None
             self.idle_since_s = math.inf
             return unread
-        if self._receiver.is_between_frames:  # else a cancelled call's payload is still being received there
+        if self._room is not None and self._receiver.is_between_frames:  # else it is still being received there
             self._release_room()
         try:
-            frame = self._next_frame() or await self._receive_frame(patience_s)
+            has_some = self._spare or self._stream.has_bytes
+            frame = (self._next_frame() if has_some else None) or await self._receive_frame(patience_s)
             message, self._message = self._message or wire.decode_data(frame.header), None
         except TransportError:
             self.close()
@@ -261,40 +262,36 @@ class Connection:
 
     def _next_frame(self) -> Frame | None:
         """Return the next frame of what has arrived; None where more must come, or its payload waits for its budget."""
-        if self._receiver.is_between_frames:
-            frame = self._begin_frame()
-            if frame is not None or self._receiver.is_between_frames:
-                return frame
-        while True:
-            if (due := self._receiver.payload_bytes_due) and not self._taken_bytes and not self._take_budget(due):
+        receiver = self._receiver
+        if receiver.is_between_frames:
+            # Small frames lie whole in one record; of a longer one its first has prefix and header.
+            data = self._spare or self._stream.read()
+            if not data:
+                if data is None:
+                    raise PeerUnreachableError(f"{self.peer} closed the connection")
                 return None
-            view = self._receiver.wanted()
+            frame, position = receiver.begin(data, self._spare_start)
+            self._spare, self._spare_start = (_NOTHING, 0) if position == len(data) else (data, position)
+            if frame is not None:
+                return frame
+            self._deadline_s = trio.current_time() + self._limits.stall_s
+        return self._go_on()
+
+    def _go_on(self) -> Frame | None:
+        """Take what has arrived of a longer frame; as _next_frame()."""
+        receiver = self._receiver
+        while True:
+            if (due := receiver.payload_bytes_due) and not self._taken_bytes and not self._take_budget(due):
+                return None
+            view = receiver.wanted()
             count = self._fill(view) if len(view) else 0
             if len(view) and not count:
                 return None
-            frame = self._receiver.filled(count)
+            frame = receiver.filled(count)
             if frame is not None:
                 self._deadline_s = math.inf
                 self._give_budget_back()
                 return frame
-
-    def _begin_frame(self) -> Frame | None:
-        """Take a frame that lies whole in one record, as small ones do, or the beginning of a longer one."""
-        data = self._spare or self._read()
-        if not data:
-            return None
-        frame, position = self._receiver.begin(data, self._spare_start)
-        is_used_up = position == len(data)
-        self._spare, self._spare_start = (_NOTHING, 0) if is_used_up else (data, position)
-        if frame is None:
-            self._deadline_s = trio.current_time() + self._limits.stall_s
-        return frame
-
-    def _read(self) -> bytes:
-        data = self._stream.read()
-        if data is None:
-            raise PeerUnreachableError(f"{self.peer} closed the connection")
-        return data
 
     def _fill(self, view: memoryview) -> int:
         """Fill in some bytes of a frame; 0 where none are there."""

@@ -177,7 +177,7 @@ class FrameReceiver:
         Returns
         -------
         frame : Frame or None
-            The frame, if all of it is there; its payload lies in `data`, unless another place was chosen for it.
+            The frame, if all of it is there; its payload lies in `data`, and no other place is chosen for it.
         position : int
             Behind what was taken: the whole frame, or all before its payload. What follows is the caller's to put into
             `wanted()`, or the beginning of the next frame.
@@ -202,12 +202,7 @@ class FrameReceiver:
             self._header, self._payload_bytes = header, payload_bytes
             self._start_part(_Part.HEADER, _NOTHING)
             return None, end
-        payload = memoryview(data)[end : end + payload_bytes]
-        place = self._allocate(header, payload_bytes)
-        if place is not None:
-            place[:] = payload
-            payload = place
-        return Frame(header, payload), end + payload_bytes
+        return Frame(header, memoryview(data)[end : end + payload_bytes]), end + payload_bytes
 
     def _begin_slowly(self, data: bytes, start: int) -> tuple[None, int]:
         """Copy what is less than a prefix and a header."""

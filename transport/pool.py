@@ -140,13 +140,12 @@ class ConnectionPool:
             self._room.unpark_all()
 
     def release(self, connection: Connection, *, is_reusable: bool) -> None:
-        """Give a leased connection back; it is closed unless the exchange on it is complete."""
+        """Give a leased connection back; it is closed unless the exchange on it is complete, since when it is idle."""
         if connection.is_closed:
             return
         if not is_reusable or connection.is_retired or not connection.is_between_frames:
             connection.close()
             return
-        connection.idle_since_s = trio.current_time()
         self._idle.setdefault(connection.peer, []).append(connection)
         self._room.unpark_all()
 

@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Literal, cast
+from typing import Final, cast
 
 import trio
 
@@ -81,6 +81,7 @@ class SecureStream:
 
     def __init__(self, plain: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> None:
         self._socket = plain
+        self._number = plain.fileno()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.ssl_object: Final = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
@@ -232,7 +233,10 @@ class SecureStream:
     async def wait_readable(self) -> None:
         """Wait until the socket has something, or ends; raises PeerUnreachableError when it is closed on this side."""
         self._check_open()
-        await self._wait("read")
+        try:
+            await trio.lowlevel.wait_readable(self._number)
+        except trio.ClosedResourceError as error:
+            raise PeerUnreachableError("the connection was closed on this side") from error
         self._is_drained = False
 
     async def _refill(self) -> bool:
@@ -341,7 +345,7 @@ class SecureStream:
         self._check_open()
         while not self._push():
             if self._is_clogged:
-                await self._wait("write")
+                await self._wait_writable()
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             self._check_open()
@@ -353,12 +357,9 @@ class SecureStream:
         except OSError:  # nobody left to tell
             return
 
-    async def _wait(self, direction: Literal["read", "write"]) -> None:
+    async def _wait_writable(self) -> None:
         try:
-            if direction == "read":
-                await trio.lowlevel.wait_readable(self._socket)
-            else:
-                await trio.lowlevel.wait_writable(self._socket)
+            await trio.lowlevel.wait_writable(self._number)
         except trio.ClosedResourceError as error:
             raise PeerUnreachableError("the connection was closed on this side") from error
 
