@@ -309,11 +309,12 @@ class SecureStream:
         waiting = self._waiting
         while waiting and self._outgoing.pending < PIECE_BYTES:
             view = waiting[0]
-            self.ssl_object.write(view[:PIECE_BYTES])
-            if len(view) > PIECE_BYTES:
-                waiting[0] = view[PIECE_BYTES:]
-            else:
+            if len(view) < PIECE_BYTES + PIECE_BYTES // 2:  # no small rest, for which the peer would wake once more
+                self.ssl_object.write(view)
                 waiting.popleft()
+            else:
+                self.ssl_object.write(view[:PIECE_BYTES])
+                waiting[0] = view[PIECE_BYTES:]
         self._rest = memoryview(self._outgoing.read())
 
     async def send_rest(self) -> None:

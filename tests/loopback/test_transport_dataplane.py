@@ -23,7 +23,7 @@ from transport.framing import FrameReceiver, encode_prefix
 from transport.gridtime import GridTime
 from transport.revocation import Revocations
 from transport.sandbox import GRID_ID, NOW_S, SandboxGrid
-from transport.securestream import READ_BYTES, ListenError, SecureStream, take_socket
+from transport.securestream import PIECE_BYTES, READ_BYTES, ListenError, SecureStream, take_socket
 from transport.tls import CONFIRMATION, client_context, joining_context, server_context
 from transport.wire import (
     CardRequest,
@@ -1300,6 +1300,34 @@ async def test_what_the_socket_does_not_take_waits_for_the_flush():
         plane.give_back(exchange)
         await ask(plane, peer)
         assert plane.statistics().dials == 1
+
+
+@in_trio
+async def test_a_payload_leaves_in_pieces_without_a_small_rest():
+    async with two_planes() as (plane, _, peer, _address):
+        await ask(plane, peer, bytes(4 << 20))  # the kernel gives more room to who needs it
+        exchange = plane.take(peer)
+        stream = exchange.connection._stream
+        pieces = []
+
+        class Tap:
+            """The socket, with a note of what it is given."""
+
+            def send(self, data):
+                pieces.append(len(data))
+                return stream.plain.send(data)
+
+            def __getattr__(self, name):
+                return getattr(stream.plain, name)
+
+        stream.plain, stream._socket = stream._socket, Tap()
+        exchange.send_nowait(CardRequest(nodes=()), [bytes(3 * PIECE_BYTES + 3000)])
+        await exchange.flush()
+        assert len(pieces) == 3
+        assert min(pieces) >= PIECE_BYTES
+        await exchange.receive()
+        exchange.finish()
+        plane.give_back(exchange)
 
 
 def test_a_long_send_lets_other_tasks_run(monkeypatch):
