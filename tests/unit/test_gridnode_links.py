@@ -1,0 +1,514 @@
+"""Lanes of a client: a session and its connections, without threads, against a daemon and a worker of the test's."""
+
+import mmap
+import os
+import resource
+import socket
+
+import pytest
+
+from gridnode.control import (
+    CancelJob,
+    ClientHello,
+    JobDone,
+    JobError,
+    OpenLane,
+    ServerHello,
+    Share,
+    Submit,
+    Ticket,
+    decode_client,
+    decode_prefix,
+    encode_frame,
+)
+from gridnode.entries import Entries
+from gridnode.errors import JobDeadlineError
+from gridnode.jobs import Options, Request
+from gridnode.lane import PAUSE_AFTER_LANE, ROW_BEFORE_LANE, Lane
+from gridnode.links import Links
+from gridnode.segment import SHARED_MIN_BYTES
+from gridnode.session import Session
+from models import laneprotocol as worker
+
+CLIENT = b"c" * 16
+FRAME = bytes(range(256)) * 32
+
+
+def done(key, *, node="n1", model="street", body=b"daemon's"):
+    return JobDone(
+        key=key,
+        model=model,
+        model_digest="d" * 64,
+        node=node,
+        node_name="gate",
+        hops=0,
+        waiting_s=0.0,
+        service_s=0.001,
+        transfer_s=0.0,
+        total_s=0.001,
+        body=body,
+    )
+
+
+class Connection:
+    """A connection at the daemon's end; what was sent is there at once."""
+
+    def __init__(self, plain):
+        self.socket = plain
+        plain.setblocking(False)
+        self.data = bytearray()
+        self.descriptors = []
+        self.memory = None
+        self.lines = []
+        """The workers' ends of lanes."""
+
+    def messages(self):
+        """Return what the client has sent since, descriptors taken over, hellos left out."""
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self.socket, 1 << 20, 4)
+            except BlockingIOError:
+                break
+            self.descriptors += descriptors
+            if not data:
+                break
+            self.data += data
+        found = []
+        while self.data:
+            header_bytes, payload_bytes = decode_prefix(self.data, 0)
+            body = 8 + header_bytes
+            found.append(decode_client(bytes(self.data[8:body])))
+            del self.data[: body + payload_bytes]
+            self._adopt(found[-1])
+        return [message for message in found if not isinstance(message, ClientHello | Share)]
+
+    def _adopt(self, message):
+        if isinstance(message, Share):
+            descriptor = self.descriptors.pop(0)
+            self.memory = mmap.mmap(descriptor, message.segment_bytes, prot=mmap.PROT_READ)
+            os.close(descriptor)
+        elif isinstance(message, OpenLane):
+            self.lines.append(socket.socket(fileno=self.descriptors.pop(0)))
+            self.lines[-1].setblocking(False)
+
+    def say(self, *messages):
+        self.socket.sendall(b"".join(map(encode_frame, messages)))
+
+    def close(self):
+        self.socket.close()
+        for line in self.lines:
+            line.close()
+        if self.memory is not None:
+            self.memory.close()
+
+
+class House:
+    """A client and a daemon, joined by a real socket."""
+
+    def __init__(self, folder):
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(folder / "s"))
+        self.listener.listen()
+        self.listener.setblocking(False)
+        self.session = Session(CLIENT, Entries([str(folder / "s")]))
+        self.opened, self.closed = [], []
+        self.links = Links(self.session, on_open=self.opened.append, before_close=self.closed.append)
+        self.now_s = 100.0
+        self.daemons = []
+
+    @property
+    def daemon(self):
+        """The newest connection."""
+        return self.daemons[-1]
+
+    @property
+    def line(self):
+        """The worker's end of the newest lane."""
+        return self.daemon.lines[-1]
+
+    @property
+    def lane(self):
+        [lane] = [source for source in self.links.sources if isinstance(source, Lane)]
+        return lane
+
+    @property
+    def has_lane(self):
+        return any(isinstance(source, Lane) for source in self.links.sources)
+
+    def pump(self):
+        """Let the client take what has come, and send."""
+        for source in tuple(self.links.sources):
+            self.links.read(source, self.now_s)
+        self.links.advance(self.now_s)
+
+    def greet(self):
+        """Take a connection."""
+        self.links.advance(self.now_s)
+        plain, _ = self.listener.accept()
+        self.daemons.append(Connection(plain))
+        self.daemon.say(ServerHello(version=1, node="n1", name="gate", grid="g", entries=()))
+        self.pump()
+
+    def submit(self, *, payload=FRAME, model="street", budget_s=None, **options):
+        """Send a job; returns it."""
+        request = Request(
+            model=model, body=b"body", parts=(payload,), payload_bytes=len(payload), options=Options(**options)
+        )
+        job = self.session.open(request, budget_s=budget_s, now_s=self.now_s)
+        self.links.advance(self.now_s)
+        if not self.daemons:
+            self.greet()
+        return job
+
+    def answer(self, job, *others, **how):
+        """Have the daemon answer a job that it has."""
+        self.daemon.say(*others, done(job.key, **how))
+        self.pump()
+        assert job.done is not None
+
+    def ask(self, count=1, *, node="n1", **how):
+        """Have so many jobs, one after another, answered by the daemon; returns what else it was told."""
+        told = []
+        for _ in range(count):
+            job = self.submit(**how)
+            *rest, submitted = self.daemon.messages()
+            assert isinstance(submitted, Submit)
+            assert submitted.key == job.key
+            told += rest
+            self.answer(job, node=node)
+        return told + self.daemon.messages()
+
+    def earn(self, *, runs=32, least_budget_s=0.0, model="street"):
+        """Have a lane opened, and its ticket given."""
+        [opened] = self.ask(ROW_BEFORE_LANE)
+        assert isinstance(opened, OpenLane)
+        job = self.submit()
+        assert len(self.daemon.messages()) == 1
+        ticket = Ticket(model="street", ticket=1, runs=runs, least_budget_s=least_budget_s)
+        self.answer(job, ticket, model=model)
+
+    def asked(self):
+        """Return the request that has come by the newest lane."""
+        return worker.decode_request(self.line.recv(worker.PACKET_MAX_BYTES))
+
+    def reply(self, answer):
+        self.line.send(worker.encode(answer))
+        self.pump()
+
+    def close(self):
+        self.links.close(self.now_s)
+        self.listener.close()
+        for daemon in self.daemons:
+            daemon.close()
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = House(tmp_path)
+    yield made
+    made.close()
+
+
+# ---------------------------------------------------------------- when a lane is opened
+
+
+def test_a_lane_is_offered_after_a_row_of_answers(house):
+    assert house.ask(ROW_BEFORE_LANE - 1, priority=2, tenant="shop", rungs=False) == []
+    assert not house.has_lane
+    told = house.ask(priority=2, tenant="shop", rungs=False)
+    assert told == [OpenLane(model="street", rungs=False, priority=2, tenant="shop")]
+    assert (house.line.family, house.line.type) == (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    assert house.opened[1:] == [house.lane], "somebody waits for its socket"
+    assert house.ask(2 * ROW_BEFORE_LANE, priority=2, tenant="shop", rungs=False) == [], "one is enough"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"stream": "door"}, {"node": "n2"}, {"payload": bytes(SHARED_MIN_BYTES - 1)}],
+    ids=["streams", "answers of peers", "nothing shared"],
+)
+def test_no_lane_is_offered_for(house, how):
+    assert house.ask(3 * ROW_BEFORE_LANE, **how) == []
+    assert not house.has_lane
+
+
+def test_no_lane_is_offered_while_other_work_is_open(house):
+    other = house.submit()
+    house.daemon.messages()
+    assert house.ask(3 * ROW_BEFORE_LANE) == []
+    house.answer(other)
+    assert house.ask(ROW_BEFORE_LANE - 2) == []
+    assert house.ask() != []
+
+
+def test_a_program_without_a_descriptor_left_works_on_without_a_lane(house):
+    assert house.ask(ROW_BEFORE_LANE - 1) == []
+    job = house.submit()
+    house.daemon.messages()
+    house.daemon.say(done(job.key))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(0)
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        house.pump()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert job.done is not None
+    assert not house.has_lane
+    assert house.ask(ROW_BEFORE_LANE) == [], "nor does it try all the time"
+
+
+# ---------------------------------------------------------------- how it is used
+
+
+def test_with_a_ticket_requests_go_to_the_worker_and_not_to_the_daemon(house):
+    house.earn(runs=2)
+    for _ in range(2):
+        job = house.submit(budget_s=2.5)
+        asked = house.asked()
+        assert (asked.key, asked.ticket, asked.body, asked.budget_s) == (job.key, 1, b"body", 2.5)
+        assert asked.offset == 0, "the block of the one before is free"
+        assert house.daemon.memory[asked.offset : asked.offset + asked.payload_bytes] == FRAME
+        house.reply(worker.LaneDone(job.key, b"result", b"raw", 0.125))
+        assert bytes(job.payload) == b"raw"
+        assert (job.done.body, job.done.model, job.done.node_name, job.done.total_s) == (
+            b"result",
+            "street",
+            "gate",
+            0.125,
+        )
+        assert house.daemon.messages() == []
+    assert house.ask() == [], "the ticket is used up"
+
+
+def test_a_small_payload_lies_in_the_shared_memory_too(house):
+    house.earn()
+    job = house.submit(payload=b"tiny")
+    asked = house.asked()
+    assert house.daemon.memory[asked.offset : asked.offset + asked.payload_bytes] == b"tiny"
+    house.reply(worker.LaneDone(job.key, b"", b"", 0.0))
+    assert job.done is not None
+
+
+@pytest.mark.parametrize("how", [{"model": "other"}, {"raw_outputs": True}, {"stream": "door"}, {"payload": b""}])
+def test_other_requests_go_to_the_daemon_as_ever(house, how):
+    house.earn()
+    assert house.ask(**how) == []
+    job = house.submit()
+    assert house.asked().key == job.key
+
+
+def test_what_comes_while_the_lane_is_busy_goes_to_the_daemon(house):
+    house.earn()
+    first, second = house.submit(), house.submit()
+    assert house.asked().key == first.key
+    [submitted] = house.daemon.messages()
+    assert (submitted.key, submitted.place) == (second.key, len(FRAME))
+    house.answer(second)
+    house.reply(worker.LaneDone(first.key, b"", b"", 0.0))
+    assert first.done is not None
+
+
+def test_what_has_little_time_goes_to_the_daemon(house):
+    house.earn(least_budget_s=0.5)
+    assert house.ask(budget_s=0.25) == []
+    house.submit(budget_s=0.5)
+    assert house.asked().budget_s == 0.5
+
+
+def test_answers_by_a_lane_are_said_to_be_of_the_model_that_earned_its_ticket(house):
+    house.earn(model="street-small")
+    job = house.submit()
+    house.reply(worker.LaneDone(job.key, b"", b"", 0.0))
+    assert job.done.model == "street-small"
+
+
+def test_a_ticket_for_no_lane_is_worth_nothing(house):
+    job = house.submit()
+    house.daemon.messages()
+    house.answer(job, Ticket(model="street", ticket=1, runs=9, least_budget_s=0.0))
+    assert house.ask() == []
+
+
+# ---------------------------------------------------------------- what does not come through
+
+
+def is_submitted_in_place(house, job, place=0):
+    """Take the one thing that the daemon was told: the job, whose payload lies where it lay."""
+    [submitted] = house.daemon.messages()
+    assert isinstance(submitted, Submit)
+    assert (submitted.key, submitted.place, submitted.place_bytes) == (job.key, place, len(FRAME))
+    return house.daemon.memory[place : place + len(FRAME)] == FRAME
+
+
+def test_what_the_worker_passes_on_is_the_daemons(house):
+    house.earn()
+    job = house.submit()
+    house.reply(worker.LanePass(job.key, is_unfit=False))
+    assert is_submitted_in_place(house, job)
+    house.answer(job, Ticket(model="street", ticket=2, runs=9, least_budget_s=0.0))
+    following = house.submit()
+    asked = house.asked(), house.asked()
+    assert [(each.key, each.ticket, each.offset) for each in asked] == [(job.key, 1, 0), (following.key, 2, 0)]
+
+
+def test_without_a_new_ticket_nothing_goes_by_a_lane_that_has_passed(house):
+    house.earn()
+    job = house.submit()
+    house.reply(worker.LanePass(job.key, is_unfit=False))
+    assert is_submitted_in_place(house, job)
+    house.answer(job)
+    assert house.ask(2 * ROW_BEFORE_LANE) == [], "and the lane stays"
+
+
+def lane_ends(house, lane):
+    assert not house.has_lane
+    assert house.closed == [lane], "whoever waits for its socket was told"
+    assert lane.socket.fileno() == -1
+
+
+@pytest.mark.parametrize("has_said", [b"", b"nonsense"])
+def test_the_request_in_a_lane_that_ends_is_the_daemons_and_a_row_earns_another_lane(house, has_said):
+    house.earn()
+    job, lane = house.submit(), house.lane
+    if has_said:
+        house.line.send(has_said)
+    else:
+        house.line.close()
+    house.pump()
+    lane_ends(house, lane)
+    assert is_submitted_in_place(house, job)
+    house.answer(job)
+    assert house.ask(ROW_BEFORE_LANE - 2) == []
+    assert house.ask() == [OpenLane(model="street", rungs=True, priority=1, tenant="")]
+
+
+def test_a_lane_found_ended_when_it_is_used_costs_the_request_nothing(house):
+    house.earn()
+    lane = house.lane
+    house.line.close()
+    job = house.submit()
+    lane_ends(house, lane)
+    assert is_submitted_in_place(house, job)
+    house.answer(job)
+
+
+def test_a_lane_that_the_daemon_does_not_open_is_not_offered_again_soon(house):
+    house.ask(ROW_BEFORE_LANE)
+    lane = house.lane
+    house.line.close()
+    house.pump()
+    lane_ends(house, lane)
+    assert house.ask(PAUSE_AFTER_LANE + ROW_BEFORE_LANE - 1) == []
+    assert len(house.ask()) == 1
+
+
+def test_a_request_that_does_not_fit_closes_its_lane_for_long(house):
+    house.earn()
+    job, lane = house.submit(), house.lane
+    house.asked()
+    house.reply(worker.LanePass(job.key, is_unfit=True))
+    lane_ends(house, lane)
+    assert house.line.recv(1) == b""
+    assert is_submitted_in_place(house, job)
+    house.daemon.say(JobError(key=job.key, reason="bad_input", message="odd"))
+    house.pump()
+    assert str(job.error) == "odd", "the daemon knows the words"
+    assert house.ask(2 * ROW_BEFORE_LANE) == []
+
+
+# ---------------------------------------------------------------- what is cancelled or late
+
+
+def test_a_late_answer_to_a_cancelled_job_frees_its_block(house):
+    house.earn()
+    job = house.submit()
+    house.session.cancel(job, now_s=house.now_s)
+    house.pump()
+    assert house.daemon.messages() == [CancelJob(key=job.key)]
+    other = house.submit()
+    [submitted] = house.daemon.messages()
+    assert submitted.place == len(FRAME), "the worker may still read the first block"
+    house.reply(worker.LaneDone(job.key, b"", b"", 0.0))
+    assert (house.session.late_answers, job.done) == (1, None)
+    house.answer(other)
+    house.submit()
+    assert house.asked().key == job.key
+    assert house.asked().offset == 0
+
+
+@pytest.mark.parametrize("is_unfit", [False, True])
+def test_a_cancelled_job_that_is_passed_on_goes_nowhere(house, is_unfit):
+    house.earn()
+    job = house.submit()
+    house.session.cancel(job, now_s=house.now_s)
+    house.pump()
+    house.daemon.messages()
+    house.reply(worker.LanePass(job.key, is_unfit=is_unfit))
+    assert house.daemon.messages() == []
+    house.submit()
+    [submitted] = house.daemon.messages()
+    assert submitted.place == 0, "its block is free"
+
+
+def test_a_job_that_a_worker_keeps_ends_at_its_deadline(house):
+    house.earn()
+    job = house.submit(budget_s=1.0)
+    house.now_s += 1.0 + 5.0
+    house.pump()
+    assert isinstance(job.error, JobDeadlineError)
+    house.line.close()
+    house.pump()
+    assert house.daemon.messages() == [], "nobody waits for it"
+    house.submit()
+    [submitted] = house.daemon.messages()
+    assert submitted.place == 0
+
+
+# ---------------------------------------------------------------- the end of a connection
+
+
+def test_with_its_connection_a_lane_is_closed_and_its_request_sent_again(house):
+    house.earn()
+    job, lane, line = house.submit(), house.lane, house.line
+    house.asked()
+    house.daemon.socket.close()
+    house.pump()
+    assert not house.has_lane
+    assert lane in house.closed
+    assert line.recv(1) == b""
+    house.now_s += 10.0
+    house.greet()
+    [submitted] = house.daemon.messages()
+    assert submitted.key == job.key
+    house.answer(job)
+    assert house.ask(ROW_BEFORE_LANE - 2) == []
+    assert len(house.ask()) == 1, "a new connection has a row of its own"
+
+
+def test_a_daemon_that_ends_with_its_worker_costs_a_job_a_resubmission(house):
+    house.earn()
+    lane = house.lane
+    house.line.close()
+    house.daemon.socket.close()
+    job = house.submit()
+    assert not house.links.unsent, "nobody waits for a connection that is gone"
+    assert lane in house.closed
+    assert not house.has_lane
+    house.now_s += 10.0
+    house.greet()
+    [submitted] = house.daemon.messages()
+    assert submitted.key == job.key
+    house.answer(job)
+
+
+def test_closing_the_client_closes_its_lanes(house):
+    house.earn()
+    house.submit()
+    lane, line = house.lane, house.line
+    house.asked()
+    house.links.close(house.now_s)
+    assert lane in house.closed
+    assert line.recv(1) == b""
+    assert len(house.links.sources) == 0
