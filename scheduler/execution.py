@@ -80,7 +80,7 @@ class Execution:
             ledger.counters[counter] += len(event.keys)
         if event.model in models.used:
             models.use(event.model)
-        for key in event.keys:
+        for key in event.keys if ledger.config.explain else ():
             ledger.decisions.append(Verdict(ledger.now_s, key, 0, event.model, None, "by a lane, on a ticket"))
 
     def on_failed(self, event: ServiceFailed) -> None:

@@ -957,3 +957,91 @@ def test_a_model_on_its_way_out_is_not_used_while_its_worker_still_shows():
     assert only(bench.job(1.0, models=("n",)), act.EvictModel).model == "m"
     bench.feed(1.1, both)
     assert not of(bench.job(1.2, models=("m",)), act.Execute)
+
+
+# Lanes: runs that the core hears of when they are over.
+
+
+def test_one_run_of_one_job_is_all_there_is_in_hand():
+    bench = Bench(queue={"slots": 2})
+    assert not bench.core.is_at_rest_but_for_one, "there is none"
+    first = only(bench.job(1.0), act.Execute)
+    assert bench.core.is_at_rest_but_for_one
+    second = only(bench.job(1.1), act.Execute)
+    assert not bench.core.is_at_rest_but_for_one
+    bench.job(1.2)
+    bench.feed(1.5, ev.ServiceFinished(command=first.command, service_s=0.5))
+    assert not bench.core.is_at_rest_but_for_one, "the one that waited runs now"
+    bench.feed(1.6, ev.ServiceFinished(command=second.command, service_s=0.5))
+    assert bench.core.is_at_rest_but_for_one
+
+
+def test_a_job_that_is_away_is_something_else_in_hand():
+    bench = Bench()
+    only(bench.job(1.0), act.Execute)
+    bench.peer("b", now_s=1.0)
+    only(bench.job(1.0), act.Send)
+    assert not bench.core.is_at_rest_but_for_one
+
+
+def test_room_kept_for_a_peers_job_is_something_else_in_hand():
+    bench = Bench()
+    bench.job(1.0)
+    assert bench.core.is_at_rest_but_for_one
+    job = make_job(1.0, key=50, origin="b")
+    assert only(bench.feed(1.0, ev.OfferReceived(offer=1, peer="b", job=job)), act.Accept)
+    assert not bench.core.is_at_rest_but_for_one
+
+
+def test_a_draining_node_is_not_at_rest():
+    bench = Bench()
+    bench.job(1.0)
+    bench.feed(1.1, ev.DrainRequested())
+    assert not bench.core.is_at_rest_but_for_one
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_decided_alike"), [("capd", True), ("local_only", True), ("max_spare", False), ("jiq", False)]
+)
+def test_the_next_job_is_decided_alike_where_jobs_move_only_for_a_gain(policy, is_decided_alike):
+    bench = Bench(placement={"policy": policy})
+    only(bench.job(1.0), act.Execute)
+    assert bench.core.is_at_rest_but_for_one is is_decided_alike
+
+
+def test_runs_by_a_lane_are_counted_and_can_be_explained():
+    bench = Bench(decisions=2)
+    keys = tuple(number.to_bytes(24, "big") for number in (7, 8, 9))
+    assert bench.feed(1.0, ev.LaneRan(model="m", keys=keys)) == []
+    seen = bench.core.statistics()
+    assert (seen.jobs_arrived, seen.jobs_executed, seen.replies) == (3, 3, 3)
+    first, second = bench.core.decisions()
+    assert (first.key, second.key) == keys[1:]
+    assert (first.at_s, first.handle, first.model, first.chosen, first.candidates) == (1.0, 0, "m", "a", ())
+    assert first.reason == "by a lane, on a ticket"
+
+
+def test_runs_by_a_lane_are_not_explained_when_that_is_off():
+    bench = Bench(explain=False)
+    bench.feed(1.0, ev.LaneRan(model="m", keys=(bytes(24),)))
+    assert bench.core.decisions() == []
+    assert bench.core.statistics().jobs_executed == 1
+
+
+def test_runs_by_a_lane_use_their_model_so_another_is_evicted():
+    bench = Bench(models=("m", "n"), queue={"model_memory_bytes": 2})
+    capabilities = tuple(
+        Capability(model=model, mean_s=0.5, p95_s=0.5, memory_bytes=1, load_s=0.1) for model in ("m", "n", "o")
+    )
+    bench.feed(0.1, ev.ModelChanged(table_digest=b"b", capabilities=capabilities, loaded=frozenset("mn")))
+    for at_s, model in ((1.0, "m"), (2.0, "n")):
+        command = only(bench.job(at_s, models=(model,)), act.Execute).command
+        bench.feed(at_s + 0.5, ev.ServiceFinished(command=command, service_s=0.5))
+    bench.feed(3.0, ev.LaneRan(model="m", keys=(bytes(24),)))
+    assert only(bench.job(4.0, models=("o",)), act.EvictModel).model == "n"
+
+
+def test_runs_by_a_lane_of_a_model_that_has_gone_meanwhile_are_counted_all_the_same():
+    bench = Bench()
+    bench.feed(1.0, ev.LaneRan(model="gone", keys=(bytes(24),)))
+    assert bench.core.statistics().jobs_executed == 1
