@@ -9,7 +9,11 @@ them: with u + threads > n it takes about (u + threads) / n times as long, else 
 """
 
 import math
+import os
+import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
 
 import msgspec
 import psutil
@@ -23,6 +27,24 @@ EWMA_WEIGHT = 0.3
 SENSORS_S = 4.5
 """Age at which temperature, clock and power are read again: with every fifth sample of one a second. They change
 slowly and lie in many small files, which took four fifths of a sample's time."""
+
+
+TICKS_HZ: Final = os.sysconf("SC_CLK_TCK")
+"""Units of the kernel's books of processor time, per second."""
+AVAILABLE: Final = b"MemAvailable:"
+PROC_FILE_MAX_BYTES: Final = 4096
+"""What is read of a file of /proc: the first line of stat and the third of meminfo lie well within."""
+
+
+class _ProcFile:
+    """A file of /proc that stays open: reading it anew is one call, where opening and parsing all of it cost more."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self) -> bytes:
+        return os.pread(self._descriptor, PROC_FILE_MAX_BYTES, 0)
 
 
 class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,16 +69,21 @@ class MachineProbe:
         Returns the processes whose work is ours.
     threads : int
         Cores that our runs want at once, >= 1.
+    proc : Path
+        The kernel's books.
     """
 
-    def __init__(self, *, own_pids: Callable[[], Iterable[int]], threads: int) -> None:
+    def __init__(self, *, own_pids: Callable[[], Iterable[int]], threads: int, proc: Path = Path("/proc")) -> None:
         self._own_pids = own_pids
         self._threads = threads
         self._cores = psutil.cpu_count() or 1
+        self._stat = _ProcFile(proc / "stat")
+        self._meminfo = _ProcFile(proc / "meminfo")
+        self._own_pid = os.getpid()
         self._processes: dict[int, psutil.Process] = {}
         self._own_cpu_s: dict[int, float] = {}
         self._smoothed = 0.0
-        self._times = psutil.cpu_times()
+        self._last_busy_s = self._stat_busy_s()
         self._sensors_age_s = math.inf
         self._temperature_c: float | None = None
         self._clock_factor = 1.0
@@ -76,7 +103,7 @@ class MachineProbe:
         slow_down = max(1.0, wanted / self._cores) * self._clock_factor
         return MachineSample(
             slow_down=min(SLOW_DOWN_MAX, slow_down),
-            memory_free_bytes=psutil.virtual_memory().available,
+            memory_free_bytes=self._memory_free_bytes(),
             power_class=self._power_class,
             temperature_c=self._temperature_c,
             cpu_share_others=self._smoothed,
@@ -90,23 +117,34 @@ class MachineProbe:
         self._power_class = _power_class()
 
     def _busy_s(self) -> float:
-        last, now = self._times, psutil.cpu_times()
-        self._times = now
-        idle = (now.idle - last.idle) + (getattr(now, "iowait", 0.0) - getattr(last, "iowait", 0.0))
-        gave_way = getattr(now, "nice", 0.0) - getattr(last, "nice", 0.0)
-        return max(0.0, sum(now[:8]) - sum(last[:8]) - idle - gave_way)
+        last_s, self._last_busy_s = self._last_busy_s, self._stat_busy_s()
+        return max(0.0, self._last_busy_s - last_s)
+
+    def _stat_busy_s(self) -> float:
+        """Return what all processors have worked so far, in seconds, but for what gave way (proc(5), /proc/stat)."""
+        user, _nice, system, _idle, _iowait, irq, softirq, steal = map(int, self._stat.read().split(None, 9)[1:9])
+        return (user + system + irq + softirq + steal) / TICKS_HZ
+
+    def _memory_free_bytes(self) -> int:
+        text = self._meminfo.read()
+        at = text.index(AVAILABLE) + len(AVAILABLE)
+        return int(text[at : text.index(b"kB", at)]) * 1024
 
     def _own_s(self) -> float:
         spent: dict[int, float] = {}
         processes: dict[int, psutil.Process] = {}
         for pid in self._own_pids():
+            if pid == self._own_pid:
+                times = os.times()
+                spent[pid] = times.user + times.system
+                continue
             try:
                 process = self._processes.get(pid) or psutil.Process(pid)
-                times = process.cpu_times()
+                theirs = process.cpu_times()
             except psutil.Error:
                 continue
             processes[pid] = process
-            spent[pid] = times.user + times.system
+            spent[pid] = theirs.user + theirs.system
         gained = sum(max(0.0, cpu_s - self._own_cpu_s.get(pid, cpu_s)) for pid, cpu_s in spent.items())
         self._own_cpu_s, self._processes = spent, processes
         return gained
