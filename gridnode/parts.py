@@ -285,6 +285,7 @@ class Parts:
             residents=self.house,
             mouth=mouth,
             report=self.report,
+            core=self.core,
             lanes=self.lanes,
             nursery=jobs,
             on_drained=on_drained,
