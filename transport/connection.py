@@ -18,8 +18,8 @@ from transport import wire
 from transport.base import Buffer, Listener, MakeRoom, Room
 from transport.bounds import ByteBudget, FrameLimits, Traffic
 from transport.certificates import PeerCertificate
-from transport.framing import Frame, FrameReceiver, encode_prefix, total_bytes
-from transport.securestream import TURN_BYTES, SecureStream
+from transport.framing import PREFIX_BYTES, Frame, FrameReceiver, encode_prefix, total_bytes
+from transport.securestream import RECORD_BYTES, TURN_BYTES, SecureStream
 from transport.wire import DataMessage, PeerUnreachableError, RemoteProtocolError, TransportError
 
 FRAMES_IN_A_ROW: Final = 16
@@ -137,7 +137,7 @@ class Connection:
         else:
             if not has_left:
                 await self._send_slowly((), size)
-        self._count_sent(parts[0], size)
+        self._count_sent(size)
 
     def send_nowait(self, message: DataMessage, payload: Sequence[Buffer] = ()) -> bool:
         """Send a frame in this very call; False where a part of it waits for flush(), or for the next send.
@@ -159,7 +159,7 @@ class Connection:
         except PeerUnreachableError:
             self.close()
             raise
-        self._count_sent(parts[0], size)
+        self._count_sent(size)
         return has_left
 
     async def flush(self) -> None:
@@ -167,14 +167,18 @@ class Connection:
         await self._send_slowly((), 0)
 
     def _encode(self, message: DataMessage, payload: Sequence[Buffer]) -> tuple[Sequence[Buffer], int]:
+        """Return a frame in parts, as one where it fits into a record, and its length in bytes."""
         header = wire.encode(message)
-        size = total_bytes(payload)
-        prefix = encode_prefix(header, size, payload_max_bytes=self._limits.payload_max_bytes)
-        return [prefix + header, *payload] if size else (prefix + header,), size
+        payload_bytes = total_bytes(payload)
+        prefix = encode_prefix(header, payload_bytes, payload_max_bytes=self._limits.payload_max_bytes)
+        size = PREFIX_BYTES + len(header) + payload_bytes
+        if size <= RECORD_BYTES:
+            return (b"".join((prefix, header, *payload)),), size
+        return (prefix + header, *payload), size
 
-    def _count_sent(self, head: Buffer, size: int) -> None:
+    def _count_sent(self, size: int) -> None:
         self._traffic.frames_sent += 1
-        self._traffic.bytes_sent += len(head) + size
+        self._traffic.bytes_sent += size
 
     async def _send_slowly(self, parts: Sequence[Buffer], size: int) -> None:
         """Send what the socket does not take at once, or what waits for another frame; within its time."""
@@ -215,8 +219,13 @@ class Connection:
         if self._room is not None and self._receiver.is_between_frames:  # else it is still being received there
             self._release_room()
         try:
-            has_some = self._spare or self._stream.has_bytes
-            frame = (self._next_frame() if has_some else None) or await self._receive_frame(patience_s)
+            frame = self._next_frame() if self._spare or self._stream.has_bytes else None
+            while frame is None:
+                if (due := self._receiver.payload_bytes_due) and not self._taken_bytes:
+                    await self._wait_budget(due)
+                else:
+                    await self._read_socket(patience_s)
+                frame = self._next_frame()
             message, self._message = self._message or wire.decode_data(frame.header), None
         except TransportError:
             self.close()
@@ -238,7 +247,8 @@ class Connection:
     async def wait_arrival(self) -> None:
         """Wait until something has come that receive() has not taken; raises PeerUnreachableError when it is closed."""
         if self._unread is None and not self._spare and not self._stream.has_bytes:
-            await self._wait_readable(math.inf)
+            self._in_a_row = self._at_once_bytes = 0
+            await self._stream.wait_readable()
 
     def _allocate(self, header: bytes | bytearray, size: int) -> memoryview | None:
         """Return where a payload is received; None for wherever."""
@@ -305,17 +315,6 @@ class Connection:
         self._spare, self._spare_start = _NOTHING, 0
         return count
 
-    async def _receive_frame(self, patience_s: float) -> Frame:
-        """Read the socket until a frame is there."""
-        while True:
-            if (due := self._receiver.payload_bytes_due) and not self._taken_bytes:
-                await self._wait_budget(due)
-            else:
-                await self._read_socket(patience_s)
-            frame = self._next_frame()
-            if frame is not None:
-                return frame
-
     async def _read_socket(self, patience_s: float) -> None:
         """Read the socket once, waiting until there is something.
 
@@ -324,7 +323,11 @@ class Connection:
         is_fresh = self._is_fresh
         count = None if is_fresh and self._stream.is_drained else self._stream.refill_nowait()
         while count is None:
-            await self._wait_readable(patience_s if is_fresh else None)
+            if is_fresh and patience_s == math.inf:
+                self._in_a_row = self._at_once_bytes = 0
+                await self._stream.wait_readable()
+            else:
+                await self._wait_readable(patience_s if is_fresh else None)
             count = self._stream.refill_nowait()
         if count == 0:
             where = "" if is_fresh else " in the middle of a frame"
@@ -341,9 +344,6 @@ class Connection:
     async def _wait_readable(self, patience_s: float | None) -> None:
         """Wait for bytes of a frame, or for those with which one begins, for which there is patience."""
         self._in_a_row = self._at_once_bytes = 0
-        if patience_s == math.inf:
-            await self._stream.wait_readable()
-            return
         deadline_s = self._deadline_s if patience_s is None else trio.current_time() + patience_s
         with trio.CancelScope(deadline=deadline_s):
             await self._stream.wait_readable()

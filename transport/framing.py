@@ -68,6 +68,8 @@ def encode_prefix(
 
 def total_bytes(parts: Sequence[Buffer]) -> int:
     """Return the length of a payload given in parts."""
+    if len(parts) == 1:
+        return memoryview(parts[0]).nbytes
     return sum(memoryview(part).nbytes for part in parts)
 
 
@@ -194,7 +196,8 @@ class FrameReceiver:
         end = start_header + header_bytes
         if len(data) < end or not header_bytes:
             return self._begin_slowly(data, start)
-        _check(header_bytes, payload_bytes, self._header_max_bytes, self._payload_max_bytes)
+        if header_bytes > self._header_max_bytes or payload_bytes > self._payload_max_bytes:
+            _check(header_bytes, payload_bytes, self._header_max_bytes, self._payload_max_bytes)
         header = data[start_header:end]
         if not payload_bytes:
             return Frame(header, _NOTHING), end

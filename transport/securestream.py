@@ -179,14 +179,15 @@ class SecureStream:
     def read(self) -> bytes | None:
         """Return one record's contents of what the socket has given already; as decrypt_into() where there is none."""
         self._check_open()
-        data = b""
+        if self._is_ended:
+            return None
         try:
-            if self.has_bytes:
-                data = self.ssl_object.read(RECORD_BYTES)
-                self._is_ended = not data
+            data = self.ssl_object.read(RECORD_BYTES)
         except ssl.SSLError as error:
             self._judge(error)
-        return None if self._is_ended and not data else data
+            return None if self._is_ended else b""
+        self._is_ended = not data
+        return data or None
 
     @property
     def has_bytes(self) -> bool:
@@ -268,8 +269,12 @@ class SecureStream:
         if self._rest or self._waiting or self._send_lock.locked():
             raise trio.WouldBlock
         self._check_open()
-        self._queue(parts)
         try:
+            if len(parts) == 1 and len(parts[0]) <= RECORD_BYTES:
+                self.ssl_object.write(parts[0])
+                self._rest = memoryview(self._outgoing.read())
+            else:
+                self._queue(parts)
             return self._push()
         except PeerUnreachableError:
             self.close()
