@@ -1,0 +1,558 @@
+"""Who gets tickets: a real core, driver and hands, with a worker and programs played by the test."""
+
+import os
+import random
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from gridnode.control import OpenLane
+from gridnode.driver import Driver
+from gridnode.hands import DaemonHands
+from gridnode.jobtable import JobEntry, JobTable
+from gridnode.lanes import LASTS_S, RUNS, RUNS_BEFORE, SERVICE_MAX_S, LaneDesk, Standing
+from gridnode.recording import Machine, Recorder
+from gridnode.report import Report
+from gridnode.sandbox import _jump
+from gridnode.simulation.recorded import read_recording
+from gridnode.tracefile import MemoryTraceFile
+from gridnode.tracerecords import ANSWERED, Header
+from models.executor import RunOutcome
+from models.workerprotocol import LaneEnded, LaneRun
+from scheduler import actions
+from scheduler.config import CoreConfig
+from scheduler.core import Core
+from scheduler.events import JobArrived, ModelChanged
+from scheduler.types import Capability, Job
+
+MODEL, SMALL, LARGE = "a" * 64, "b" * 64, "c" * 64
+OTHERS = None
+"""Whoever has no lane."""
+
+
+class Lane:
+    """A lane of the worker's; writes down what it is told."""
+
+    def __init__(self, name, log, on_word):
+        self.name = name
+        self.log = log
+        self.on_word = on_word
+        self.takes_orders = True
+
+    def give(self, ticket, *, runs, lasts_s):
+        if self.takes_orders:
+            self.log.append(f"{self.name}: ticket {ticket} for {runs} runs in {lasts_s} s")
+        return self.takes_orders
+
+    def revoke(self, ticket):
+        self.log.append(f"{self.name}: revoke {ticket}")
+
+    def close(self):
+        self.log.append(f"{self.name}: close")
+
+    def tell(self, ticket, *, runs=(), was_cut=False, is_closed=False):
+        self.on_word(LaneEnded(lane=1, ticket=ticket, runs=tuple(runs), was_cut=was_cut, is_closed=is_closed))
+
+
+class Worker:
+    """An executor whose runs end when the test says so."""
+
+    def __init__(self, log):
+        self.log = log
+        self.on_ends = []
+        self.has_room = True
+        self.names = iter("pqrstu")
+
+    def begin(self, digest, request, on_end):
+        self.on_ends.append(on_end)
+        return lambda: None
+
+    def end(self, service_s=0.001):
+        self.on_ends.pop(0)(RunOutcome(body=b"", payload=bytearray(), service_s=service_s))
+
+    def open_lane(self, digest, segment, descriptor, on_word):
+        os.close(descriptor)
+        return Lane(next(self.names), self.log, on_word) if self.has_room else None
+
+
+class Asker:
+    """Whoever waits for a job."""
+
+    def __init__(self, name, log):
+        self.name = name
+        self.log = log
+
+    def answer(self, answer, state):
+        self.log.append(f"{self.name}: answer")
+
+    def fail(self, failure, state, *, estimate_s):
+        self.log.append(f"{self.name}: {failure.reason}")
+
+
+class Desk:
+    def __init__(self, nursery, *, recorder=None, **config):
+        self.log = []
+        """What workers and programs were told, but for plain answers."""
+        self.jobs, self.report, self.worker = JobTable(), Report(), Worker(self.log)
+        self.core = Core(msgspec.convert(config, CoreConfig), node_id="n", epoch=1, rng=random.Random(1), now_s=0.0)
+        self.driver = Driver(self.core)
+        self.lanes = LaneDesk(
+            node="n",
+            core=self.core,
+            driver=self.driver,
+            executor=self.worker,
+            report=self.report,
+            recorder=recorder,
+            default_deadline_s=10.0,
+        )
+        self.hands = DaemonHands(
+            node="n",
+            jobs=self.jobs,
+            driver=self.driver,
+            executor=self.worker,
+            outbound=None,
+            inbound=self,
+            residents=None,
+            mouth=self,
+            report=self.report,
+            core=self.core,
+            lanes=self.lanes,
+            nursery=nursery,
+            on_drained=None,
+        )
+
+    def advertise(self, action):
+        """Serve as the hands' mouth."""
+
+    def rule(self, action):
+        """Serve as the hands' inbound."""
+        self.log.append("peer: accepted")
+
+    def open(self, *, models=(MODEL,)):
+        """Open a lane for one more program."""
+        log = self.log
+        words = OpenLane(model="street", rungs=True, priority=2, tenant="shop")
+        standing = Standing(words, models, client="c1", say=lambda ticket: log.append(told(ticket)))
+        assert self.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
+        return standing
+
+    def submit(self, standing, *, models=(MODEL,)):
+        handle, now_s = self.jobs.mint(), trio.current_time()
+        key = handle.to_bytes(24, "big")
+        job = Job(key=key, entry="n", input_bytes=1, arrival_s=now_s, deadline_s=now_s + 5.0, models=models)
+        asker = Asker("others" if standing is None else standing.lane.name if standing.lane else "gone", self.log)
+        entry = JobEntry(
+            handle=handle, job=job, body=b"", payload=(b"x",), responder=asker, is_hasty=True, lane=standing
+        )
+        self.jobs.add(entry)
+        self.driver.post(JobArrived(handle=handle, job=job, origin=None))
+
+    def ask(self, standing, count=1, *, service_s=0.001, models=(MODEL,)):
+        """Have a program ask for one thing after another; returns what was said to anybody, but for the answers."""
+        before = len(self.log)
+        for _ in range(count):
+            self.submit(standing, models=models)
+            self.worker.end(service_s)
+        return [line for line in self.log[before:] if not line.endswith("answer")]
+
+
+def told(ticket):
+    return f"program: ticket {ticket.ticket} for {ticket.runs} runs of {ticket.model}, from {ticket.least_budget_s} s"
+
+
+def at_desk(scenario, **config):
+    async def main():
+        async with trio.open_nursery() as nursery:
+            desk = Desk(nursery, **config)
+            nursery.start_soon(desk.driver.run, desk.hands)
+            await trio.testing.wait_all_tasks_blocked()
+            entries = [Capability(model=m, mean_s=0.01, p95_s=0.01, memory_bytes=1, load_s=0.0) for m in (MODEL, SMALL)]
+            table = ModelChanged(table_digest=b"t" * 8, capabilities=tuple(entries), loaded=frozenset([MODEL, SMALL]))
+            desk.driver.post(table)
+            await scenario(desk)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+FIRST = [f"p: ticket 1 for {RUNS} runs in {LASTS_S} s", f"program: ticket 1 for {RUNS} runs of street, from 0.02 s"]
+SECOND = [line.replace("ticket 1", "ticket 2") for line in FIRST]
+
+
+# ---------------------------------------------------------------- how a ticket is earned
+
+
+def test_a_row_of_jobs_earns_a_ticket_which_leaves_before_the_answer():
+    async def scenario(desk):
+        program = desk.open()
+        assert desk.ask(program, RUNS_BEFORE - 1) == []
+        del desk.log[:]
+        desk.ask(program)
+        assert desk.log == [*FIRST, "p: answer"]
+
+    at_desk(scenario)
+
+
+def test_a_ticket_that_was_used_up_is_followed_by_the_next():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        program.lane.tell(1)
+        assert desk.ask(program) == SECOND
+
+    at_desk(scenario)
+
+
+def test_a_program_that_asks_the_daemon_while_it_has_a_ticket_gets_a_new_one():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        assert desk.ask(program) == ["p: revoke 1", *SECOND]
+
+    at_desk(scenario)
+
+
+def test_others_work_takes_the_ticket_back_and_begins_the_row_anew():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        assert desk.ask(OTHERS) == ["p: revoke 1"]
+        assert desk.ask(program, RUNS_BEFORE - 1) == []
+        assert desk.ask(program) == SECOND
+
+    at_desk(scenario)
+
+
+def test_others_work_in_between_ends_a_row():
+    async def scenario(desk):
+        program = desk.open()
+        for _ in range(3):
+            assert desk.ask(program, RUNS_BEFORE - 1) == []
+            assert desk.ask(OTHERS) == []
+        assert desk.ask(program, RUNS_BEFORE) == FIRST
+
+    at_desk(scenario)
+
+
+def test_two_programs_that_take_turns_get_no_ticket():
+    async def scenario(desk):
+        one, other = desk.open(), desk.open()
+        for _ in range(2 * RUNS_BEFORE):
+            assert desk.ask(one) + desk.ask(other) == []
+        assert desk.ask(one, RUNS_BEFORE) == FIRST
+        assert desk.ask(other) == ["p: revoke 1"]
+
+    at_desk(scenario)
+
+
+def test_what_is_accepted_from_a_peer_takes_tickets_back():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        del desk.log[:]
+        state = desk.core.state_record(trio.current_time())
+        desk.hands.carry_out(actions.Accept(offer=1, expires_s=1.0, state=state, reason="room"), None)
+        assert desk.log == ["p: revoke 1", "peer: accepted"]
+
+    at_desk(scenario)
+
+
+def test_tickets_are_taken_back_once():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        del desk.log[:]
+        desk.lanes.begun(None)
+        assert desk.log == ["p: revoke 1"]
+        desk.lanes.begun(None)
+        assert desk.log == ["p: revoke 1"]
+
+    at_desk(scenario)
+
+
+def test_a_ticket_that_was_cut_begins_the_row_anew():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        program.lane.tell(1, was_cut=True)
+        assert desk.ask(program, RUNS_BEFORE - 1) == []
+        assert desk.ask(program) == SECOND
+
+    at_desk(scenario)
+
+
+def test_a_late_account_of_an_older_ticket_is_not_the_end_of_the_newest():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        desk.ask(program)
+        program.lane.tell(1)
+        assert desk.ask(OTHERS) == ["p: revoke 2"]
+
+    at_desk(scenario)
+
+
+def test_a_ticket_that_is_over_need_not_be_taken_back():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        program.lane.tell(1)
+        assert desk.ask(OTHERS) == []
+
+    at_desk(scenario)
+
+
+# ---------------------------------------------------------------- who gets none
+
+
+@pytest.mark.parametrize(("service_s", "least_s"), [(0.0005, 0.02), (0.005, 0.05), (SERVICE_MAX_S, 0.1)])
+def test_requests_with_little_time_for_the_run_stay_with_the_daemon(service_s, least_s):
+    async def scenario(desk):
+        program = desk.open()
+        assert desk.ask(program, RUNS_BEFORE, service_s=service_s)[-1].endswith(f"from {least_s} s")
+
+    at_desk(scenario)
+
+
+def test_slow_models_get_no_ticket():
+    async def scenario(desk):
+        program = desk.open()
+        assert desk.ask(program, 2 * RUNS_BEFORE, service_s=SERVICE_MAX_S + 0.001) == []
+
+    at_desk(scenario)
+
+
+def test_a_smaller_model_than_the_lanes_earns_none():
+    async def scenario(desk):
+        program = desk.open(models=(LARGE, MODEL))
+        assert desk.ask(program, 2 * RUNS_BEFORE, models=(LARGE, MODEL)) == []
+        ladder = desk.open(models=(MODEL, SMALL))
+        assert desk.ask(ladder, RUNS_BEFORE, models=(MODEL, SMALL)) != []
+
+    at_desk(scenario)
+
+
+def test_a_program_with_two_jobs_at_once_gets_none():
+    async def scenario(desk):
+        program = desk.open()
+        before = len(desk.log)
+        desk.submit(program)
+        for _ in range(3 * RUNS_BEFORE):
+            desk.submit(program)
+            desk.worker.end()
+        desk.worker.end()
+        assert set(desk.log[before:]) == {"p: answer"}
+
+    at_desk(scenario)
+
+
+def test_a_node_with_something_else_in_hand_gives_none_and_begins_the_row_anew():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE - 1)
+        desk.submit(program)
+        desk.submit(program)
+        assert len(desk.worker.on_ends) == 2
+        before = len(desk.log)
+        desk.worker.end()
+        assert desk.log[before:] == ["p: answer"]
+        desk.worker.end()
+        assert desk.ask(program, RUNS_BEFORE - 2) == []
+        assert desk.ask(program) == FIRST
+
+    at_desk(scenario, queue={"slots": 2})
+
+
+def test_a_policy_that_moves_jobs_without_a_gain_gives_none():
+    async def scenario(desk):
+        assert desk.ask(desk.open(), 2 * RUNS_BEFORE) == []
+
+    at_desk(scenario, placement={"policy": "max_spare"})
+
+
+def test_a_draining_node_takes_its_tickets_back_and_gives_no_more():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        del desk.log[:]
+        desk.lanes.drain()
+        assert desk.log == ["p: revoke 1"]
+        assert desk.ask(program, 2 * RUNS_BEFORE) == []
+
+    at_desk(scenario)
+
+
+def test_a_worker_that_cannot_be_told_means_no_ticket():
+    async def scenario(desk):
+        program = desk.open()
+        program.lane.takes_orders = False
+        assert desk.ask(program, RUNS_BEFORE) == []
+        program.lane.takes_orders = True
+        assert desk.ask(program) == FIRST, "no number is left out"
+
+    at_desk(scenario)
+
+
+# ---------------------------------------------------------------- the end of a lane
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_lane_that_has_ended_gets_no_ticket_and_no_word(is_lost):
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        lane = program.lane
+        if is_lost:
+            lane.on_word(None)
+        else:
+            lane.tell(0, is_closed=True)
+        assert program.lane is None
+        assert desk.ask(OTHERS) + desk.ask(program, 2 * RUNS_BEFORE) == []
+        desk.lanes.close(program)
+
+    at_desk(scenario)
+
+
+def test_a_program_that_leaves_ends_its_lane():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE - 1)
+        lane = program.lane
+        del desk.log[:]
+        desk.submit(program)
+        desk.lanes.close(program)
+        desk.worker.end()
+        assert desk.log == ["p: close", "p: answer"]
+        lane.tell(0, is_closed=True)
+        assert desk.ask(OTHERS) == []
+
+    at_desk(scenario)
+
+
+def test_a_worker_without_room_means_no_lane():
+    async def scenario(desk):
+        desk.worker.has_room = False
+        words = OpenLane(model="street", rungs=True, priority=2, tenant="")
+        standing = Standing(words, (MODEL,), client="c1", say=desk.log.append)
+        assert not desk.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
+        assert standing.lane is None
+
+    at_desk(scenario)
+
+
+# ---------------------------------------------------------------- accounts
+
+
+def run(number, *, age_s=2.0, service_s=0.5, budget_s=None):
+    key = number.to_bytes(24, "big")
+    return LaneRun(key=key, age_s=age_s, service_s=service_s, input_bytes=7, output_bytes=9, budget_s=budget_s)
+
+
+def test_runs_by_a_lane_are_counted_like_others_and_can_be_explained():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        was, answered = desk.core.statistics(), desk.report.snapshot().answered
+        assert answered == RUNS_BEFORE
+        program.lane.tell(1, runs=[run(100), run(101)])
+        now = desk.core.statistics()
+        assert now.jobs_arrived - was.jobs_arrived == 2
+        assert now.jobs_executed - was.jobs_executed == 2
+        assert now.replies - was.replies == 2
+        seen = desk.report.snapshot()
+        assert (seen.answered, seen.executed, seen.by_lane) == (answered + 2, answered + 2, 2)
+        assert (desk.report.service.sum, desk.report.sojourn.count) == (pytest.approx(1.008), answered + 2)
+        first, second = desk.core.decisions()[-2:]
+        assert (first.key, second.key) == (run(100).key, run(101).key)
+        assert (first.chosen, first.model, first.candidates) == ("n", MODEL, ())
+        assert first.reason == "by a lane, on a ticket"
+
+    at_desk(scenario)
+
+
+def test_the_account_of_a_lane_whose_program_has_left_counts_too():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        lane = program.lane
+        desk.lanes.close(program)
+        lane.tell(1, runs=[run(100)], is_closed=True)
+        assert desk.report.by_lane == 1
+
+    at_desk(scenario)
+
+
+def test_runs_by_a_lane_are_recorded_as_if_the_daemon_had_seen_them(tmp_path):
+    file = MemoryTraceFile()
+
+    recorder = Recorder(
+        file,
+        limit_bytes=1 << 20,
+        header=Header(
+            node="n", name="board0", software="0", epoch=1, grid_s=0.0, clock_s=0.0, policy="capd", executor="emulated"
+        ),
+        machine=lambda: Machine(slots=1, cpu_share=1.0, threads=1, slow_down=1.0, models=(), rtts_s={}),
+        model_name={MODEL: "street"}.__getitem__,
+        node_name=str,
+        grid_s=lambda: 5000.0,
+        secret=b"secret",
+        clock=trio.current_time,
+    )
+    clock = trio.testing.MockClock()
+
+    async def main():
+        async with trio.open_nursery() as around:
+            around.start_soon(_jump, clock)
+            async with trio.open_nursery() as nursery:
+                desk = Desk(nursery, recorder=recorder)
+                nursery.start_soon(recorder.serve)
+                await trio.sleep(10.0)
+                program = desk.open()
+                program.lane.tell(1, runs=[run(100, budget_s=0.75), run(101, age_s=1.0, service_s=0.25)])
+                nursery.cancel_scope.cancel()
+            around.cancel_scope.cancel()
+
+    trio.run(main, clock=clock)
+    path = tmp_path / "read.trace"
+    path.write_bytes(file.data)
+    first, second = read_recording(path).jobs
+    assert second.at_s - first.at_s == pytest.approx(1.0)
+    assert (first.budget_s, second.budget_s) == (0.75, 10.0)
+    assert (first.input_bytes, first.output_bytes, first.priority, first.models) == (7, 9, 2, ("street",))
+    assert (first.service_s, first.sojourn_s, first.waiting_s) == (0.5, 0.5, 0.0)
+    assert (first.executor, first.model, first.hops, first.outcome) == ("n", "street", 0, ANSWERED)
+
+
+def test_who_wants_the_accounts_waits_for_those_of_tickets_in_use():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        del desk.log[:]
+        begun_s, ended_s = trio.current_time(), []
+
+        async def settle():
+            await desk.lanes.settle()
+            ended_s.append(trio.current_time() - begun_s)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(settle)
+            await trio.sleep(0.05)
+            assert (desk.log, ended_s) == (["p: revoke 1"], [])
+            program.lane.tell(1, was_cut=True)
+        assert ended_s == [pytest.approx(0.05)]
+        await desk.lanes.settle()
+        assert trio.current_time() - begun_s == pytest.approx(0.05), "nothing is owed"
+
+    at_desk(scenario)
+
+
+def test_accounts_of_tickets_that_nobody_uses_are_waited_for_no_longer_than_one_lasts():
+    async def scenario(desk):
+        desk.ask(desk.open(), RUNS_BEFORE)
+        begun_s = trio.current_time()
+        await desk.lanes.settle()
+        assert trio.current_time() - begun_s == pytest.approx(2 * LASTS_S)
+
+    at_desk(scenario)
