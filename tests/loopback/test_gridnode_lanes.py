@@ -1,0 +1,211 @@
+"""A program's lanes at the daemon's door: which are opened, and how many; the worker is played by the test."""
+
+import array
+import fcntl
+import mmap
+import os
+import socket
+
+import pytest
+import trio
+
+from gridnode.control import (
+    PREFIX_BYTES,
+    ClientHello,
+    JobDone,
+    OpenLane,
+    RequestBody,
+    ServerHello,
+    Share,
+    Submit,
+    TensorHeader,
+    decode_prefix,
+    decode_server,
+    encode_body,
+    encode_frame,
+    make_key,
+)
+from gridnode.lanes import PROGRAM_LANES_MAX
+from gridnode.sandbox import SandboxDevice
+from models.workerprotocol import LaneEnded
+
+CLIENT = bytes(range(16))
+BODY = encode_body(RequestBody(kind="tensors", tensors=(TensorHeader(name="x", dtype="uint8", shape=(100,)),)))
+SEGMENT = 8 * mmap.PAGESIZE
+
+
+class Lane:
+    """A lane of a worker's, as its desk sees it."""
+
+    def __init__(self, digest, on_word):
+        self.digest = digest
+        self.on_word = on_word
+        self.closed = trio.Event()
+
+    def give(self, ticket, *, runs, lasts_s):
+        return True
+
+    def revoke(self, ticket):
+        pass
+
+    def close(self):
+        self.closed.set()
+
+    def end(self):
+        self.on_word(LaneEnded(lane=1, ticket=0, runs=(), was_cut=False, is_closed=True))
+
+
+class Worker:
+    """Takes every lane."""
+
+    def __init__(self):
+        self.lanes = []
+
+    def open_lane(self, digest, segment, descriptor, on_word):
+        os.close(descriptor)
+        self.lanes.append(Lane(digest, on_word))
+        return self.lanes[-1]
+
+
+class Program:
+    """A program that says what it is told."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.count = 0
+
+    async def say(self, message, *descriptors, payload=b""):
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        frame = encode_frame(message, len(payload)) + payload
+        assert await self.stream.socket.sendmsg([frame], ancillary) == len(frame)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    async def hear(self):
+        data = b""
+        with trio.fail_after(5.0):
+            while len(data) < PREFIX_BYTES or len(data) < PREFIX_BYTES + sum(decode_prefix(data)):
+                data += await self.stream.receive_some(1 << 16)
+        header, _ = decode_prefix(data)
+        return decode_server(data[PREFIX_BYTES : PREFIX_BYTES + header])
+
+    async def ask(self, **changes):
+        """Have a job answered, so that all that was said before it is done."""
+        self.count += 1
+        fields = {"key": make_key(CLIENT, self.count), "model": "m", "budget_s": 2.0, "body": BODY}
+        await self.say(Submit(**fields | changes), payload=bytes(100))
+        assert isinstance(await self.hear(), JobDone)
+
+    async def share(self):
+        descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, SEGMENT)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        await self.say(Share(segment_bytes=SEGMENT), descriptor)
+
+    async def offer(self, **changes):
+        """Offer a lane."""
+        fields = {"model": "m", "rungs": True, "priority": 1, "tenant": ""}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            await self.say(OpenLane(**fields | changes), theirs.detach())
+
+
+@pytest.fixture
+def run_lanes(run_grid):
+    """Run a scenario with a program and the worker that its lanes lead to."""
+
+    def run(scenario):
+        async def careful(sandbox):
+            node, worker = sandbox.nodes["one"], Worker()
+            node.running.parts.lanes._executor = worker
+            async with await trio.open_unix_socket(str(node.socket)) as stream:
+                program = Program(stream)
+                await program.say(ClientHello(client=CLIENT))
+                assert isinstance(await program.hear(), ServerHello)
+                await scenario(program, worker)
+
+        run_grid(careful, devices={"one": SandboxDevice()}, models_s={"m": 0.1, "n": 0.1})
+
+    return run
+
+
+def test_a_lane_is_for_requests_like_the_last_one(run_lanes):
+    async def scenario(program, worker):
+        await program.share()
+        await program.offer()
+        await program.ask(tenant="shop", priority=2)
+        assert worker.lanes == [], "nothing was asked before"
+        for other in ({}, {"tenant": "shop"}, {"priority": 2}, {"tenant": "shop", "priority": 2, "rungs": False}):
+            await program.offer(**other)
+        await program.offer(model="n", tenant="shop", priority=2)
+        await program.ask(tenant="shop", priority=2)
+        assert worker.lanes == []
+        for _ in range(2):
+            await program.offer(tenant="shop", priority=2)
+            await program.ask(tenant="shop", priority=2)
+            assert len(worker.lanes) == 1, "there is one of each kind"
+        await program.ask(tenant="shop", stream="door")
+        await program.offer(tenant="shop")
+        await program.ask()
+        assert len(worker.lanes) == 1, "a stream's frame is no request of a kind"
+
+    run_lanes(scenario)
+
+
+def test_without_shared_memory_there_is_no_lane(run_lanes):
+    async def scenario(program, worker):
+        await program.ask()
+        await program.offer()
+        await program.ask()
+        assert worker.lanes == []
+
+    run_lanes(scenario)
+
+
+def test_a_program_has_so_many_lanes_and_those_that_have_ended_take_no_room(run_lanes):
+    async def open_one(program, tenant):
+        await program.ask(tenant=tenant)
+        await program.offer(tenant=tenant)
+        await program.ask(tenant=tenant)
+
+    async def scenario(program, worker):
+        await program.share()
+        for number in range(PROGRAM_LANES_MAX + 2):
+            await open_one(program, f"tenant {number}")
+        assert len(worker.lanes) == PROGRAM_LANES_MAX
+        worker.lanes[1].end()
+        await open_one(program, "one more")
+        assert len(worker.lanes) == PROGRAM_LANES_MAX + 1
+        await open_one(program, "and one")
+        assert len(worker.lanes) == PROGRAM_LANES_MAX + 1
+
+    run_lanes(scenario)
+
+
+def test_a_lane_that_has_ended_is_followed_by_another_of_its_kind(run_lanes):
+    async def scenario(program, worker):
+        await program.share()
+        await program.ask()
+        await program.offer()
+        await program.ask()
+        worker.lanes[0].end()
+        await program.ask()
+        await program.offer()
+        await program.ask()
+        assert len(worker.lanes) == 2
+
+    run_lanes(scenario)
+
+
+def test_a_program_that_leaves_closes_its_lanes(run_lanes):
+    async def scenario(program, worker):
+        await program.share()
+        await program.ask()
+        await program.offer()
+        await program.ask()
+        assert not worker.lanes[0].closed.is_set()
+        await program.stream.aclose()
+        with trio.fail_after(5.0):
+            await worker.lanes[0].closed.wait()
+
+    run_lanes(scenario)
