@@ -14,9 +14,10 @@ from typing import Final, Protocol
 
 import trio
 
-from gridnode.control import OpenLane, Ticket
+from gridnode.control import CLIENT_ID_BYTES, OpenLane, Ticket
 from gridnode.driver import Driver
 from gridnode.jobtable import Answer
+from gridnode.logs import EventLog
 from gridnode.recording import Recorder
 from gridnode.report import Report
 from models.executor import Executor
@@ -25,6 +26,8 @@ from models.segments import Segment
 from models.workerprotocol import LaneEnded, LaneRun
 from scheduler.events import LaneRan
 from scheduler.types import Job
+
+log = EventLog("frontdoor")
 
 RUNS_BEFORE: Final = 8
 """Jobs in a row before a ticket: what others send now and then must not find one out."""
@@ -60,15 +63,17 @@ class Standing:
         What all its requests have in common.
     models : tuple of str
         Digests of the models that may answer; by the lane the first one does.
-    client : str
-        Name of the program.
+    client : bytes
+        Id of the program, the head of all its keys.
     say : callable
         Sends a ticket to the program.
     """
 
     __slots__ = ("client", "lane", "model", "models", "row", "say", "ticket", "words")
 
-    def __init__(self, words: OpenLane, models: tuple[str, ...], *, client: str, say: Callable[[Ticket], None]) -> None:
+    def __init__(
+        self, words: OpenLane, models: tuple[str, ...], *, client: bytes, say: Callable[[Ticket], None]
+    ) -> None:
         self.words = words
         self.models = models
         self.client = client
@@ -204,11 +209,15 @@ class LaneDesk:
                 await self._news.wait()
 
     def _account(self, standing: Standing, runs: tuple[LaneRun, ...]) -> None:
-        """Tell everybody of runs who would have seen them pass."""
+        """Tell everybody of runs who would have seen them pass; of runs under others' keys nobody is told."""
         now_s = self._driver.clock()
+        owned = [run for run in runs if run.key[:CLIENT_ID_BYTES] == standing.client]
+        if len(owned) < len(runs):
+            log.warning("lane_misused", client=standing.client.hex()[:16], foreign=len(runs) - len(owned))
+            self.close(standing)
         model = standing.models[0]
-        self._driver.post(LaneRan(model=model, keys=tuple([run.key for run in runs])))
-        for run in runs:
+        self._driver.post(LaneRan(model=model, keys=tuple([run.key for run in owned])))
+        for run in owned:
             self._report.ran_by_lane(run.service_s)
             if self._recorder is not None:
                 self._record(self._recorder, standing, run, now_s)
@@ -219,7 +228,7 @@ class LaneDesk:
         job = Job(
             key=run.key,
             entry=self._node,
-            client=standing.client,
+            client=standing.client.hex()[:16],
             tenant=words.tenant,
             priority=words.priority,
             input_bytes=run.input_bytes,

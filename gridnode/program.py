@@ -178,7 +178,7 @@ class Connection:
             os.close(descriptor)
             return
         assert self._last is not None
-        standing = Standing(message, self._last[1], client=self._client_name, say=self.say)
+        standing = Standing(message, self._last[1], client=self._client, say=self.say)
         if self._door.lanes.open(standing, self._segment, descriptor):
             self._lanes[kind] = standing
 

@@ -134,7 +134,7 @@ class Desk:
         """Open a lane for one more program."""
         log = self.log
         words = OpenLane(model="street", rungs=True, priority=2, tenant="shop")
-        standing = Standing(words, models, client="c1", say=lambda ticket: log.append(told(ticket)))
+        standing = Standing(words, models, client=bytes(16), say=lambda ticket: log.append(told(ticket)))
         assert self.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
         return standing
 
@@ -435,7 +435,7 @@ def test_a_worker_without_room_means_no_lane():
     async def scenario(desk):
         desk.worker.has_room = False
         words = OpenLane(model="street", rungs=True, priority=2, tenant="")
-        standing = Standing(words, (MODEL,), client="c1", say=desk.log.append)
+        standing = Standing(words, (MODEL,), client=bytes(16), say=desk.log.append)
         assert not desk.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
         assert standing.lane is None
 
@@ -468,6 +468,19 @@ def test_runs_by_a_lane_are_counted_like_others_and_can_be_explained():
         assert (first.key, second.key) == (run(100).key, run(101).key)
         assert (first.chosen, first.model, first.candidates) == ("n", MODEL, ())
         assert first.reason == "by a lane, on a ticket"
+
+    at_desk(scenario)
+
+
+def test_runs_under_keys_of_others_are_not_told_and_end_the_lane():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        foreign = msgspec.structs.replace(run(101), key=b"f" * 24)
+        program.lane.tell(1, runs=[run(100), foreign])
+        assert [decision.key for decision in desk.core.decisions()][-1] == run(100).key
+        assert desk.report.snapshot().by_lane == 1
+        assert desk.log[-1] == "p: close"
 
     at_desk(scenario)
 
