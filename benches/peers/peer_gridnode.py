@@ -49,12 +49,12 @@ def _options(requests: Requests) -> dict[str, object]:
 
 
 class Local(Way):
-    """Client, own daemon, worker."""
+    """Client, worker; own daemon where it is to decide: at every 33rd request at least."""
 
     name = "local"
     label = "gridnode local"
     encrypted = "no (Unix)"
-    between = 2
+    between = 1
     entry: ClassVar[str] = "n1"
     hops: ClassVar[int] = 0
     starting = (GridError, WrongWayError, OSError)
@@ -145,6 +145,27 @@ class Local(Way):
     def stop(self) -> None:
         if self._grid is not None:
             self._grid.stop()
+
+
+class Decided(Local):
+    """Client, own daemon, worker, each time: requests of two programs in turn, to which the daemon gives no tickets."""
+
+    name = "local-decided"
+    label = "gridnode local, no lane"
+    between = 2
+
+    def open(self) -> None:
+        super().open()
+        self._other = Grid(str(self.grid.nodes[self.entry].socket))
+
+    def caller(self, requests: Requests) -> Call:
+        name, inputs, options = requests.workload.name, _inputs(requests), _options(requests)
+        asks, read = (self.client.infer, self._other.infer), self._reader(requests)
+        return lambda number: read(asks[number % 2](name, inputs[number % len(inputs)], **options))
+
+    def close(self) -> None:
+        super().close()
+        self._other.close()
 
 
 class Remote(Local):

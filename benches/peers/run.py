@@ -28,6 +28,7 @@ WAYS = {
     "zenoh": "peer_zenoh:Zenoh",
     "fastapi": "peer_fastapi:FastApi",
     "local": "peer_gridnode:Local",
+    "local-decided": "peer_gridnode:Decided",
     "remote": "peer_gridnode:Remote",
     "http": "peer_gridnode:Http",
     "ray-http": "peer_ray:RayHttp",
