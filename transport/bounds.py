@@ -16,7 +16,8 @@ class FrameLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     payload_max_bytes: int = wire.PAYLOAD_MAX_BYTES
     """Largest payload taken or sent."""
     stall_s: float = 10.0
-    """Time for a frame of no size, in seconds: several retransmissions on a bad radio link."""
+    """Time for a frame of no size, in seconds: several retransmissions on a bad radio link. A frame that is received is
+    given up by the second look (`sweep_s`) that finds it late."""
     slowest_rate: float = 64 * 1024
     """Bytes per second below which a peer counts as stalled: a picture of 150 kB then takes over 2 s, useless."""
     receive_budget_bytes: int = 256 * 1024 * 1024

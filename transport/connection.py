@@ -5,7 +5,8 @@ what the messages mean.
 
 A peer that stops in the middle of a frame, or stops reading one, must not hold a buffer or a task for ever
 (slow-loris): a frame may take `stall_s` plus its size over `slowest_rate`. Between frames no limit holds; the
-caller has one.
+caller has one. Who owns the connection looks now and then whether a frame is late: a time limit around each wait would
+cost as much as the wait.
 """
 
 import math
@@ -85,6 +86,10 @@ class Connection:
         """Where that payload, or the last one, lies, unless somebody took it."""
         self._taken_bytes = 0
         self._deadline_s = math.inf
+        """By when the frame that is being received must have come, in seconds."""
+        self._is_late = False
+        """Whether it had not at the last look."""
+        self._has_stalled = False
         self._unread: tuple[DataMessage, memoryview] | None = None
         self._in_a_row = 0
         """Frames taken since there was a wait."""
@@ -197,18 +202,13 @@ class Connection:
             if self._stream.is_closed:  # cancelled half way
                 self.close()
 
-    async def receive(self, *, patience_s: float = math.inf) -> tuple[DataMessage, memoryview]:
+    async def receive(self) -> tuple[DataMessage, memoryview]:
         """Receive a frame. Cancelling it loses nothing.
-
-        Parameters
-        ----------
-        patience_s : float
-            How long the next frame may take to begin, in seconds.
 
         Raises
         ------
         PeerUnreachableError
-            The connection broke or ended, or no frame began.
+            The connection broke or ended.
         RemoteProtocolError, FrameTooLargeError
             The peer sent nonsense or stalled in a frame; the connection is closed.
         """
@@ -224,11 +224,14 @@ class Connection:
                 if (due := self._receiver.payload_bytes_due) and not self._taken_bytes:
                     await self._wait_budget(due)
                 else:
-                    await self._read_socket(patience_s)
+                    await self._read_socket()
                 frame = self._next_frame()
             message, self._message = self._message or wire.decode_data(frame.header), None
-        except TransportError:
+        except TransportError as error:
             self.close()
+            if self._has_stalled:
+                message_text = f"{self.peer} began a frame and stopped in the middle of it"
+                raise RemoteProtocolError(message_text) from error
             raise
         self.idle_since_s = math.inf
         self._traffic.frames_received += 1
@@ -284,7 +287,7 @@ class Connection:
             self._spare, self._spare_start = (_NOTHING, 0) if position == len(data) else (data, position)
             if frame is not None:
                 return frame
-            self._deadline_s = trio.current_time() + self._limits.stall_s
+            self._deadline_s, self._is_late = trio.current_time() + self._limits.stall_s, False
         return self._go_on()
 
     def _go_on(self) -> Frame | None:
@@ -315,7 +318,7 @@ class Connection:
         self._spare, self._spare_start = _NOTHING, 0
         return count
 
-    async def _read_socket(self, patience_s: float) -> None:
+    async def _read_socket(self) -> None:
         """Read the socket once, waiting until there is something.
 
         In the middle of a frame what follows usually is there; else most frames come whole after a wait.
@@ -323,11 +326,8 @@ class Connection:
         is_fresh = self._is_fresh
         count = None if is_fresh and self._stream.is_drained else self._stream.refill_nowait()
         while count is None:
-            if is_fresh and patience_s == math.inf:
-                self._in_a_row = self._at_once_bytes = 0
-                await self._stream.wait_readable()
-            else:
-                await self._wait_readable(patience_s if is_fresh else None)
+            self._in_a_row = self._at_once_bytes = 0
+            await self._stream.wait_readable()
             count = self._stream.refill_nowait()
         if count == 0:
             where = "" if is_fresh else " in the middle of a frame"
@@ -341,16 +341,18 @@ class Connection:
         self._in_a_row = self._at_once_bytes = 0
         await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _wait_readable(self, patience_s: float | None) -> None:
-        """Wait for bytes of a frame, or for those with which one begins, for which there is patience."""
-        self._in_a_row = self._at_once_bytes = 0
-        deadline_s = self._deadline_s if patience_s is None else trio.current_time() + patience_s
-        with trio.CancelScope(deadline=deadline_s):
-            await self._stream.wait_readable()
-            return
-        if patience_s is not None:
-            raise PeerUnreachableError(f"{self.peer} was silent for too long")
-        raise RemoteProtocolError(f"{self.peer} began a frame and stopped in the middle of it")
+    def look_for_stall(self, now_s: float) -> None:
+        """Close the connection if the frame that is being received is late, and was so at the last look already.
+
+        One look may come before what has arrived is read, when this process stood still.
+        """
+        if now_s <= self._deadline_s:
+            self._is_late = False
+        elif self._is_late:
+            self._has_stalled = True
+            self.close()
+        else:
+            self._is_late = True
 
     def _take_budget(self, due: int) -> bool:
         """Before a payload is allocated, where there is room for it."""
@@ -361,6 +363,7 @@ class Connection:
 
     async def _wait_budget(self, due: int) -> None:
         """As _take_budget(); waiting here is our doing, so the frame's time starts afterwards."""
+        self._deadline_s = math.inf
         await self._budget.take(due)
         if self.is_closed:  # meanwhile, by close_peer
             self._budget.give_back(due)

@@ -295,8 +295,10 @@ class TlsDataPlane:
             await trio.sleep(self._config.sweep_s)
             for peer in self._pool.sweep():
                 self._on_peer_closed(peer)
-            idle_since_s = trio.current_time() - self._config.inbound_idle_s
+            now_s = trio.current_time()
+            idle_since_s = now_s - self._config.inbound_idle_s
             for connection in [each for connections in self._inbound.values() for each in connections]:
+                connection.look_for_stall(now_s)
                 if connection.idle_since_s < idle_since_s:
                     connection.close()
 

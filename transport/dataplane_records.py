@@ -37,8 +37,8 @@ class DataPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     pending_max: int = 64
     """Such connections in all."""
     sweep_s: float = 5.0
-    """How often connections are looked at whether they were idle for too long, in seconds. That a peer closed one is
-    known at once."""
+    """How often connections are looked at whether they were idle for too long or a frame on them is late, in seconds.
+    That a peer closed one is known at once."""
     frames: FrameLimits = FrameLimits()
     """Bounds of a frame."""
 

@@ -150,7 +150,7 @@ class ConnectionPool:
         self._room.unpark_all()
 
     def sweep(self) -> tuple[str, ...]:
-        """Close what was idle too long or was closed by the peer.
+        """Close what was idle too long, was closed by the peer or stalled in a frame.
 
         Returns
         -------
@@ -158,6 +158,8 @@ class ConnectionPool:
             Peers that closed an idle connection: a first sign that they are gone.
         """
         now_s = trio.current_time()
+        for connection in [connection for connections in self._open.values() for connection in connections]:
+            connection.look_for_stall(now_s)
         gone = set()
         for connection in [connection for idle in self._idle.values() for connection in idle]:
             if not connection.is_reusable:

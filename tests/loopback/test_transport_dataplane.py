@@ -1193,18 +1193,69 @@ def test_nonsense_of_a_certified_peer_costs_its_connection(nonsense):
 @pytest.mark.parametrize("cut", [1, 7, 8, 12, 200])
 def test_a_frame_that_stalls_costs_its_connection(cut):
     async def main():
-        async with certified_stranger(frames=QUICK) as (stream, listener, _):
+        async with certified_stranger(frames=QUICK, sweep_s=0.05) as (stream, listener, _):
             await stream.send([frame(Ping(nonce=1), bytes(1000))[:cut]])
             await drain(stream)
-            assert listener.statistics().faults == 1
+            await eventually(lambda: listener.statistics().faults == 1)
             assert listener.statistics().receiving_bytes == 0
 
     in_trio(main)()
 
 
 @in_trio
+async def test_a_frame_is_late_when_two_looks_find_it_so():
+    async with certified_stranger() as (stream, listener, node):
+        await eventually(lambda: listener.open_peers() == (node,))
+        (connection,) = listener._inbound[node]
+        data = frame(CardRequest(nodes=()), bytes(30_000))
+        for start, end in ((0, 100), (100, 20_000), (20_000, len(data))):  # in the header, in the payload
+            await stream.send([data[start:end]])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            connection.look_for_stall(trio.current_time() + 100.0)
+            assert not connection.is_closed, "the rest may have come while this process stood still"
+            connection.look_for_stall(trio.current_time())
+        await eventually(lambda: listener.statistics().exchanges_served == 1)
+        connection.look_for_stall(trio.current_time() + 100.0)
+        connection.look_for_stall(trio.current_time() + 100.0)
+        assert not connection.is_closed, "nothing is late between frames"
+        await stream.send([data[:20_000]])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        connection.look_for_stall(trio.current_time() + 100.0)
+        connection.look_for_stall(trio.current_time() + 100.0)
+        assert connection.is_closed
+        await eventually(lambda: listener.statistics().faults == 1)
+        assert listener.statistics().receiving_bytes == 0
+
+
+@in_trio
+async def test_an_answer_that_stalls_costs_its_connection():
+    async def faint(exchange, message, payload):
+        exchange.connection._stream.send_nowait([frame(message, bytes(1000))[:500]])
+        await trio.sleep_forever()
+
+    client = {"frames": QUICK, "sweep_s": 0.05}
+    async with two_planes(faint, client=client) as (plane, _, peer, _address):
+        with pytest.raises(RemoteProtocolError, match="stopped in the middle"):
+            await ask(plane, peer)
+        assert plane.statistics().outbound == 0
+
+
+@in_trio
+async def test_a_frame_that_we_let_wait_is_not_late():
+    limits = FrameLimits(stall_s=0.05, slowest_rate=1e9, receive_budget_bytes=1000)
+    async with two_planes(server={"frames": limits, "sweep_s": 0.02}) as (plane, listener, peer, _address):
+        assert listener._budget.take_nowait(1000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, plane, peer, bytes(100_000))
+            await trio.sleep(0.3)  # many looks
+            assert listener.statistics().faults == 0
+            listener._budget.give_back(1000)
+        assert listener.statistics().exchanges_served == 1
+
+
+@in_trio
 async def test_a_frame_that_trickles_costs_its_connection():
-    async with certified_stranger(frames=QUICK) as (stream, listener, _):
+    async with certified_stranger(frames=QUICK, sweep_s=0.05) as (stream, listener, _):
         data = frame(Ping(nonce=1), bytes(1000))
 
         async def trickle():
@@ -1214,7 +1265,7 @@ async def test_a_frame_that_trickles_costs_its_connection():
 
         with pytest.raises(PeerUnreachableError):
             await trickle()
-        assert listener.statistics().faults == 1
+        await eventually(lambda: listener.statistics().faults == 1)
 
 
 @pytest.mark.parametrize("size", [0, 300, 5000, 40_000])
