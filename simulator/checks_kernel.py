@@ -21,7 +21,7 @@ from simulator.workload import Arrivals, GammaRenewal, Mmpp, Poisson
 QUEUES: Final = 1000
 """Of checks against limits of infinitely many."""
 SLOW_HZ, FAST_HZ = 1 / 0.263, 1 / 0.0113
-MIXED_HZ: Final = (SLOW_HZ,) * 16 + (FAST_HZ,) * 4
+MIXED_HZ: Final[tuple[float, ...]] = (SLOW_HZ,) * 16 + (FAST_HZ,) * 4
 """Rates of the mixed fleet of 16 small boards and 4 servers."""
 SLOW: Final = 16
 

@@ -42,7 +42,7 @@ REFRESH_S: Final = 1.0
 """How often the list of peers to probe is brought up to date; gridnode.watch's."""
 INDIRECT_PROBE_S: Final = 0.5
 """Time that a helper gives the node it probes; gridnode.services'."""
-RETRY_S: Final = (1.0, 60.0)
+RETRY_S: Final[tuple[float, ...]] = (1.0, 60.0)
 """First and longest pause before a data port is tried again; gridnode.introductions'."""
 PING_BYTES: Final = 40
 """A frame with a Ping; a subject adds its name."""

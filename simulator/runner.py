@@ -189,5 +189,5 @@ def core_config(scenario: Scenario) -> CoreConfig:
         return configure(scenario.core, name)
     except oracle.OraclePolicyError as error:
         raise ScenarioError(str(error), ("policy",)) from None
-    except (ValueError, SchedulerError) as error:
-        raise ScenarioError(f"{error}; of the simulator alone: {', '.join(oracle.names())}", ("policy",)) from None
+    except (ValueError, SchedulerError) as unknown:
+        raise ScenarioError(f"{unknown}; of the simulator alone: {', '.join(oracle.names())}", ("policy",)) from None

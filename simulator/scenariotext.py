@@ -49,8 +49,8 @@ def parse(text: str, changes: Mapping[str, object] | None = None) -> Scenario:
         raise ScenarioError(f"the text has {len(text)} characters; at most {_TEXT_MAX} are read")
     try:
         data: Any = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _broken_toml(str(error)) from None
+    except tomllib.TOMLDecodeError as broken:
+        raise _broken_toml(str(broken)) from None
     changed: set[Path] = set()
     for key, value in (changes or {}).items():
         changed.update(_change(data, key, value))
