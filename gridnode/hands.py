@@ -58,15 +58,6 @@ class Mouth(Protocol):
         ...
 
 
-class Waiting(Protocol):
-    """Knows whether anybody waits for a slot."""
-
-    @property
-    def has_waiting(self) -> bool:
-        """See scheduler.core.Core.has_waiting."""
-        ...
-
-
 class DaemonHands:
     """The daemon's hands.
 
@@ -94,7 +85,6 @@ class DaemonHands:
         residents: Residents,
         mouth: Mouth,
         report: Report,
-        core: Waiting,
         lanes: LaneDesk,
         nursery: trio.Nursery,
         on_drained: Callable[[], None],
@@ -109,7 +99,6 @@ class DaemonHands:
         self._residents = residents
         self._mouth = mouth
         self._report = report
-        self._core = core
         self._lanes = lanes
         self._nursery = nursery
         self._on_drained = on_drained
@@ -301,16 +290,14 @@ class DaemonHands:
             reason = Reason.EXPIRED if outcome.reason == Reason.EXPIRED.value else Reason.MODEL_FAILED
             self._driver.post(ServiceFailed(command=action.command, reason=reason), outcome)
             return
-        if entry.is_hasty and not self._core.has_waiting and self._jobs.get(entry.handle) is entry:
+        if entry.is_hasty and self._jobs.get(entry.handle) is entry:
             # A job that is still open when its run succeeds is always answered: the core's own accounts, which take as
-            # long as all else here, need not keep the program waiting. Where jobs wait, the worker is to have its next
-            # one first: on a busy machine the program gets this processor as soon as its answer leaves.
+            # long as all else here, need not keep the program waiting.
             entry.is_answered = True
             if entry.lane is not None:
                 self._lanes.ending(entry.lane, outcome)
             entry.responder.answer(outcome, None)
         self._driver.post(ServiceFinished(command=action.command, service_s=outcome.service_s), {entry.handle: outcome})
-
     def _outcome(self, model: str, entry: JobEntry, result: RunOutcome | InferenceError) -> Answer | Failure:
         match result:
             case RunOutcome() if len(result.payload) > PAYLOAD_MAX_BYTES:

@@ -285,7 +285,6 @@ class Parts:
             residents=self.house,
             mouth=mouth,
             report=self.report,
-            core=self.core,
             lanes=self.lanes,
             nursery=jobs,
             on_drained=on_drained,

@@ -205,11 +205,6 @@ class Core:
         return self._advertiser.epoch
 
     @property
-    def has_waiting(self) -> bool:
-        """Whether a job waits for a free slot here."""
-        return self._ledger.queue.length > 0
-
-    @property
     def is_at_rest_but_for_one(self) -> bool:
         """Whether one run of one job is all there is in hand, so that another like it would be decided like it.
 

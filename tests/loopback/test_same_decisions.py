@@ -372,7 +372,6 @@ class DaemonNode:
             residents=self.house,
             mouth=GridMouth(control=self.planes.control, data=self.planes.data, driver=driver, nursery=nursery),
             report=report,
-            core=core,
             lanes=lanes,
             nursery=nursery,
             on_drained=lambda: None,

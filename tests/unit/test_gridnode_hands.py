@@ -81,7 +81,6 @@ class Desk:
             residents=None,
             mouth=self,
             report=self.report,
-            core=core,
             lanes=LaneDesk(
                 node="n",
                 core=core,
@@ -98,9 +97,9 @@ class Desk:
     def advertise(self, action):
         pass
 
-    def submit(self, body, *, asker=None, is_hasty=False):
+    def submit(self, body):
         """Have a job arrive; returns its handle and who waits for it."""
-        asker, handle = asker or Asker(), self.jobs.mint()
+        asker, handle = Asker(), self.jobs.mint()
         now_s = trio.current_time()
         job = Job(
             key=handle.to_bytes(24, "big"),
@@ -110,8 +109,7 @@ class Desk:
             deadline_s=now_s + 5.0,
             models=(MODEL,),
         )
-        entry = JobEntry(handle=handle, job=job, body=body, payload=(b"x",), responder=asker, is_hasty=is_hasty)
-        self.jobs.add(entry)
+        self.jobs.add(JobEntry(handle=handle, job=job, body=body, payload=(b"x",), responder=asker))
         self.driver.post(JobArrived(handle=handle, job=job, origin=None))
         return handle, asker
 
@@ -144,23 +142,6 @@ def test_a_job_begins_in_the_call_in_which_it_arrives_and_is_answered_in_the_cal
         worker.end(DONE)
         assert len(second.heard) == 1
         assert (len(desk.jobs), desk.report.executed) == (0, 2)
-
-    at_desk(scenario)
-
-
-def test_a_program_is_answered_before_the_accounts_are_made_unless_others_wait_for_the_worker():
-    async def scenario(desk, worker):
-        class Program(Asker):
-            def answer(self, answer, state):
-                self.heard.append((len(worker.begun), desk.report.executed))
-
-        first, second = Program(), Program()
-        desk.submit(b"1", asker=first, is_hasty=True)
-        desk.submit(b"2", asker=second, is_hasty=True)
-        worker.end(DONE)
-        assert first.heard == [(2, 0)], "the worker has its next run first"
-        worker.end(DONE)
-        assert second.heard == [(2, 1)], "counted after it was answered"
 
     at_desk(scenario)
 
