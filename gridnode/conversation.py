@@ -167,7 +167,7 @@ class Conversation:
             raise RemoteProtocolError("peer sent one key twice on a connection")
         handle = self._handles[header.key] = self._jobs.mint()
         self._jobs.open_for(self._exchange.peer, handle, header.key)
-        job = job_from_wire(header, now_s=trio.current_time())
+        job = job_from_wire(header, now_s=self._driver.clock())
         room = self._exchange.take_room()
         place = None
         if isinstance(room, Loan):

@@ -42,17 +42,16 @@ class Driver:
     ----------
     core : Core
         The decision core; nobody else may call its handle().
-    clock : callable
-        Monotonic seconds; trio.current_time in the daemon.
+    clock : callable, optional
+        Monotonic seconds; by default the event loop's own.
     turns : Turns, optional
         On a virtual clock: each action is carried out when what the one before it set off has come to rest.
     """
 
-    def __init__(
-        self, core: Core, *, clock: Callable[[], float] = trio.current_time, turns: "Turns | None" = None
-    ) -> None:
+    def __init__(self, core: Core, *, clock: Callable[[], float] | None = None, turns: "Turns | None" = None) -> None:
         self._core = core
-        self.clock = clock
+        # Made where the loop runs: trio.current_time looks for the loop each time, and a job asks a dozen times.
+        self.clock: Callable[[], float] = clock or trio.lowlevel.current_clock().current_time
         """Monotonic seconds, the core's."""
         self._turns = turns
         self._inbox: deque[tuple[Event, object]] = deque()

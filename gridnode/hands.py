@@ -148,7 +148,8 @@ class DaemonHands:
     def _send(self, action: actions.Send | actions.Offer, _: object) -> None:
         entry = self._jobs.get(action.handle)
         assert entry is not None, "the core sent a job that has had its outcome"
-        log.debug("job_offloaded", peer=short(action.peer), reason=action.reason)
+        if self._is_verbose:
+            log.debug("job_offloaded", peer=short(action.peer), reason=action.reason)
         self._outbound.start(action, entry)
 
     # ------------------------------------------------------------ outcomes

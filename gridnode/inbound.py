@@ -129,7 +129,7 @@ class Inbound:
             OfferReceived(
                 offer=number,
                 peer=exchange.peer,
-                job=job_from_wire(message.job, now_s=trio.current_time()),
+                job=job_from_wire(message.job, now_s=self._driver.clock()),
                 state=_state_of(exchange, message.state),
                 sender_estimate_s=message.estimate_s,
             )

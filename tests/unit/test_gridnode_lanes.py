@@ -117,7 +117,6 @@ class Desk:
             residents=None,
             mouth=self,
             report=self.report,
-            core=self.core,
             lanes=self.lanes,
             nursery=nursery,
             on_drained=None,
