@@ -14,8 +14,10 @@ from benches.peers import machine, tables, workloads
 from benches.peers.goals import Judgement
 from benches.peers.measuring import say
 from benches.peers.processes import die_politely
-from benches.peers.run import PARTS, WAYS, Plan, perform
+from benches.peers.run import FLOORS, PARTS, WAYS, Plan, perform
 from benches.peers.ways import PeerError
+
+USUAL = tuple(name for name in WAYS if name not in FLOORS)
 
 QUICK = {"rounds": 3, "calls": 30, "flood_s": 0.3, "starts": 1, "window_s": 3.0}
 
@@ -28,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--calls", type=int, default=100, help="calls per way and round, half for networks (default 100)"
     )
-    found.add_argument("--only", type=_words, default=tuple(WAYS), help=f"ways that take part: {','.join(WAYS)}")
+    found.add_argument("--only", type=_words, default=USUAL, help=f"ways that take part: {','.join(WAYS)}")
     found.add_argument(
         "--sizes", type=_words, default=tuple(workloads.SIZES), help="of the transport-only model: %(default)s"
     )

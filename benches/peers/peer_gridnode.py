@@ -186,6 +186,7 @@ class Http(Local):
     name = "http"
     label = "gridnode HTTP"
     encrypted = "no"
+    between = 2
     starting = (GridError, PeerError, OSError, HTTPException)
 
     def install(self, models: Sequence[str]) -> None:

@@ -31,12 +31,16 @@ WAYS = {
     "local-decided": "peer_gridnode:Decided",
     "remote": "peer_gridnode:Remote",
     "http": "peer_gridnode:Http",
+    "relay": "peer_relay:Relay",
     "ray-http": "peer_ray:RayHttp",
     "ray-handle": "peer_ray:RayHandle",
     "ray-http-optimised": "peer_ray:RayHttpOptimised",
     "ray-handle-optimised": "peer_ray:RayHandleOptimised",
 }
 """All ways, in the order in which they are shown."""
+
+FLOORS = frozenset({"relay"})
+"""Ways that nobody would pick: they take part where they are named."""
 
 PHASES: dict[str, tuple[str, ...]] = {
     "main": tuple(name for name in WAYS if not name.startswith("ray-")),
