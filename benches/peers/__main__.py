@@ -65,7 +65,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         for name in given:
             if name not in known:
                 raise ValueError(f"there is no {what} {name!r}; there are: {', '.join(known)}")
-    settings = {"rounds": options.rounds, "calls": options.calls, "flood_s": 0.5, "starts": 3, "window_s": 10.0}
+    settings = {"rounds": options.rounds, "calls": options.calls, "flood_s": 1.0, "starts": 3, "window_s": 10.0}
     if options.quick:
         settings = QUICK
     chosen = tuple(name for name in WAYS if name in options.only)
