@@ -299,6 +299,7 @@ class DaemonHands:
                 self._lanes.ending(entry.lane, outcome)
             entry.responder.answer(outcome, None)
         self._driver.post(ServiceFinished(command=action.command, service_s=outcome.service_s), {entry.handle: outcome})
+
     def _outcome(self, model: str, entry: JobEntry, result: RunOutcome | InferenceError) -> Answer | Failure:
         match result:
             case RunOutcome() if len(result.payload) > PAYLOAD_MAX_BYTES:
