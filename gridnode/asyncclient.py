@@ -294,10 +294,10 @@ class AsyncGrid:
             self._pulse = anyio.Event()
         await self._pulse.wait()
 
-    def _serve(self, channel: Source) -> None:
-        """Start a reader for a new connection."""
+    def _serve(self, source: Source) -> None:
+        """Start a reader for a new connection or lane."""
         assert self._tasks is not None, "work is taken only once the object was entered"
-        self._tasks.start_soon(self._read, channel)
+        self._tasks.start_soon(self._read, source)
 
     def _send_rest(self, tasks: anyio.abc.TaskGroup) -> None:
         """Start a writer for each connection with bytes left over."""
@@ -315,13 +315,13 @@ class AsyncGrid:
                 await self._nudge.wait()
             self._push(anyio.current_time())
 
-    async def _read(self, channel: Source) -> None:
-        """Take the frames of one connection until it is closed."""
+    async def _read(self, source: Source) -> None:
+        """Take what comes on a connection, or by a lane, until it is closed."""
         try:
-            while channel in self._links.sources:
-                await anyio.wait_readable(channel.socket)
+            while source in self._links.sources:
+                await anyio.wait_readable(source.socket)
                 now_s = anyio.current_time()
-                self._links.read(channel, now_s)
+                self._links.read(source, now_s)
                 self._push(now_s)
         except anyio.ClosedResourceError:
             return  # closed by us while we waited
@@ -345,6 +345,6 @@ async def encode(model: str, source: "Input", options: Options, *, frame: int = 
     return make_request(model, source, options, frame=frame)
 
 
-def _let_go(channel: Source) -> None:
+def _let_go(source: Source) -> None:
     """Wake the tasks that wait for a socket which is about to be closed."""
-    anyio.notify_closing(channel.socket)
+    anyio.notify_closing(source.socket)

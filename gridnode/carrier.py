@@ -213,16 +213,16 @@ class Carrier:
         self._has_news = bool(ready)
         return ready
 
-    def _watch(self, channel: Source) -> None:
-        """Poll a new connection from now on."""
-        number = channel.socket.fileno()
-        self._polled[number] = channel
+    def _watch(self, source: Source) -> None:
+        """Poll a new connection, or lane, from now on."""
+        number = source.socket.fileno()
+        self._polled[number] = source
         self._poll.register(number, select.POLLIN)
         self._polled_changed = True
 
-    def _unwatch(self, channel: Source) -> None:
-        """Poll a connection no more that is about to be closed."""
-        number = channel.socket.fileno()
+    def _unwatch(self, source: Source) -> None:
+        """Poll a connection, or lane, no more that is about to be closed."""
+        number = source.socket.fileno()
         del self._polled[number]
         self._poll.unregister(number)
         self._polled_changed = True
