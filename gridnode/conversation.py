@@ -11,6 +11,7 @@ import trio
 
 from gridnode.driver import Driver
 from gridnode.jobtable import Answer, Failure, JobEntry, JobTable
+from gridnode.lanes import SERVICE_MAX_S
 from gridnode.modelmemory import Loan
 from gridnode.translate import job_from_wire, state_to_wire
 from scheduler.events import CancelRequested, JobArrived
@@ -64,6 +65,7 @@ class PeerResponder:
             service_s=answer.service_s,
             body=answer.body,
             state=state_to_wire(state),
+            takes_lanes=answer.service_s <= SERVICE_MAX_S and self._conversation.takes_lanes(answer.model),
         )
         self._conversation.end(self._key, message, (answer.payload,))
 
@@ -114,6 +116,8 @@ class Conversation:
         Runs the task that sends what the connection does not take at once.
     on_over : callable
         Told each time when every job has had its outcome.
+    takes_lanes : callable
+        Says whether a run of a model by a lane would be taken now.
     """
 
     def __init__(
@@ -125,8 +129,10 @@ class Conversation:
         node: str,
         nursery: trio.Nursery,
         on_over: Callable[[], None] = lambda: None,
+        takes_lanes: Callable[[str], bool] = lambda _model: False,
     ) -> None:
         self._nursery = nursery
+        self.takes_lanes = takes_lanes
         self._on_over = on_over
         self._exchange = exchange
         self._jobs = jobs

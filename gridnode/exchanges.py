@@ -12,7 +12,7 @@ from gridnode.membership import Membership
 from gridnode.services import Services
 from transport.base import Exchange
 from transport.certificates import SERVE, SUBMIT, PeerCertificate
-from transport.wire import DataMessage, JobOffer, JobSend, Refused, StealRequest
+from transport.wire import DataMessage, JobOffer, JobSend, LaneRun, Refused, StealRequest
 
 log = EventLog("node")
 
@@ -53,7 +53,7 @@ class Exchanges:
             await self._silent.wait()
 
     def _refusal(self, exchange: Exchange, message: DataMessage) -> str:
-        if isinstance(message, JobSend | JobOffer):
+        if isinstance(message, JobSend | JobOffer | LaneRun):
             return "" if self._has_role(exchange, SUBMIT) else "jobs need role 'submit'"
         if isinstance(message, StealRequest):
             return "" if self._has_role(exchange, SERVE) else "stealing needs role 'serve'"

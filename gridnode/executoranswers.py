@@ -45,6 +45,8 @@ class ExecutorAnswers:
         Told the PeerID of each peer that says something about a job: it lives.
     is_awaited : callable
         Says whether the core still waits for the answer to a command: it will then pass on the first result.
+    before_answer : callable
+        Told of each job whose program is about to be answered, of the answer, and whether its executor takes lanes.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class ExecutorAnswers:
         covered: Callable[[str, Iterable[bytes]], tuple[int, ...]],
         on_answer: Callable[[str], None],
         is_awaited: Callable[[int], bool],
+        before_answer: Callable[[JobEntry, Answer, bool], None],
     ) -> None:
         self._driver = driver
         self._covered = covered
         self._on_answer = on_answer
         self._is_awaited = is_awaited
+        self._before_answer = before_answer
 
     def take(
         self,
@@ -126,6 +130,7 @@ class ExecutorAnswers:
         if entry.is_hasty and not entry.is_answered and self._is_awaited(command):
             # As with a run of our own: the core passes on the first result of a command that it waits for.
             entry.is_answered = True
+            self._before_answer(entry, answer, message.takes_lanes)
             entry.responder.answer(answer, None)
         event = ReplyReceived(
             command=command,

@@ -148,6 +148,7 @@ class DaemonHands:
     def _send(self, action: actions.Send | actions.Offer, _: object) -> None:
         entry = self._jobs.get(action.handle)
         assert entry is not None, "the core sent a job that has had its outcome"
+        self._lanes.begun(entry.lane)
         if self._is_verbose:
             log.debug("job_offloaded", peer=short(action.peer), reason=action.reason)
         self._outbound.start(action, entry)
@@ -296,7 +297,7 @@ class DaemonHands:
             # long as all else here, need not keep the program waiting.
             entry.is_answered = True
             if entry.lane is not None:
-                self._lanes.ending(entry.lane, outcome)
+                self._lanes.ending(entry.lane, outcome, took_s=outcome.service_s)
             entry.responder.answer(outcome, None)
         self._driver.post(ServiceFinished(command=action.command, service_s=outcome.service_s), {entry.handle: outcome})
 

@@ -9,6 +9,7 @@ from gridnode.config import HANDOVER_TIMEOUT_S
 from gridnode.conversation import Conversation
 from gridnode.driver import Driver
 from gridnode.jobtable import JobTable
+from gridnode.laneruns import LaneRuns
 from gridnode.leases import Grant
 from gridnode.outbound import Outbound
 from gridnode.translate import job_from_wire, state_from_wire, state_to_wire
@@ -24,6 +25,7 @@ from transport.wire import (
     JobPayload,
     JobRefused,
     JobSend,
+    LaneRun,
     OfferAccepted,
     PeerUnreachableError,
     RemoteProtocolError,
@@ -69,11 +71,22 @@ class Inbound:
         Takes the events.
     outbound : Outbound
         Follows granted leases.
+    lane_runs : LaneRuns
+        Serves what comes by lanes.
     nursery : trio.Nursery
         The nursery of accepted jobs: what is still to be sent lives in it.
     """
 
-    def __init__(self, *, node: str, jobs: JobTable, driver: Driver, outbound: Outbound, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        *,
+        node: str,
+        jobs: JobTable,
+        driver: Driver,
+        outbound: Outbound,
+        lane_runs: LaneRuns,
+        nursery: trio.Nursery,
+    ) -> None:
         self._nursery = nursery
         self._conversations: set[Conversation] = set()
         self._silent = trio.Event()
@@ -84,6 +97,8 @@ class Inbound:
         self._driver = driver
         self.outbound = outbound
         """Follows the leases this node grants."""
+        self._lane_runs = lane_runs
+        lane_runs.on_over = self._look_round
         self._questions: dict[int, Question] = {}
         self._asked = 0
 
@@ -109,6 +124,9 @@ class Inbound:
             The connection broke or the peer broke the protocol.
         """
         match message:
+            case LaneRun():
+                await self._lane_runs.serve(exchange, message, payload)
+                return True
             case JobSend():
                 await self._converse(exchange, message.job, payload, estimate_s=message.estimate_s)
             case JobOffer():
@@ -189,6 +207,7 @@ class Inbound:
             node=self._node,
             nursery=self._nursery,
             on_over=self._look_round,
+            takes_lanes=self._lane_runs.takes,
         )
         self._conversations.add(conversation)
         try:
@@ -201,7 +220,7 @@ class Inbound:
     @property
     def is_silent(self) -> bool:
         """Whether every peer's job has had its outcome, and all outcomes have left."""
-        return all(conversation.is_over for conversation in self._conversations)
+        return self._lane_runs.is_silent and all(conversation.is_over for conversation in self._conversations)
 
     async def wait_silent(self) -> None:
         """Wait until is_silent."""

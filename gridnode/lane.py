@@ -1,5 +1,7 @@
 """A program's end of a lane: a socket straight to a model's worker, for as long as the daemon's ticket lasts.
 
+Where a peer's worker answers, the daemon has the other end, and carries on what comes without deciding about it.
+
 Between program and worker stands the daemon, which decides about each request, and takes longer for that than a small
 model does for its run. A program that asks for one thing after another is decided about the same way each time while
 the node has nothing else to do. So it may open a lane, and the daemon gives it a *ticket* every now and then: so many
@@ -22,7 +24,7 @@ from gridnode.jobs import BUDGET_MAX_S, Job, Options, Request
 PACKET_MAX_BYTES: Final = 64 * 1024
 
 ROW_BEFORE_LANE: Final = 8
-"""Requests of one kind, answered one after another by the daemon's own node, before a lane for more is opened."""
+"""Requests of one kind, answered one after another by the same node, before a lane for more is opened."""
 PAUSE_AFTER_LANE: Final = 1000
 """Such requests to be answered before another lane is tried, where the last was of no use."""
 
@@ -47,6 +49,7 @@ class LaneDone(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     body: bytes
     payload: bytes
     service_s: float
+    transfer_s: float = 0.0
 
 
 class LanePass(msgspec.Struct, frozen=True, array_like=True, tag="pass"):
@@ -67,7 +70,7 @@ class Row:
 
     def __init__(self) -> None:
         self.node = ""
-        """The daemon's own."""
+        """Which answered them."""
         self.kind: tuple[str, Options] | None = None
         self.count = 0
 
@@ -79,8 +82,10 @@ class Row:
 
     def note_answer(self, done: JobDone) -> tuple[str, Options] | None:
         """Note the daemon's answer, when no other is owed; returns the kind for which a lane is to be opened now."""
-        if done.node != self.node or self.kind is None or self.kind[1].stream:
+        if self.kind is None or self.kind[1].stream:
             return None
+        if done.node != self.node:
+            self.node, self.count = done.node, min(self.count, 0)
         self.count += 1
         return self.kind if self.count >= ROW_BEFORE_LANE else None
 
@@ -196,11 +201,11 @@ class Lane:
             model_digest=usual.model_digest,
             node=usual.node,
             node_name=usual.node_name,
-            hops=0,
+            hops=usual.hops,
             waiting_s=0.0,
             service_s=word.service_s,
-            transfer_s=0.0,
-            total_s=word.service_s,
+            transfer_s=word.transfer_s,
+            total_s=word.service_s + word.transfer_s,
             body=word.body,
         )
         return job, done, word.payload

@@ -3,20 +3,21 @@
 A program that asks for one thing after another, with a node that has nothing else to do, is answered the same each
 time: run it here, now. To such a program this desk gives a *ticket*: so many runs by a lane, before the core is asked
 once more. Owns the rule by which tickets are given and taken back, and the account of what was run on them. What the
-core decides, and what a lane is made of (models.lanes), it only asks.
+core decides, and what a lane is made of (models.lanes here, gridnode.farlanes to a peer), it only asks.
 
-The rule: RUNS_BEFORE jobs of the same kind from the same program in a row, each of which the core ran here at once and
-with nothing else in hand. Any other work takes all tickets back, and the row begins anew.
+The rule: RUNS_BEFORE jobs of the same kind from the same program in a row, each of which the core had run at once, here
+or at the same peer, with nothing else in hand. Any other work takes all tickets back, and the row begins anew.
 """
 
+import math
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from gridnode.control import CLIENT_ID_BYTES, OpenLane, Ticket
 from gridnode.driver import Driver
-from gridnode.jobtable import Answer
+from gridnode.jobtable import Answer, JobEntry
 from gridnode.logs import EventLog
 from gridnode.recording import Recorder
 from gridnode.report import Report
@@ -26,6 +27,9 @@ from models.segments import Segment
 from models.workerprotocol import LaneEnded, LaneRun
 from scheduler.events import LaneRan
 from scheduler.types import Job
+
+if TYPE_CHECKING:
+    from gridnode.farlanes import FarLanes
 
 log = EventLog("frontdoor")
 
@@ -41,6 +45,10 @@ SERVICE_MAX_S: Final = 0.01
 the daemon's part is less than a hundredth anyway."""
 BUDGET_MIN_S: Final = 0.02
 """Least time that a request by a lane must have, and ten times its service: nobody ends it at its deadline."""
+FAR_TAKES_MAX_S: Final = 0.05
+"""Longest that a job may take to a peer and back to come by a lane: half a ticket, so that its end meets few."""
+FAR_BUDGET_MIN_S: Final = 1.0
+"""Least time of a request by a lane to a peer: what falls silent there can still be run elsewhere."""
 PROGRAM_LANES_MAX: Final = 4
 """Lanes of one program, each for another model or kind of request."""
 
@@ -63,19 +71,28 @@ class Standing:
         What all its requests have in common.
     models : tuple of str
         Digests of the models that may answer; by the lane the first one does.
+    executor : str
+        PeerID of the node where its jobs are run.
     client : bytes
         Id of the program, the head of all its keys.
     say : callable
         Sends a ticket to the program.
     """
 
-    __slots__ = ("client", "lane", "model", "models", "row", "say", "ticket", "words")
+    __slots__ = ("client", "executor", "lane", "models", "row", "say", "ticket", "words")
 
     def __init__(
-        self, words: OpenLane, models: tuple[str, ...], *, client: bytes, say: Callable[[Ticket], None]
+        self,
+        words: OpenLane,
+        models: tuple[str, ...],
+        *,
+        executor: str,
+        client: bytes,
+        say: Callable[[Ticket], None],
     ) -> None:
         self.words = words
         self.models = models
+        self.executor = executor
         self.client = client
         self.say = say
         self.lane: Lane | None = None
@@ -115,6 +132,8 @@ class LaneDesk:
         self._report = report
         self._recorder = recorder
         self._default_deadline_s = default_deadline_s
+        self.far: FarLanes | None = None
+        """Opens lanes to peers, while the node lives."""
         self._in_row: Standing | None = None
         """Whose jobs came last."""
         self._out: set[Standing] = set()
@@ -141,7 +160,11 @@ class LaneDesk:
             if word is not None and word.runs:
                 self._account(standing, word.runs)
 
-        standing.lane = self._executor.open_lane(standing.models[0], segment, descriptor, on_word)
+        model = standing.models[0]
+        if standing.executor == self._node or self.far is None:
+            standing.lane = self._executor.open_lane(model, segment, descriptor, on_word)
+        else:
+            standing.lane = self.far.open(standing.executor, model, segment, descriptor, on_word)
         return standing.lane is not None
 
     def drain(self) -> None:
@@ -172,23 +195,33 @@ class LaneDesk:
 
     def revoke(self) -> None:
         """Take all tickets back: the node has something else to do, or is about to."""
-        for standing in self._out:
+        out, self._out = self._out, set()
+        for standing in out:
             if standing.lane is not None:
                 standing.lane.revoke(standing.ticket)
-        self._out.clear()
 
-    def ending(self, standing: Standing, answer: Answer) -> None:
+    def ending_afar(self, entry: JobEntry, answer: Answer, takes_lanes: bool) -> None:
+        """As ending(), of a job that a peer has run; it says whether it takes lanes."""
+        if entry.lane is not None:
+            took_s = self._driver.clock() - entry.job.arrival_s
+            self.ending(entry.lane, answer, took_s=took_s if takes_lanes and answer.hops == 1 else math.inf)
+
+    def ending(self, standing: Standing, answer: Answer, *, took_s: float) -> None:
         """Note that a job of a kind that has a lane is about to be answered, and give a ticket where one is deserved.
 
         It leaves before the answer, and the core has not heard of the run's end yet: a program that found the answer
         first would ask the daemon once more, which would look as if it did not wait for its answers.
         """
         service_s = answer.service_s
-        if standing is not self._in_row or answer.model != standing.models[0] or not self._core.is_at_rest_but_for_one:
+        if answer.node != standing.executor and standing.lane is not None:
+            standing.lane.close()  # a lane to where such jobs are run now takes its place
+        is_like = answer.node == standing.executor and answer.model == standing.models[0]
+        if standing is not self._in_row or not is_like or not self._core.is_at_rest_but_for_one:
             standing.row = 0
             return
         standing.row += 1
-        if service_s > SERVICE_MAX_S:
+        is_own = answer.node == self._node
+        if service_s > SERVICE_MAX_S or took_s > (SERVICE_MAX_S if is_own else FAR_TAKES_MAX_S):
             return
         if standing.row >= RUNS_BEFORE and standing.lane is not None and not self._is_closing:
             ticket = standing.ticket + 1
@@ -196,7 +229,7 @@ class LaneDesk:
                 standing.ticket = ticket
                 self._out.add(standing)
                 self._owing.add(standing)
-                least_s = max(BUDGET_MIN_S, 10 * service_s)
+                least_s = max(BUDGET_MIN_S if is_own else FAR_BUDGET_MIN_S, 10 * service_s)
                 standing.say(Ticket(model=standing.words.model, ticket=ticket, runs=RUNS, least_budget_s=least_s))
 
     # ------------------------------------------------------------ accounts
@@ -215,10 +248,12 @@ class LaneDesk:
         if len(owned) < len(runs):
             log.warning("lane_misused", client=standing.client.hex()[:16], foreign=len(runs) - len(owned))
             self.close(standing)
-        model = standing.models[0]
-        self._driver.post(LaneRan(model=model, keys=tuple([run.key for run in owned])))
+        is_own = standing.executor == self._node
+        executor = None if is_own else standing.executor
+        keys = tuple([run.key for run in owned])
+        self._driver.post(LaneRan(model=standing.models[0], keys=keys, executor=executor))
         for run in owned:
-            self._report.ran_by_lane(run.service_s)
+            self._report.ran_by_lane(run.service_s, transfer_s=run.transfer_s, own=is_own)
             if self._recorder is not None:
                 self._record(self._recorder, standing, run, now_s)
 
@@ -236,4 +271,10 @@ class LaneDesk:
             deadline_s=came_s + budget_s,
             models=standing.models,
         )
-        recorder.ran_by_lane(job, output_bytes=run.output_bytes, service_s=run.service_s)
+        recorder.ran_by_lane(
+            job,
+            output_bytes=run.output_bytes,
+            service_s=run.service_s,
+            transfer_s=run.transfer_s,
+            executor=standing.executor,
+        )

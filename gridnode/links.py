@@ -7,7 +7,7 @@ returns. Grid calls from the thread that waits, AsyncGrid from its tasks.
 from collections.abc import Callable, Collection
 
 from gridnode.channel import Channel
-from gridnode.control import JobDone, ServerHello, Ticket
+from gridnode.control import JobDone, Ticket
 from gridnode.errors import DaemonUnreachableError, GridError, ProtocolError
 from gridnode.jobs import Job, encode_job
 from gridnode.lane import PAUSE_AFTER_LANE, Lane
@@ -104,8 +104,6 @@ class Links:
                     lane.take_ticket(message)
                     channel.earner = lane
                 continue
-            if isinstance(message, ServerHello):
-                channel.row.node = message.node
             received(link, message, payload, now_s=now_s)
 
     def _note_answer(self, link: Link, channel: Channel, message: JobDone) -> None:

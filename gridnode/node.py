@@ -31,7 +31,7 @@ from scheduler.events import DrainRequested, LoadSampled
 from transport.base import ControlPlane, DataPlane, Neighbour
 from transport.beats import next_beat_s
 from transport.cards import Address
-from transport.wire import DataMessage, JobSend
+from transport.wire import DataMessage, JobSend, LaneRun
 
 if TYPE_CHECKING:
     from gridnode.http.server import HttpServer
@@ -183,7 +183,13 @@ class Node:
         memory = ModelMemory(self._forget_segment)
 
         def make_room(message: DataMessage, size_bytes: int) -> Loan | None:
-            return memory.take(message.job.models[0], size_bytes) if isinstance(message, JobSend) else None
+            match message:
+                case JobSend():
+                    return memory.take(message.job.models[0], size_bytes)
+                case LaneRun():
+                    return memory.take(message.model, size_bytes)
+                case _:
+                    return None
 
         self._data.make_room = make_room
         try:

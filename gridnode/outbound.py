@@ -13,7 +13,7 @@ import trio
 from gridnode.driver import Driver
 from gridnode.errands import Cancellable, Errand, Pursuit, Way
 from gridnode.executoranswers import ExecutorAnswers
-from gridnode.jobtable import JobEntry, JobTable
+from gridnode.jobtable import Answer, JobEntry, JobTable
 from gridnode.logs import EventLog, short
 from gridnode.stolen import serve_stolen
 from gridnode.translate import job_to_wire, state_from_wire, state_to_wire
@@ -75,6 +75,8 @@ class Outbound:
         Told the PeerID of each peer that says something about a job: it lives.
     is_awaited : callable, optional
         Says whether the core still waits for the answer to a command: it will then pass on the first result.
+    before_answer : callable, optional
+        See ExecutorAnswers.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Outbound:
         on_misbehaviour: Callable[[str, str], None],
         on_answer: Callable[[str], None] = lambda _peer: None,
         is_awaited: Callable[[int], bool] = lambda _command: False,
+        before_answer: Callable[[JobEntry, Answer, bool], None] = lambda _entry, _answer, _takes_lanes: None,
     ) -> None:
         self._node = node
         self._data = data
@@ -104,7 +107,13 @@ class Outbound:
         """(peer, key) of jobs open at peers, to understand which of our jobs a peer's state covers."""
         self._leased: dict[int, tuple[str, bytes]] = {}
         """The same of leases, by command."""
-        self.answers = ExecutorAnswers(driver=driver, covered=self.covered, on_answer=on_answer, is_awaited=is_awaited)
+        self.answers = ExecutorAnswers(
+            driver=driver,
+            covered=self.covered,
+            on_answer=on_answer,
+            is_awaited=is_awaited,
+            before_answer=before_answer,
+        )
         """What executors say of jobs."""
 
     @property

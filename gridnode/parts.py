@@ -17,10 +17,12 @@ from gridnode.admitting import Admitting
 from gridnode.config import Config
 from gridnode.credentials import Credentials
 from gridnode.driver import Driver
+from gridnode.farlanes import FarLanes
 from gridnode.fetching import PeerFetcher
 from gridnode.hands import DaemonHands
 from gridnode.inbound import Inbound
 from gridnode.jobtable import JobTable
+from gridnode.laneruns import LaneRuns
 from gridnode.lanes import LaneDesk
 from gridnode.logs import EventLog, short
 from gridnode.membership import Membership
@@ -270,9 +272,32 @@ class Parts:
             on_misbehaviour=self._misbehaved,
             on_answer=self.watch.answered,
             is_awaited=self.core.awaits,
+            before_answer=self.lanes.ending_afar,
+        )
+        self.lanes.far = FarLanes(
+            data=self._data,
+            driver=self.driver,
+            nursery=jobs,
+            default_deadline_s=self.config.scheduler.placement.default_deadline_s,
+            on_misbehaviour=self._misbehaved,
+            on_answer=self.watch.answered,
+        )
+        lane_runs = LaneRuns(
+            core=self.core,
+            driver=self.driver,
+            executor=self._executor,
+            desk=self.lanes,
+            report=self.report,
+            recorder=self.recorder,
+            nursery=jobs,
         )
         inbound = Inbound(
-            node=self.credentials.node, jobs=self.jobs, driver=self.driver, outbound=outbound, nursery=jobs
+            node=self.credentials.node,
+            jobs=self.jobs,
+            driver=self.driver,
+            outbound=outbound,
+            lane_runs=lane_runs,
+            nursery=jobs,
         )
         mouth = GridMouth(control=self._control, data=self._data, driver=self.driver, nursery=jobs)
         hands = DaemonHands(

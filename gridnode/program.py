@@ -79,6 +79,8 @@ class Connection:
         self._lanes: dict[Kind, Standing] = {}
         self._last: tuple[Kind, tuple[ModelDigest, ...]] | None = None
         """Kind and models of the last request."""
+        self._executor = ""
+        """PeerID of the node that answered last."""
         self._handles: dict[bytes, int] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -178,7 +180,9 @@ class Connection:
             os.close(descriptor)
             return
         assert self._last is not None
-        standing = Standing(message, self._last[1], client=self._client, say=self.say)
+        standing = Standing(
+            message, self._last[1], executor=self._executor or self._door.node, client=self._client, say=self.say
+        )
         if self._door.lanes.open(standing, self._segment, descriptor):
             self._lanes[kind] = standing
 
@@ -254,6 +258,7 @@ class Connection:
     def end(self, job: Job, answer: JobAnswer) -> None:
         """Send a job's result."""
         self._handles.pop(job.key, None)
+        self._executor = answer.node
         total_s = self._door.driver.clock() - job.arrival_s
         own = answer.node == self._door.node
         done = JobDone(

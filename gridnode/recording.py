@@ -148,7 +148,7 @@ class Recorder:
     def answered(self, job: Job, answer: Answer, *, now_s: float) -> None:
         """Take note of an answer: of its service time where it was made here, of its job where that came in here."""
         if answer.node == self._node:
-            self._executed(answer.model, answer.service_s)
+            self.executed(answer.model, answer.service_s)
         if job.entry == self._node and not job.hops:
             self._add(
                 job,
@@ -162,17 +162,19 @@ class Recorder:
                 model=answer.model,
             )
 
-    def ran_by_lane(self, job: Job, *, output_bytes: int, service_s: float) -> None:
-        """Take note of a job that ran here by a lane, as soon as it came."""
-        model = job.models[0]
-        self._executed(model, service_s)
+    def ran_by_lane(self, job: Job, *, output_bytes: int, service_s: float, transfer_s: float, executor: str) -> None:
+        """Take note of a job that ran by a lane as soon as it came, here or at a peer."""
+        model, own = job.models[0], executor == self._node
+        if own:
+            self.executed(model, service_s)
         self._add(
             job,
-            now_s=job.arrival_s + service_s,
+            now_s=job.arrival_s + service_s + transfer_s,
             outcome=ANSWERED,
             output_bytes=output_bytes,
             service_s=service_s,
-            executor=self._node,
+            hops=0 if own else 1,
+            executor=executor,
             model=model,
         )
 
@@ -181,7 +183,8 @@ class Recorder:
         if job.entry == self._node and not job.hops:
             self._add(job, now_s=now_s, outcome=reason)
 
-    def _executed(self, model: str, service_s: float) -> None:
+    def executed(self, model: str, service_s: float) -> None:
+        """Take note of what a run here took, whosever it was."""
         sample = self._samples.get(model)
         if sample is None:
             if len(self._samples) >= MODELS_MAX:

@@ -47,7 +47,7 @@ class ReportSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     executed: int
     """Of the answered, those executed here."""
     by_lane: int
-    """Of those, the ones that no decision came before: their program had a ticket."""
+    """Of the answered, those that no decision came before: their program had a ticket."""
     offloaded: int
     """Of the answered, those executed by peers."""
     ended: dict[str, int]
@@ -81,13 +81,16 @@ class Report:
             self.sojourn.observe(now_s - job.arrival_s)
             self._recent.append(now_s - job.arrival_s)
 
-    def ran_by_lane(self, service_s: float) -> None:
-        """Count a run here that no decision came before; it began as soon as its request came."""
-        self.executed += 1
+    def ran_by_lane(self, service_s: float, *, transfer_s: float = 0.0, own: bool = True) -> None:
+        """Count a result that no decision came before, from here or from a peer; its run began as it came."""
         self.by_lane += 1
-        self.service.observe(service_s)
-        self.sojourn.observe(service_s)
-        self._recent.append(service_s)
+        if own:
+            self.executed += 1
+            self.service.observe(service_s)
+        else:
+            self.offloaded += 1
+        self.sojourn.observe(service_s + transfer_s)
+        self._recent.append(service_s + transfer_s)
 
     def ended(self, reason: str) -> None:
         """Count a job that ended here without a result."""

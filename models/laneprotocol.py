@@ -1,9 +1,10 @@
 """What a program and a worker say to each other on a lane. Pure.
 
 A lane is a pair of sequenced-packet sockets between one program and one worker; the daemon of both put it there
-(models.lanes). The program sends LaneRequests, one at a time, each under a *ticket* of the daemon's; the worker answers
-each with LaneDone, or with LanePass where the daemon is to be asked after all. Records are MessagePack arrays, one per
-packet. Neither end trusts the other: sizes are bounded here, places in memory are checked where they are used.
+(models.lanes). Where the worker is a peer's, the daemon keeps that end and plays its part (gridnode.farlanes). The
+program sends LaneRequests, one at a time, each under a *ticket* of the daemon's; the worker answers each with LaneDone,
+or with LanePass where the daemon is to be asked after all. Records are MessagePack arrays, one per packet. Neither
+end trusts the other: sizes are bounded here, places in memory are checked where they are used.
 
 The program's definitions of the same records are gridnode.lane's, for the reason told in gridnode.control; a test
 holds the two together.
@@ -48,7 +49,9 @@ class LaneDone(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     payload: bytes
     """Raw outputs, as the body says."""
     service_s: float
-    """From the request's receipt to this answer, in seconds."""
+    """From the request's receipt by the worker to its answer, in seconds."""
+    transfer_s: float = 0.0
+    """The way to a peer's worker and back, where the lane leads to one."""
 
 
 class LanePass(msgspec.Struct, frozen=True, array_like=True, tag="pass"):

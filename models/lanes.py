@@ -139,7 +139,7 @@ class WorkerLanes:
     def open(self, segment: Segment, descriptor: int, on_word: OnWord) -> WorkerLane | None:
         """Have the worker serve a program by a socket; see models.executor.Executor.open_lane."""
         try:
-            if len(self._lanes) >= LANES_MAX or not _is_line(descriptor) or not self._loans.take(segment, 0):
+            if len(self._lanes) >= LANES_MAX or not is_line(descriptor) or not self._loans.take(segment, 0):
                 return None
             lane = WorkerLane(self, next(self._numbers), segment.number, on_word)
             if not self.tell(protocol.OpenLaneOrder(lane=lane.number, segment=segment.number), descriptor):
@@ -189,7 +189,7 @@ class WorkerLanes:
             lane.on_word(None)
 
 
-def _is_line(descriptor: int) -> bool:
+def is_line(descriptor: int) -> bool:
     """Tell whether a program's descriptor is what a lane is made of: of anything else the worker would die."""
     try:
         line = socket.socket(fileno=descriptor)

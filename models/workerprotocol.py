@@ -157,6 +157,8 @@ class LaneRun(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     input_bytes: Annotated[int, Meta(ge=0)]
     output_bytes: Annotated[int, Meta(ge=0)]
     budget_s: Seconds | None
+    transfer_s: Seconds = 0.0
+    """What it took besides its run: the way to a peer and back, where the run was there."""
 
 
 class LaneBegun(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="lane_begun"):

@@ -72,7 +72,7 @@ from scheduler.residency import Load
 from scheduler.snapshot import PeerSnapshot, snapshot_peers
 from scheduler.stealing import Stealing
 from scheduler.timers import NEVER, Alarm
-from scheduler.types import NodeId, PeerState, Reason
+from scheduler.types import ModelDigest, NodeId, PeerState, Reason
 from scheduler.workbench import Workbench
 
 
@@ -206,13 +206,23 @@ class Core:
 
     @property
     def is_at_rest_but_for_one(self) -> bool:
-        """Whether one run of one job is all there is in hand, so that another like it would be decided like it.
+        """Whether one job, running here or at a peer, is all there is in hand: the next would be decided like it.
 
         That is so for policies that move a job only for a predicted gain; others may send the next one elsewhere.
         """
         ledger = self._ledger
-        is_one = len(ledger.jobs) == len(ledger.runs) == 1
+        is_one = len(ledger.jobs) == len(ledger.runs) + len(ledger.shipments) == 1
         return is_one and self._policy.promises_gain and not (ledger.reservations or ledger.is_draining)
+
+    def runs_at_once(self, model: ModelDigest, *, service_max_s: float) -> bool:
+        """Say whether a job that came now would be run here at once, and be over within that many seconds.
+
+        It would where nothing else is in hand and the model is loaded; for what policies, is_at_rest_but_for_one says.
+        """
+        ledger = self._ledger
+        if ledger.jobs or ledger.reservations or ledger.is_draining or not self._policy.promises_gain:
+            return False
+        return model in self._workbench.models.used and self._workbench.service_s(model) <= service_max_s
 
     def state_record(self, now_s: float) -> PeerState:
         """Make this node's state record, for a message that answers nothing."""

@@ -119,10 +119,17 @@ class ServiceFinished(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LaneRan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Jobs of one own client ran here by a lane: nobody was asked, since the node was at rest when leave was given."""
+    """Jobs came and went by a lane: this core was not asked about each, since its node had nothing else to do.
+
+    Jobs of one own client, that ran here or at a peer; or a peer's, that ran here.
+    """
 
     model: ModelDigest
     keys: tuple[bytes, ...]
+    origin: NodeId | None = None
+    """Peer that they came from; None for an own client's."""
+    executor: NodeId | None = None
+    """Peer that ran them; None for this node."""
 
 
 class ServiceFailed(msgspec.Struct, frozen=True, kw_only=True, gc=False):

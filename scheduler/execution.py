@@ -75,13 +75,16 @@ class Execution:
 
     def on_lane(self, event: LaneRan) -> None:
         """Take note of jobs that came and went without a decision of their own."""
-        ledger, models = self._ledger, self._workbench.models
-        for counter in ("jobs_arrived", "jobs_executed", "replies"):
+        ledger, models, executor = self._ledger, self._workbench.models, event.executor
+        came = "jobs_arrived" if event.origin is None else "jobs_received"
+        went = "jobs_executed" if executor is None else "jobs_offloaded"
+        for counter in (came, went, "replies"):
             ledger.counters[counter] += len(event.keys)
-        if event.model in models.used:
+        if executor is None and event.model in models.used:
             models.use(event.model)
+        reason = "by a lane, on a ticket" if event.origin is None else "by a peer's lane"
         for key in event.keys if ledger.config.explain else ():
-            ledger.decisions.append(Verdict(ledger.now_s, key, 0, event.model, None, "by a lane, on a ticket"))
+            ledger.decisions.append(Verdict(ledger.now_s, key, 0, event.model, None, reason, executor))
 
     def on_failed(self, event: ServiceFailed) -> None:
         """End or place again the jobs of a failed execution."""

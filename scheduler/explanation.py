@@ -32,6 +32,8 @@ class Verdict(NamedTuple):
     choice: Choice | None
     """Of a refusal, the least finish that was still too late, if any; None too for what needed no choice."""
     reason: str
+    executor: NodeId | None = None
+    """Peer that a job went to for which no choice was needed."""
 
 
 def tell(verdict: Verdict, *, here: NodeId) -> Decision:
@@ -42,7 +44,9 @@ def tell(verdict: Verdict, *, here: NodeId) -> Decision:
         key=verdict.key,
         handle=verdict.handle,
         model=verdict.model,
-        chosen=None if verdict.model is None else _node(None if choice is None else choice.peer, here),
+        chosen=None
+        if verdict.model is None
+        else verdict.executor or _node(None if choice is None else choice.peer, here),
         candidates=()
         if choice is None
         else tuple([_candidate(peer, finish_s, choice, verdict, here) for peer, finish_s in choice.looked]),

@@ -218,7 +218,7 @@ class JobRefused(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="
     state: StateRecord
 
 
-class JobResult(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="result"):
+class JobResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="result"):
     """The answer. Raw output tensors follow as payload, as the body says."""
 
     key: Key
@@ -231,6 +231,8 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="r
     service_s: Seconds
     body: Body
     state: StateRecord
+    takes_lanes: bool = False
+    """Whether a LaneRun like this job would be run as soon as it came: the node is at rest, and the job was short."""
 
 
 class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="failed"):
@@ -247,6 +249,32 @@ class JobCancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="c
     """The asker wants no answer any more; the executor still answers once (JobFailed), which frees the connection."""
 
     key: Key
+
+
+class LaneRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="lane_run"):
+    """A short job with its payload, to be run now or not at all; one at a time. To a peer whose results take lanes."""
+
+    key: Key
+    model: DigestText
+    budget_s: Seconds
+    body: Body
+    """As a JobHeader's."""
+
+
+class LaneDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="lane_done"):
+    """The answer to a LaneRun. Raw output tensors follow as payload, as the body says."""
+
+    key: Key
+    service_s: Seconds
+    body: Body
+
+
+class LanePassed(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="lane_passed"):
+    """A LaneRun came to nothing: place the job as any other."""
+
+    key: Key
+    is_unfit: bool
+    """Whether the job itself is to blame, so that the next like it had better not come so either."""
 
 
 class StealRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="steal"):
@@ -384,6 +412,9 @@ DataMessage = (
     | JobResult
     | JobFailed
     | JobCancel
+    | LaneRun
+    | LaneDone
+    | LanePassed
     | StealRequest
     | StealAnswer
     | Ping

@@ -285,20 +285,29 @@ def test_another_kind_begins_the_row_anew(other):
     assert rows(1, row=row)[1] == ("street", OPTIONS)
 
 
-def test_answers_of_peers_do_not_count():
-    row, said = rows(2 * ROW_BEFORE_LANE, node="n2")
+def test_a_peers_answers_count_like_the_daemons_own():
+    assert rows(ROW_BEFORE_LANE - 1, node="n2")[1] is None
+    assert rows(ROW_BEFORE_LANE, node="n2")[1] is not None
+
+
+def test_answers_of_another_node_begin_the_row_anew():
+    row, said = rows(ROW_BEFORE_LANE - 1, node="n2")
     assert said is None
     assert rows(ROW_BEFORE_LANE - 1, row=row)[1] is None
     assert rows(1, row=row)[1] is not None
 
 
+def test_another_nodes_answers_do_not_shorten_a_pause():
+    row = Row()
+    row.count = -PAUSE_AFTER_LANE
+    rows(1, row=row, node="n2")
+    rows(1, row=row)
+    assert row.count == 2 - PAUSE_AFTER_LANE
+
+
 def test_streams_get_no_lane():
     options = Options(stream="gate")
     assert rows(3 * ROW_BEFORE_LANE, options=options)[1] is None
-
-
-def test_a_daemon_that_has_not_greeted_is_nobodys():
-    assert rows(2 * ROW_BEFORE_LANE, row=Row())[1] is None
 
 
 def test_a_pause_after_a_lane_of_no_use_counts_answers_of_all_kinds():

@@ -133,7 +133,7 @@ class Desk:
         """Open a lane for one more program."""
         log = self.log
         words = OpenLane(model="street", rungs=True, priority=2, tenant="shop")
-        standing = Standing(words, models, client=bytes(16), say=lambda ticket: log.append(told(ticket)))
+        standing = Standing(words, models, executor="n", client=bytes(16), say=lambda ticket: log.append(told(ticket)))
         assert self.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
         return standing
 
@@ -434,7 +434,7 @@ def test_a_worker_without_room_means_no_lane():
     async def scenario(desk):
         desk.worker.has_room = False
         words = OpenLane(model="street", rungs=True, priority=2, tenant="")
-        standing = Standing(words, (MODEL,), client=bytes(16), say=desk.log.append)
+        standing = Standing(words, (MODEL,), executor="n", client=bytes(16), say=desk.log.append)
         assert not desk.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
         assert standing.lane is None
 

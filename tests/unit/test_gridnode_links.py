@@ -224,8 +224,8 @@ def test_a_lane_is_offered_after_a_row_of_answers(house):
 
 @pytest.mark.parametrize(
     "how",
-    [{"stream": "door"}, {"node": "n2"}, {"payload": bytes(SHARED_MIN_BYTES - 1)}],
-    ids=["streams", "answers of peers", "nothing shared"],
+    [{"stream": "door"}, {"payload": bytes(SHARED_MIN_BYTES - 1)}],
+    ids=["streams", "nothing shared"],
 )
 def test_no_lane_is_offered_for(house, how):
     assert house.ask(3 * ROW_BEFORE_LANE, **how) == []
