@@ -43,6 +43,9 @@ LANES_MAX: Final = 16
 SILENCE_MAX_S: Final = 0.25
 """Time past the ticket's end that a peer has to answer; then the request is placed as any other, perhaps elsewhere."""
 
+_AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+"""Never wait in the kernel: a program that has kept our end may set it so that we would."""
+
 
 class FarLane:
     """One lane to a peer; implements models.lanes.Lane and transport.base.Listener.
@@ -134,12 +137,11 @@ class FarLane:
             self._account(is_closed=True)
 
     async def _listen(self) -> None:
-        # Never wait in the kernel: a program that has kept our end may set it so that we would.
-        line, receive, flags = self._line.fileno(), self._line.recv, socket.MSG_DONTWAIT
+        line, receive = self._line.fileno(), self._line.recv
         with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             while True:
                 await trio.lowlevel.wait_readable(line)
-                packet = receive(protocol.PACKET_MAX_BYTES, flags)
+                packet = receive(protocol.PACKET_MAX_BYTES, _AT_ONCE)
                 if not packet or self._is_closing:
                     return
                 request = protocol.decode_request(packet)
@@ -256,7 +258,7 @@ class FarLane:
 
     def _tell(self, packet: bytes) -> None:
         try:
-            self._line.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._line.send(packet, _AT_ONCE)
         except OSError:  # it has gone, or reads no answers
             self.close()
 
