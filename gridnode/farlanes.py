@@ -91,6 +91,8 @@ class FarLane:
         self._request: protocol.LaneRequest | None = None
         """The one under way."""
         self._came_s = 0.0
+        self._passed = 0
+        """Requests in a row that were not run."""
         self._runs: list[tuple[protocol.LaneRequest, float, float, float, int]] = []
         """On the ticket in use: request, time of its coming, service and transfer in seconds, length of the answer."""
 
@@ -249,12 +251,16 @@ class FarLane:
             self._pass(request, is_unfit=True)
             return
         self._tell(packet)
+        self._passed = 0
         size_bytes = len(message.body) + len(payload)
         self._runs.append((request, self._came_s, message.service_s, transfer_s, size_bytes))
 
     def _pass(self, request: protocol.LaneRequest, *, is_unfit: bool = False) -> None:
         """Have the program ask the daemon for a job, which is placed as any other then."""
         self._tell(protocol.encode(protocol.LanePass(request.key, is_unfit=is_unfit)))
+        self._passed += 1
+        if self._passed == protocol.PASSED_MAX:
+            self.close()
 
     def _tell(self, packet: bytes) -> None:
         try:

@@ -21,6 +21,9 @@ PACKET_MAX_BYTES: Final = 64 * 1024
 OUTPUT_MAX_BYTES: Final = 48 * 1024
 """Largest raw outputs that come by a lane; requests with larger ones are the daemon's."""
 
+PASSED_MAX: Final = 16
+"""Requests in a row that come to nothing, after which the lane ends: its program does not listen."""
+
 Key = Annotated[bytes, Meta(min_length=24, max_length=24)]
 Count = Annotated[int, Meta(ge=0)]
 Budget = Annotated[float, Meta(ge=0, le=1e6)]

@@ -22,9 +22,6 @@ from models.workerprotocol import LaneBegun, LaneEnded, LaneRun
 TICKET_WAIT_MAX_S: Final = 0.005
 """Longest wait for a ticket that the program has heard of before this worker: both were told within microseconds."""
 
-PASSED_MAX: Final = 16
-"""Requests in a row that come without a good ticket, after which the lane ends: its program does not listen."""
-
 ANSWER_MAX_BYTES: Final = protocol.PACKET_MAX_BYTES - 256
 """Body and raw outputs of one answer: what the other fields leave of a packet."""
 
@@ -109,7 +106,7 @@ class LaneServer:
                 answer = self._serve_one(protocol.decode_request(packet))
                 send(protocol.encode(answer), socket.MSG_DONTWAIT)
                 self._passed = 0 if isinstance(answer, protocol.LaneDone) else self._passed + 1
-                if self._passed == PASSED_MAX:
+                if self._passed == protocol.PASSED_MAX:
                     break
                 if self._ticket and not self._left:
                     self._end()

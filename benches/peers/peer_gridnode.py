@@ -180,6 +180,18 @@ class Remote(Local):
     nodes = ("n1", "n2")
 
 
+class RemoteDecided(Decided):
+    """As Remote, by requests of two programs in turn, to which the entry's daemon gives no tickets."""
+
+    name = "remote-decided"
+    label = "gridnode remote, no lane"
+    encrypted = "TLS 1.3, mutual"
+    between = 3
+    entry = "n2"
+    hops = 1
+    nodes = ("n1", "n2")
+
+
 class Http(Local):
     """Client, own daemon by the Open Inference Protocol with binary tensors, worker."""
 

@@ -30,6 +30,7 @@ WAYS = {
     "local": "peer_gridnode:Local",
     "local-decided": "peer_gridnode:Decided",
     "remote": "peer_gridnode:Remote",
+    "remote-decided": "peer_gridnode:RemoteDecided",
     "http": "peer_gridnode:Http",
     "relay": "peer_relay:Relay",
     "ray-http": "peer_ray:RayHttp",

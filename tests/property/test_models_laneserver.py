@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from models import laneprotocol as protocol
 from models import laneserver
-from models.laneserver import PASSED_MAX, LaneServer
+from models.laneprotocol import PASSED_MAX
+from models.laneserver import LaneServer
 from models.workerprotocol import LaneBegun, LaneEnded
 
 RUNS = 2
