@@ -9,6 +9,7 @@ purpose: namespaces must be left while the process has one thread.
 """
 
 import gc
+import math
 import mmap
 import os
 import signal
@@ -43,6 +44,10 @@ DRIVER_PATHS: Final = ("/dev", "/opt", "/etc", "/run", "/var")
 CANCELS_KEPT: Final = 64
 """Cancellations of runs that have not begun: more than there are slots. Of one that came too late nothing is to be
 remembered, but only its number could tell, and runs need not come in the order of their numbers."""
+
+CROWD_PAUSE_S: Final = 0.002
+"""Longest pause between runs that go at once and the next of them: a worker under load is without its second run for as
+long as the daemon takes to send another."""
 
 PLAIN_PROVIDERS: Final = frozenset({"CPUExecutionProvider", "XnnpackExecutionProvider"})
 """Providers that need no drivers, hence neither files nor devices."""
@@ -106,6 +111,10 @@ class Worker:
         self._input_faults = input_faults
         self._model_faults = model_faults
         self._lock = threading.Lock()
+        self._was_crowded = False
+        """Whether the last run that began found another one going on."""
+        self._ended_s = -math.inf
+        """When a run ended last."""
         self._running: dict[int, RunOptions] = {}
         self._cancelled: dict[int, None] = {}
         """In the order of their coming."""
@@ -196,8 +205,8 @@ class Worker:
         finally:
             with self._lock:
                 del self._running[order.run]
-        elapsed_s = time.perf_counter() - started_s
-        return protocol.Done(run=order.run, body=body, payload_bytes=size, service_s=elapsed_s)
+        self._ended_s = ended_s = time.perf_counter()
+        return protocol.Done(run=order.run, body=body, payload_bytes=size, service_s=ended_s - started_s)
 
     def _payload(self, order: protocol.RunOrder) -> memoryview | None:
         """Return a request's payload, where it lies; None where that is not mapped."""
@@ -216,9 +225,10 @@ class Worker:
         return memory[offset:end]
 
     def _is_alone(self) -> bool:
-        """Tell whether one run goes on. The first time that it does not, more of it is expected."""
-        if len(self._running) == 1:
-            return True
+        """Tell whether one run goes on, and not only for a moment. The first time not, more of it is expected."""
+        was_crowded, self._was_crowded = self._was_crowded, len(self._running) > 1
+        if not self._was_crowded:
+            return not was_crowded or time.perf_counter() - self._ended_s > CROWD_PAUSE_S
         with self._lock:
             prepare, self._share_threads = self._share_threads, None
         if prepare is not None:

@@ -104,22 +104,38 @@ def test_cancellations_of_what_is_over_do_not_pile_up(bench):
     assert answer(near).kind == "terminated"
 
 
-def test_a_run_knows_whether_it_is_alone_and_the_first_company_is_prepared_for_once(bench):
+def run_two(near, model, *runs):
+    """Have two runs go on at once."""
+    model.may_end.clear()
+    model.begun = threading.Semaphore(0)
+    for run in runs:
+        send(near, run)
+        assert model.begun.acquire(timeout=5.0)
+    model.may_end.set()
+    assert {answer(near).run, answer(near).run} == set(runs)
+
+
+def test_a_run_knows_whether_it_is_alone_and_the_first_company_is_prepared_for_once(bench, monkeypatch):
+    monkeypatch.setattr("models.worker.CROWD_PAUSE_S", 0.0)
     _, near, model, prepared = bench
     send(near, 0)
     answer(near)
     assert not prepared.acquire(blocking=False)
-    for first in (1, 3):
-        model.may_end.clear()
-        model.begun = threading.Semaphore(0)
-        for run in (first, first + 1):
-            send(near, run)
-            assert model.begun.acquire(timeout=5.0)
-        model.may_end.set()
-        assert {answer(near).run, answer(near).run} == {first, first + 1}
+    run_two(near, model, 1, 2)
+    run_two(near, model, 3, 4)
     assert model.alone == [True, True, False, True, False]
     assert prepared.acquire(timeout=5.0)
     assert not prepared.acquire(blocking=False)
+
+
+def test_the_first_run_soon_after_one_that_had_company_expects_some(bench, monkeypatch):
+    monkeypatch.setattr("models.worker.CROWD_PAUSE_S", 1000.0)
+    _, near, model, _ = bench
+    run_two(near, model, 1, 2)
+    for run in (3, 4):
+        send(near, run)
+        answer(near)
+    assert model.alone == [True, False, False, True], "the third had none, so the fourth expects none"
 
 
 # ---------------------------------------------------------------- lanes
