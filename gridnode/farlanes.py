@@ -84,12 +84,14 @@ class FarLane:
         self._left = 0
         self._until_s = 0.0
         self._is_cut = False
-        """Whether nothing more is to be run on the ticket in use."""
+        """Whether the ticket in use ends before its time, with runs left: somebody wants something else."""
         self._is_closing = False
         self._exchange: Exchange | None = None
         """The connection that is kept while a ticket is in use."""
         self._request: protocol.LaneRequest | None = None
         """The one under way."""
+        self._is_leaving = False
+        """Whether a part of its payload is still to be sent."""
         self._came_s = 0.0
         self._passed = 0
         """Requests in a row that were not run."""
@@ -111,7 +113,7 @@ class FarLane:
         if self._given <= ticket:
             self._given = 0
         if self._ticket and self._ticket <= ticket:
-            self._is_cut = True
+            self._is_cut = self._left > 0
             if self._request is None:
                 self._end()
 
@@ -149,34 +151,49 @@ class FarLane:
                 request = protocol.decode_request(packet)
                 if self._request is not None:
                     return  # a program waits for its answer; it breaks the protocol
-                if not self._begin(request):
+                now_s = self._lanes.driver.clock()
+                if self._is_valid(request.ticket, now_s):
+                    self._begin(request, now_s)
+                else:
                     self._pass(request)
 
-    def _begin(self, request: protocol.LaneRequest) -> bool:
-        """Send a request to the peer, if its ticket is good for that."""
-        now_s = self._lanes.driver.clock()
-        if request.ticket != self._ticket or not self._ticket:
-            if not self._begin_ticket(request.ticket, now_s):
-                return False
-        elif self._is_cut or now_s >= self._until_s:
-            self._end()
-            return False
+    def _begin(self, request: protocol.LaneRequest, now_s: float) -> None:
+        """Send a request to the peer."""
         assert self._exchange is not None
         budget_s = self._lanes.default_deadline_s if request.budget_s is None else request.budget_s
+        run = LaneRun(key=request.key, model=self._model, budget_s=budget_s, body=request.body)
         try:
             payload = self._segment.piece(request.offset, request.payload_bytes)
-            run = LaneRun(key=request.key, model=self._model, budget_s=budget_s, body=request.body)
             has_left = self._exchange.send_nowait(run, (payload,) if request.payload_bytes else ())
-        except (SegmentRefusedError, TransportError, trio.WouldBlock) as error:
+        except SegmentRefusedError:
+            self._pass(request, is_unfit=True)
+            return
+        except (TransportError, trio.WouldBlock) as error:
             log.debug("lane_run_not_sent", peer=short(self._peer), error=error)
-            self._give_back(is_whole=False)
-            self._end()
-            return False
+            self._fail()
+            self._pass(request)
+            return
         self._request, self._came_s = request, now_s
         self._left -= 1
-        if not has_left:
-            self._lanes.flush(self._exchange)
-        return True
+        self._is_leaving = not has_left
+        if self._is_leaving:
+            self._lanes.start_soon(self._flush, self._exchange)
+
+    async def _flush(self, exchange: Exchange) -> None:
+        """Send the rest of a payload."""
+        with contextlib.suppress(TransportError):  # the lane hears of it
+            await exchange.flush()
+            if exchange is self._exchange:
+                self._is_leaving = False
+
+    def _is_valid(self, ticket: int, now_s: float) -> bool:
+        """Tell whether a ticket is good for a run now; one that is over is let go."""
+        if ticket != self._ticket or not ticket:
+            return self._begin_ticket(ticket, now_s)
+        if now_s < self._until_s:
+            return True
+        self._end()
+        return False
 
     def _begin_ticket(self, ticket: int, now_s: float) -> bool:
         """Begin to use a ticket, if it was given and there is a connection at hand."""
@@ -192,7 +209,6 @@ class FarLane:
             self._give_back(is_whole=False)
             return False
         self._ticket, self._left, self._until_s = ticket, RUNS, now_s + LASTS_S
-        self._is_cut = False
         self._expect(self._until_s)
         return True
 
@@ -202,26 +218,29 @@ class FarLane:
     def _look_at_clock(self) -> None:
         """End a ticket whose time is over, and a run that is overdue."""
         now_s = self._lanes.driver.clock()
-        request = self._request
-        if request is None:
+        if now_s < self._due_s:
+            return  # another ticket was begun at the same instant
+        if self._request is None:
             self._end()
         elif now_s < self._until_s + SILENCE_MAX_S:
-            self._is_cut = True
+            self._left = 0
             self._expect(self._until_s + SILENCE_MAX_S)
         else:
             log.info("lane_run_overdue", peer=short(self._peer), after_s=round(now_s - self._came_s, 3))
-            self._request = None
-            self._give_back(is_whole=False)
-            self._end()
-            self._pass(request)
+            self._fail()
 
     # ------------------------------------------------------------ what the peer says
 
     def heard(self, message: DataMessage, payload: memoryview) -> None:
         """Take the answer to the run under way."""
         request = self._request
-        if request is None or not isinstance(message, LaneDone | LanePassed) or message.key != request.key:
-            self.broke(RemoteProtocolError(f"peer sent {type(message).__name__} on a lane that waits for another"))
+        if (
+            request is None
+            or self._is_leaving  # the program would write over what is still to leave, for somebody else perhaps
+            or not isinstance(message, LaneDone | LanePassed)
+            or message.key != request.key
+        ):
+            self.broke(RemoteProtocolError(f"peer sent {type(message).__name__} by a lane that did not wait for it"))
             return
         self._request = None
         if isinstance(message, LaneDone):
@@ -233,27 +252,32 @@ class FarLane:
             self._end()
 
     def broke(self, error: TransportError) -> None:
-        """Pass the run under way: the connection is of no more use."""
+        """Take note that the connection is of no more use."""
+        self._fail()
         if isinstance(error, RemoteProtocolError | FrameTooLargeError):
             self._lanes.on_misbehaviour(self._peer, str(error))
+
+    def _fail(self) -> None:
+        """Pass the run under way, and end the ticket with its connection."""
         request, self._request = self._request, None
+        self._is_cut = True
         self._give_back(is_whole=False)
         self._end()
         if request is not None:
             self._pass(request)
 
     def _answer(self, request: protocol.LaneRequest, message: LaneDone, payload: memoryview) -> None:
-        took_s = self._lanes.driver.clock() - self._came_s
-        transfer_s = max(0.0, took_s - message.service_s)
-        done = protocol.LaneDone(message.key, message.body, bytes(payload), message.service_s, transfer_s)
-        packet = protocol.encode(done)
-        if len(packet) > protocol.PACKET_MAX_BYTES:
+        size_bytes = len(message.body) + len(payload)
+        if size_bytes > protocol.ANSWER_MAX_BYTES:
             self._pass(request, is_unfit=True)
             return
-        self._tell(packet)
+        took_s = self._lanes.driver.clock() - self._came_s
+        service_s = min(message.service_s, took_s)  # a peer may say what it likes
+        transfer_s = took_s - service_s
+        done = protocol.LaneDone(message.key, message.body, bytes(payload), service_s, transfer_s)
+        self._tell(protocol.encode(done))
         self._passed = 0
-        size_bytes = len(message.body) + len(payload)
-        self._runs.append((request, self._came_s, message.service_s, transfer_s, size_bytes))
+        self._runs.append((request, self._came_s, service_s, transfer_s, size_bytes))
 
     def _pass(self, request: protocol.LaneRequest, *, is_unfit: bool = False) -> None:
         """Have the program ask the daemon for a job, which is placed as any other then."""
@@ -305,7 +329,7 @@ class FarLane:
         ticket, self._ticket = self._ticket, 0
         if runs:
             self._lanes.on_answer(self._peer)
-        was_cut = self._left > 0 and self._is_cut
+        was_cut, self._is_cut = self._is_cut, False
         self._on_word(LaneEnded(lane=0, ticket=ticket, runs=runs, was_cut=was_cut, is_closed=is_closed))
 
 
@@ -343,7 +367,7 @@ class FarLanes:
         self.default_deadline_s = default_deadline_s
         self.on_misbehaviour = on_misbehaviour
         self.on_answer = on_answer
-        self._nursery = nursery
+        self.start_soon = nursery.start_soon
         self._open = 0
 
     def open(self, peer: str, model: str, segment: Segment, descriptor: int, on_word: OnWord) -> FarLane | None:
@@ -353,7 +377,7 @@ class FarLanes:
             return None
         lane = FarLane(self, peer, model, segment, socket.socket(fileno=descriptor), on_word)
         self._open += 1
-        self._nursery.start_soon(self._serve, lane)
+        self.start_soon(self._serve, lane)
         return lane
 
     async def _serve(self, lane: FarLane) -> None:
@@ -361,12 +385,3 @@ class FarLanes:
             await lane.serve()
         finally:
             self._open -= 1
-
-    def flush(self, exchange: Exchange) -> None:
-        """Have a task send the rest of a payload."""
-        self._nursery.start_soon(self._flush, exchange)
-
-    @staticmethod
-    async def _flush(exchange: Exchange) -> None:
-        with contextlib.suppress(TransportError):  # the lane hears of it
-            await exchange.flush()

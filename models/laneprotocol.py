@@ -21,11 +21,16 @@ PACKET_MAX_BYTES: Final = 64 * 1024
 OUTPUT_MAX_BYTES: Final = 48 * 1024
 """Largest raw outputs that come by a lane; requests with larger ones are the daemon's."""
 
+ANSWER_MAX_BYTES: Final = PACKET_MAX_BYTES - 256
+"""Body and raw outputs of one answer: what the other fields leave of a packet."""
+
 PASSED_MAX: Final = 16
 """Requests in a row that come to nothing, after which the lane ends: its program does not listen."""
 
 Key = Annotated[bytes, Meta(min_length=24, max_length=24)]
 Count = Annotated[int, Meta(ge=0)]
+Body = Annotated[bytes, Meta(max_length=48 * 1024)]
+"""As elsewhere: a peer's daemon would call a longer one a breach of this node's."""
 Budget = Annotated[float, Meta(ge=0, le=1e6)]
 
 
@@ -34,7 +39,7 @@ class LaneRequest(msgspec.Struct, frozen=True, array_like=True):
 
     key: Key
     ticket: Count
-    body: bytes
+    body: Body
     """An encoded models.bodies.RequestBody."""
     offset: Count
     """Of the payload, in bytes from the memory's start."""

@@ -22,9 +22,6 @@ from models.workerprotocol import LaneBegun, LaneEnded, LaneRun
 TICKET_WAIT_MAX_S: Final = 0.005
 """Longest wait for a ticket that the program has heard of before this worker: both were told within microseconds."""
 
-ANSWER_MAX_BYTES: Final = protocol.PACKET_MAX_BYTES - 256
-"""Body and raw outputs of one answer: what the other fields leave of a packet."""
-
 _TIMEVAL: Final = struct.Struct("ll")
 
 Answer = Callable[[protocol.LaneRequest, memoryview], tuple[bytes, int] | None]
@@ -121,7 +118,7 @@ class LaneServer:
         if answer is None:
             return protocol.LanePass(request.key, is_unfit=True)
         body, size_bytes = answer
-        if len(body) + size_bytes > ANSWER_MAX_BYTES:
+        if len(body) + size_bytes > protocol.ANSWER_MAX_BYTES:
             return protocol.LanePass(request.key, is_unfit=True)
         took_s = time.perf_counter() - came_s
         self._runs.append((request, came_s, took_s, len(body) + size_bytes))

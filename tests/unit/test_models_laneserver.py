@@ -11,8 +11,8 @@ import pytest
 
 from models import laneprotocol as protocol
 from models import laneserver
-from models.laneprotocol import PASSED_MAX
-from models.laneserver import ANSWER_MAX_BYTES, LaneServer
+from models.laneprotocol import ANSWER_MAX_BYTES, PASSED_MAX
+from models.laneserver import LaneServer
 from models.workerprotocol import LANE_RUNS_MAX, LaneBegun, LaneEnded, LaneRun
 
 LONG_S = 60.0
