@@ -53,9 +53,13 @@ class Readers:
 async def _read_for_listeners(connection: Connection) -> None:
     while True:
         await connection.wait_arrival()
-        if connection.listener is None:
+        listener = connection.listener
+        if listener is None:
             return
         message, payload = await connection.receive()
-        # The listener may have gone while the frame came in, but only with the connection, which then raises.
-        assert connection.listener is not None
-        connection.listener.heard(message, payload)
+        listener = connection.listener
+        if listener is None:
+            # It went while the frame came in: the exchange was over, and the peer said more than it was asked.
+            connection.close()
+            return
+        listener.heard(message, payload)

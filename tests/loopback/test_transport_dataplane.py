@@ -784,6 +784,33 @@ async def test_a_reader_leaves_to_the_next_exchange_what_it_finds_between_two():
         assert plane.statistics().stale == 1
 
 
+@in_trio
+async def test_what_comes_in_parts_when_nobody_listens_any_more_ends_the_connection():
+    served = []
+
+    async def remember(exchange, message, payload):
+        served.append(exchange.connection._stream)
+        await echo(exchange, message, payload)
+
+    async with two_planes(remember) as (plane, _, peer, _address):
+        await ask(plane, peer)
+        exchange = plane.take(peer)
+        ear = Ear(plane, exchange)
+        assert exchange.listen(ear)
+        stream = served[0]
+        header = wire.encode(CardRequest(nodes=()))
+        stream.ssl_object.write(encode_prefix(header, 0) + header)
+        record = stream._outgoing.read()
+        stream._socket.send(record[:20])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        exchange.finish()  # as a lane's ticket ends between two requests
+        plane.give_back(exchange)
+        assert plane.statistics().outbound_idle == 1
+        stream._socket.send(record[20:])
+        await eventually(lambda: plane.statistics().outbound == 0)
+        assert (ear.got, ear.errors) == ([], [])
+
+
 @pytest.mark.parametrize("end", ["peer", "own side", "nonsense"])
 def test_a_listener_is_told_once_of_the_end(end):
     async def main():
