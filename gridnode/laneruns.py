@@ -19,7 +19,7 @@ from gridnode.report import Report
 from models.executor import Executor, RunOutcome, RunRequest, WorkerLostError
 from models.tensors import InferenceError
 from scheduler.events import LaneRan
-from transport.base import Exchange
+from transport.base import Exchange, Room
 from transport.wire import (
     PAYLOAD_MAX_BYTES,
     DataMessage,
@@ -73,12 +73,17 @@ class LaneRuns:
         """Called when a run has been answered."""
         self._under_way: Exchange | None = None
         """Where the one run came from."""
-        self._sending = 0
+        self._stop: Callable[[], None] = lambda: None
+        """Terminates it."""
+        self._room: Room | None = None
+        """Where its payload lies, if that was chosen."""
+        self._leaving: set[Exchange] = set()
+        """Where a part of an answer is still to be sent."""
 
     @property
     def is_silent(self) -> bool:
         """Whether nothing is run, and all answers have left."""
-        return self._under_way is None and not self._sending
+        return self._under_way is None and not self._leaving
 
     def takes(self, model: str) -> bool:
         """Say whether a run of a model would be taken now."""
@@ -94,26 +99,31 @@ class LaneRuns:
         """
         try:
             while isinstance(message, LaneRun):
-                if self._under_way is exchange:
-                    raise RemoteProtocolError("peer sent a second run by a lane before the answer to the first")
                 self._begin(exchange, message, payload)
                 message, payload = await exchange.receive()
+                if self._is_busy(exchange):
+                    raise RemoteProtocolError(f"peer sent {type(message).__name__} while its run by a lane is served")
         except PeerUnreachableError:
-            if self._under_way is exchange:
+            if self._is_busy(exchange):
                 raise
             return
-        if self._under_way is exchange:
-            raise RemoteProtocolError(f"peer sent {type(message).__name__} while its run is served")
+        finally:
+            if self._under_way is exchange:  # nobody waits for the answer
+                self._let_go()
+                self._stop()
+                self.on_over()
         exchange.unread(message, payload)
+
+    def _is_busy(self, exchange: Exchange) -> bool:
+        """Say whether a peer has not got its answer yet."""
+        return exchange is self._under_way or exchange in self._leaving
 
     def _begin(self, exchange: Exchange, message: LaneRun, payload: memoryview) -> None:
         """Start a run, or pass it."""
         room = exchange.take_room()
 
         def ended(outcome: RunOutcome | InferenceError | WorkerLostError) -> None:
-            if room is not None:
-                room.release()
-            self._under_way = None
+            self._let_go()
             self._answer(exchange, message, outcome)
             self.on_over()
 
@@ -122,12 +132,20 @@ class LaneRuns:
             deadline_s = self._driver.clock() + min(message.budget_s, RUN_MAX_S)
             place = room.place if isinstance(room, Loan) else None
             request = RunRequest(body=message.body, payload=payload, deadline_s=deadline_s, place=place)
-            if self._executor.begin(message.model, request, ended) is not None:
-                self._under_way = exchange
+            stop = self._executor.begin(message.model, request, ended)
+            if stop is not None:
+                self._under_way, self._stop, self._room = exchange, stop, room
                 return
         if room is not None:
             room.release()
         self._say(exchange, LanePassed(key=message.key, is_unfit=False))
+
+    def _let_go(self) -> None:
+        """Take note that the run is over."""
+        self._under_way = None
+        room, self._room = self._room, None
+        if room is not None:
+            room.release()
 
     def _answer(
         self, exchange: Exchange, message: LaneRun, outcome: RunOutcome | InferenceError | WorkerLostError
@@ -147,11 +165,12 @@ class LaneRuns:
     def _say(self, exchange: Exchange, message: LaneDone | LanePassed, payload: bytearray | bytes = b"") -> None:
         exchange.finish()  # the peer may begin another exchange as soon as it has this; and the idle time begins
         try:
-            if not exchange.send_nowait(message, (payload,) if payload else ()):
-                self._sending += 1
-                self._nursery.start_soon(self._flush, exchange)
+            has_left = exchange.send_nowait(message, (payload,) if payload else ())
         except (PeerUnreachableError, trio.WouldBlock):
             return  # whoever listens finds the connection closed; nothing else is sent on it meanwhile
+        if not has_left and not self._nursery.cancel_scope.cancel_called:  # else the node ends, and takes no task
+            self._leaving.add(exchange)
+            self._nursery.start_soon(self._flush, exchange)
 
     async def _flush(self, exchange: Exchange) -> None:
         try:
@@ -159,5 +178,5 @@ class LaneRuns:
         except PeerUnreachableError:
             return
         finally:
-            self._sending -= 1
+            self._leaving.discard(exchange)
             self.on_over()

@@ -443,7 +443,10 @@ def test_a_ticket_begun_at_the_very_end_of_the_one_before_lasts_as_long_as_any()
             assert bench.states == ["kept", "in use"]
             clock.jump(LASTS_S)
             await trio.testing.wait_all_tasks_blocked()
-            assert [(word.ticket, len(word.runs), word.was_cut) for word in bench.words] == [(1, 1, False), (2, 2, False)]
+            assert [(word.ticket, len(word.runs), word.was_cut) for word in bench.words] == [
+                (1, 1, False),
+                (2, 2, False),
+            ]
             bench.near.close()
         check_at_rest(bench)
 
