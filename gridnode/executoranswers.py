@@ -87,7 +87,7 @@ class ExecutorAnswers:
         post = self._driver.post
         match message:
             case JobResult():
-                self._take_result(command, entry, message, payload, way)
+                self._take_result(peer, command, entry, message, payload, way)
             case JobAccepted():
                 covered = self._covered(peer, message.covered)
                 post(Accepted(command=command, state=state_from_wire(message.state), covered=covered))
@@ -114,7 +114,7 @@ class ExecutorAnswers:
         return True
 
     def _take_result(
-        self, command: int, entry: JobEntry, message: JobResult, payload: memoryview, way: Way | None
+        self, peer: str, command: int, entry: JobEntry, message: JobResult, payload: memoryview, way: Way | None
     ) -> None:
         """Answer a program that waits, then post the result."""
         answer = Answer(
@@ -130,7 +130,8 @@ class ExecutorAnswers:
         if entry.is_hasty and not entry.is_answered and self._is_awaited(command):
             # As with a run of our own: the core passes on the first result of a command that it waits for.
             entry.is_answered = True
-            self._before_answer(entry, answer, message.takes_lanes)
+            # A peer speaks for itself: whether another takes lanes, only that one's results can say.
+            self._before_answer(entry, answer, message.takes_lanes and message.node == peer)
             entry.responder.answer(answer, None)
         event = ReplyReceived(
             command=command,

@@ -161,9 +161,10 @@ class LaneDesk:
                 self._account(standing, word.runs)
 
         model = standing.models[0]
-        if standing.executor == self._node or self.far is None:
+        if standing.executor == self._node:
             standing.lane = self._executor.open_lane(model, segment, descriptor, on_word)
         else:
+            assert self.far is not None, "programs come when the node lives"
             standing.lane = self.far.open(standing.executor, model, segment, descriptor, on_word)
         return standing.lane is not None
 

@@ -9,7 +9,8 @@ import trio.testing
 
 from gridnode.conversation import Conversation
 from gridnode.driver import Driver
-from gridnode.jobtable import Failure, JobTable
+from gridnode.jobtable import Answer, Failure, JobTable
+from gridnode.lanes import SERVICE_MAX_S
 from gridnode.modelmemory import ModelMemory
 from scheduler.config import CoreConfig
 from scheduler.core import Core
@@ -36,6 +37,7 @@ class Line:
         if self.way == "waits":
             raise trio.WouldBlock
         self.sent.append(type(message))
+        self.last = message
         return self.way == "at once"
 
     async def flush(self):
@@ -70,7 +72,7 @@ def header(number):
     return JobHeader(key=key(number), entry="asker", hops=1, budget_s=5.0, models=("0" * 64,), input_bytes=0, body=b"")
 
 
-def run_talk(scenario, way="at once", jobs_open=2):
+def run_talk(scenario, way="at once", jobs_open=2, **options):
     """Run a scenario beside a conversation about some jobs; it is given the line, the table and how to end a job."""
 
     async def main():
@@ -78,12 +80,15 @@ def run_talk(scenario, way="at once", jobs_open=2):
         table, line = JobTable(), Line(way)
         async with trio.open_nursery() as nursery:
             talk = Conversation(
-                line, jobs=table, driver=Driver(core, clock=trio.current_time), node="n", nursery=nursery
+                line, jobs=table, driver=Driver(core, clock=trio.current_time), node="n", nursery=nursery, **options
             )
             for number in range(1, jobs_open + 1):
                 talk.admit(header(number), b"")
 
-            def end(handle):
+            def end(handle, result=None):
+                if result is not None:
+                    table.get(handle).responder.answer(result, core.state_record(now_s=trio.current_time()))
+                    return
                 failure = Failure(reason=Reason.MODEL_FAILED.value, message="")
                 entry = table.get(handle)
                 entry.responder.fail(failure, core.state_record(now_s=trio.current_time()), estimate_s=None)
@@ -118,6 +123,34 @@ def test_answers_leave_in_order_however_the_connection_takes_them(way, sent):
         assert [type(message) for message in line.unread_frames] == [TableRequest], "that is the next exchange's"
 
     run_talk(scenario, way)
+
+
+@pytest.mark.parametrize(
+    ("service_s", "takes", "said"),
+    [(SERVICE_MAX_S, True, True), (SERVICE_MAX_S, False, False), (SERVICE_MAX_S * 1.01, True, False)],
+)
+def test_a_result_says_whether_runs_like_it_would_be_taken_by_a_lane(service_s, takes, said):
+    asked = []
+
+    async def scenario(line, end, talk):
+        answer = Answer(model="a" * 64, node="n", hops=1, waiting_s=0.0, service_s=service_s, body=b"", payload=b"")
+        end(1, answer)
+        assert line.last.takes_lanes is said
+        assert set(asked) <= {"a" * 64}
+        end(2)
+        line.say.close()
+
+    run_talk(scenario, takes_lanes=lambda model: asked.append(model) or takes)
+
+
+def test_a_result_says_nothing_of_lanes_where_nobody_knows():
+    async def scenario(line, end, talk):
+        end(1, Answer(model="a" * 64, node="n", hops=1, waiting_s=0.0, service_s=0.0, body=b"", payload=b""))
+        assert not line.last.takes_lanes
+        end(2)
+        line.say.close()
+
+    run_talk(scenario)
 
 
 def test_a_cancel_that_crossed_the_last_answer_is_left_to_the_next_exchange():

@@ -64,6 +64,16 @@ def test_without_a_ticket_nothing_is_sent(lane):
     assert lane.receive() is None
 
 
+def test_a_peers_answer_says_how_far_it_came(lane):
+    lane.usual = msgspec.structs.replace(USUAL, node="n2", node_name="yard", hops=1)
+    lane.take_ticket(ticket())
+    lane.send(job(), 0, 0.0)
+    reply(lane, worker.LaneDone(job().key, b"result", b"", 0.125, 0.5))
+    answer = lane.receive()[1]
+    assert (answer.node, answer.node_name, answer.hops) == ("n2", "yard", 1)
+    assert (answer.waiting_s, answer.service_s, answer.transfer_s, answer.total_s) == (0.0, 0.125, 0.5, 0.625)
+
+
 def test_a_ticket_is_good_for_so_many_jobs_one_at_a_time(lane):
     lane.take_ticket(ticket(7, runs=2))
     assert lane.was_used

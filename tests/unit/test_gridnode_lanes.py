@@ -11,8 +11,8 @@ import trio.testing
 from gridnode.control import OpenLane
 from gridnode.driver import Driver
 from gridnode.hands import DaemonHands
-from gridnode.jobtable import JobEntry, JobTable
-from gridnode.lanes import LASTS_S, RUNS, RUNS_BEFORE, SERVICE_MAX_S, LaneDesk, Standing
+from gridnode.jobtable import Answer, JobEntry, JobTable
+from gridnode.lanes import FAR_TAKES_MAX_S, LASTS_S, RUNS, RUNS_BEFORE, SERVICE_MAX_S, LaneDesk, Standing
 from gridnode.recording import Machine, Recorder
 from gridnode.report import Report
 from gridnode.sandbox import _jump
@@ -24,8 +24,8 @@ from models.workerprotocol import LaneEnded, LaneRun
 from scheduler import actions
 from scheduler.config import CoreConfig
 from scheduler.core import Core
-from scheduler.events import JobArrived, ModelChanged
-from scheduler.types import Capability, Job
+from scheduler.events import AdvertReceived, JobArrived, ModelChanged, ReplyReceived, TableReceived
+from scheduler.types import Capability, CapabilityTable, Job, PeerState, ServiceTimes
 
 MODEL, SMALL, LARGE = "a" * 64, "b" * 64, "c" * 64
 OTHERS = None
@@ -77,6 +77,28 @@ class Worker:
         return Lane(next(self.names), self.log, on_word) if self.has_room else None
 
 
+class Far:
+    """Opens lanes to peers."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def open(self, peer, model, segment, descriptor, on_word):
+        os.close(descriptor)
+        self.log.append(f"far: lane to {peer} for {model[:1]}")
+        return Lane("f", self.log, on_word)
+
+
+class Peers:
+    """Takes what is sent to peers; answers when the test says so."""
+
+    def __init__(self):
+        self.errands = []
+
+    def start(self, action, entry):
+        self.errands.append((action, entry))
+
+
 class Asker:
     """Whoever waits for a job."""
 
@@ -95,7 +117,7 @@ class Desk:
     def __init__(self, nursery, *, recorder=None, **config):
         self.log = []
         """What workers and programs were told, but for plain answers."""
-        self.jobs, self.report, self.worker = JobTable(), Report(), Worker(self.log)
+        self.jobs, self.report, self.worker, self.peers = JobTable(), Report(), Worker(self.log), Peers()
         self.core = Core(msgspec.convert(config, CoreConfig), node_id="n", epoch=1, rng=random.Random(1), now_s=0.0)
         self.driver = Driver(self.core)
         self.lanes = LaneDesk(
@@ -107,12 +129,13 @@ class Desk:
             recorder=recorder,
             default_deadline_s=10.0,
         )
+        self.lanes.far = Far(self.log)
         self.hands = DaemonHands(
             node="n",
             jobs=self.jobs,
             driver=self.driver,
             executor=self.worker,
-            outbound=None,
+            outbound=self.peers,
             inbound=self,
             residents=None,
             mouth=self,
@@ -125,15 +148,19 @@ class Desk:
     def advertise(self, action):
         """Serve as the hands' mouth."""
 
+    pull_table = probe = advertise
+
     def rule(self, action):
         """Serve as the hands' inbound."""
         self.log.append("peer: accepted")
 
-    def open(self, *, models=(MODEL,)):
+    def open(self, *, models=(MODEL,), executor="n"):
         """Open a lane for one more program."""
         log = self.log
         words = OpenLane(model="street", rungs=True, priority=2, tenant="shop")
-        standing = Standing(words, models, executor="n", client=bytes(16), say=lambda ticket: log.append(told(ticket)))
+        standing = Standing(
+            words, models, executor=executor, client=bytes(16), say=lambda ticket: log.append(told(ticket))
+        )
         assert self.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
         return standing
 
@@ -147,6 +174,49 @@ class Desk:
         )
         self.jobs.add(entry)
         self.driver.post(JobArrived(handle=handle, job=job, origin=None))
+
+    def meet(self, *peers):
+        """Have the core know peers that run the large model, which this node does not."""
+        entry = Capability(model=LARGE, mean_s=0.01, p95_s=0.01, memory_bytes=1, load_s=0.0)
+        for name in peers:
+            state = PeerState(
+                node_id=name,
+                epoch=1,
+                sequence=1,
+                backlog_s=0.0,
+                slots=1,
+                running_until_s=0.0,
+                slow_down=1.0,
+                warm=1,
+                memory_free_bytes=0,
+                draining=False,
+                power_class=0,
+                table_digest=name.encode().ljust(8, b"-"),
+            )
+            self.driver.post(AdvertReceived(state=state))
+            table = CapabilityTable(node_id=name, digest=state.table_digest, entries=(entry,))
+            self.driver.post(TableReceived(table=table))
+
+    async def ask_afar(self, standing, count=1, *, service_s=0.001, took_s=0.002, takes_lanes=True, **changes):
+        """Have a program ask for one thing after another, which a peer runs; returns as ask()."""
+        before = len(self.log)
+        for _ in range(count):
+            self.submit(standing, models=(LARGE,))
+            await trio.sleep(took_s)
+            self.end_afar(service_s=service_s, takes_lanes=takes_lanes, **changes)
+        return [line for line in self.log[before:] if not line.endswith("answer")]
+
+    def end_afar(self, *, service_s=0.001, takes_lanes=True, **changes):
+        action, entry = self.peers.errands.pop(0)
+        fields = {"model": LARGE, "node": action.peer, "hops": 1, "waiting_s": 0.0, "service_s": service_s}
+        answer = Answer(**fields | changes, body=b"", payload=b"")
+        entry.is_answered = True
+        self.lanes.ending_afar(entry, answer, takes_lanes)
+        entry.responder.answer(answer, None)
+        times = ServiceTimes(waiting_s=0.0, service_s=service_s)
+        self.driver.post(
+            ReplyReceived(command=action.command, model=LARGE, failure=None, state=None, times=times), answer
+        )
 
     def ask(self, standing, count=1, *, service_s=0.001, models=(MODEL,)):
         """Have a program ask for one thing after another; returns what was said to anybody, but for the answers."""
@@ -394,6 +464,236 @@ def test_a_worker_that_cannot_be_told_means_no_ticket():
     at_desk(scenario)
 
 
+# ---------------------------------------------------------------- lanes to peers
+
+FAR_FIRST = [
+    f"f: ticket 1 for {RUNS} runs in {LASTS_S} s",
+    f"program: ticket 1 for {RUNS} runs of street, from 1.0 s",
+]
+FAR_SECOND = [line.replace("ticket 1", "ticket 2") for line in FAR_FIRST]
+
+
+def open_afar(desk):
+    desk.meet("b")
+    program = desk.open(models=(LARGE,), executor="b")
+    assert desk.log == ["far: lane to b for c"]
+    return program
+
+
+def test_a_row_of_jobs_that_a_peer_runs_earns_a_ticket_which_leaves_before_the_answer():
+    async def scenario(desk):
+        program = open_afar(desk)
+        assert await desk.ask_afar(program, RUNS_BEFORE - 1) == []
+        del desk.log[:]
+        await desk.ask_afar(program)
+        assert desk.log == [*FAR_FIRST, "f: answer"]
+        program.lane.tell(1)
+        assert await desk.ask_afar(program) == FAR_SECOND
+
+    at_desk(scenario)
+
+
+def test_a_program_that_asks_the_daemon_while_it_has_a_ticket_to_a_peer_gets_a_new_one():
+    async def scenario(desk):
+        program = open_afar(desk)
+        await desk.ask_afar(program, RUNS_BEFORE)
+        assert await desk.ask_afar(program) == ["f: revoke 1", *FAR_SECOND]
+
+    at_desk(scenario)
+
+
+@pytest.mark.parametrize("others", ["here", "at a peer"])
+def test_others_work_takes_a_ticket_to_a_peer_back_and_begins_the_row_anew(others):
+    async def scenario(desk):
+        program = open_afar(desk)
+        await desk.ask_afar(program, RUNS_BEFORE)
+        told = desk.ask(OTHERS) if others == "here" else await desk.ask_afar(OTHERS)
+        assert told == ["f: revoke 1"]
+        assert await desk.ask_afar(program, RUNS_BEFORE - 1) == []
+        assert await desk.ask_afar(program) == FAR_SECOND
+
+    at_desk(scenario)
+
+
+def test_what_others_send_to_a_peer_takes_tickets_here_back():
+    async def scenario(desk):
+        desk.meet("b")
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        assert await desk.ask_afar(OTHERS) == ["p: revoke 1"]
+
+    at_desk(scenario)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"took_s": FAR_TAKES_MAX_S + 0.001},
+        {"service_s": SERVICE_MAX_S + 0.001},
+        {"takes_lanes": False},
+        {"hops": 2},
+        {"hops": 0},
+    ],
+    ids=str,
+)
+def test_no_ticket_is_given_for_jobs_of_another_kind_of_way_but_the_row_goes_on(how):
+    async def scenario(desk):
+        program = open_afar(desk)
+        assert await desk.ask_afar(program, 2 * RUNS_BEFORE, **how) == []
+        assert await desk.ask_afar(program) == FAR_FIRST
+
+    at_desk(scenario)
+
+
+@pytest.mark.parametrize("how", [{"took_s": FAR_TAKES_MAX_S * 0.99}, {"service_s": SERVICE_MAX_S}], ids=str)
+def test_a_ticket_is_given_up_to_the_bounds(how):
+    async def scenario(desk):
+        assert await desk.ask_afar(open_afar(desk), RUNS_BEFORE, **how) == FAR_FIRST
+
+    at_desk(scenario)
+
+
+def test_another_models_answers_earn_no_ticket():
+    async def scenario(desk):
+        program = open_afar(desk)
+        assert await desk.ask_afar(program, 2 * RUNS_BEFORE, model=SMALL) == []
+        assert await desk.ask_afar(program, RUNS_BEFORE - 1) == []
+        assert await desk.ask_afar(program) == FAR_FIRST
+
+    at_desk(scenario)
+
+
+@pytest.mark.parametrize("node", ["n", "c"])
+def test_an_answer_from_elsewhere_ends_a_lane_to_a_peer(node):
+    async def scenario(desk):
+        program = open_afar(desk)
+        await desk.ask_afar(program, RUNS_BEFORE - 1)
+        assert await desk.ask_afar(program, node=node) == ["f: close"]
+        assert await desk.ask_afar(program, RUNS_BEFORE - 1) == []
+
+    at_desk(scenario)
+
+
+def test_an_answer_from_a_peer_ends_a_lane_here():
+    async def scenario(desk):
+        desk.meet("b")
+        program = desk.open(models=(LARGE,))
+        assert await desk.ask_afar(program, 1) == ["p: close"]
+        program.lane.tell(0, is_closed=True)
+        assert await desk.ask_afar(program, RUNS_BEFORE) == []
+
+    at_desk(scenario)
+
+
+def test_an_answer_of_this_node_ends_a_lane_to_a_peer():
+    async def scenario(desk):
+        desk.meet("b")
+        assert desk.ask(desk.open(executor="b")) == ["f: close"]
+
+    at_desk(scenario)
+
+
+def test_with_a_job_at_a_peer_and_another_here_no_ticket_is_given():
+    async def scenario(desk):
+        program = open_afar(desk)
+        await desk.ask_afar(program, RUNS_BEFORE - 1)
+        desk.submit(OTHERS)
+        assert await desk.ask_afar(program) == []
+        desk.worker.end()
+        assert await desk.ask_afar(program, RUNS_BEFORE - 1) == []
+        assert await desk.ask_afar(program) == FAR_FIRST
+
+    at_desk(scenario)
+
+
+def test_a_program_with_two_jobs_at_a_peer_gets_no_ticket():
+    async def scenario(desk):
+        program = open_afar(desk)
+        before = len(desk.log)
+        desk.submit(program, models=(LARGE,))
+        for _ in range(2 * RUNS_BEFORE):
+            desk.submit(program, models=(LARGE,))
+            desk.end_afar()
+        assert set(desk.log[before:]) == {"f: answer"}
+        desk.end_afar()
+
+    at_desk(scenario)
+
+
+def test_a_job_without_a_lane_earns_nothing():
+    async def scenario(desk):
+        open_afar(desk)
+        assert await desk.ask_afar(OTHERS, 2 * RUNS_BEFORE) == []
+
+    at_desk(scenario)
+
+
+def test_a_lane_to_a_peer_that_takes_no_ticket_is_not_said_to_have_one():
+    async def scenario(desk):
+        program = open_afar(desk)
+        program.lane.takes_orders = False
+        assert await desk.ask_afar(program, RUNS_BEFORE) == []
+        await desk.lanes.settle()
+        program.lane.takes_orders = True
+        assert await desk.ask_afar(program) == FAR_FIRST
+
+    at_desk(scenario)
+
+
+def test_runs_by_a_lane_to_a_peer_are_counted_as_offloaded_and_can_be_explained():
+    async def scenario(desk):
+        program = open_afar(desk)
+        await desk.ask_afar(program, RUNS_BEFORE)
+        was, report = desk.core.statistics(), desk.report.snapshot()
+        program.lane.tell(1, runs=[run(100, transfer_s=0.25), run(101)])
+        now, seen = desk.core.statistics(), desk.report.snapshot()
+        assert now.jobs_arrived - was.jobs_arrived == 2
+        assert now.jobs_offloaded - was.jobs_offloaded == 2
+        assert now.jobs_executed == was.jobs_executed
+        assert now.replies - was.replies == 2
+        assert (seen.offloaded - report.offloaded, seen.by_lane, seen.executed) == (2, 2, 0)
+        assert desk.report.sojourn.sum == pytest.approx(RUNS_BEFORE * 0.002 + 0.75 + 0.5)
+        decision = desk.core.decisions()[-1]
+        assert (decision.key, decision.chosen, decision.model) == (run(101).key, "b", LARGE)
+        assert decision.reason == "by a lane, on a ticket"
+
+    at_desk(scenario)
+
+
+def test_the_account_of_a_far_ticket_ends_what_is_owed():
+    async def scenario(desk):
+        program = open_afar(desk)
+        await desk.ask_afar(program, RUNS_BEFORE)
+        del desk.log[:]
+        begun_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.lanes.settle)
+            await trio.testing.wait_all_tasks_blocked()
+            assert desk.log == ["f: revoke 1"]
+            program.lane.tell(1, runs=[run(100)], was_cut=True)
+        assert trio.current_time() == begun_s
+        assert await desk.ask_afar(program, RUNS_BEFORE - 1) == [], "the row begins anew"
+        assert await desk.ask_afar(program) == FAR_SECOND
+
+    at_desk(scenario)
+
+
+def test_an_account_that_comes_from_within_the_taking_back_is_taken():
+    async def scenario(desk):
+        program = open_afar(desk)
+        await desk.ask_afar(program, RUNS_BEFORE)
+        lane = program.lane
+        lane.revoke = lambda ticket: lane.tell(ticket, runs=[run(100)], was_cut=True)
+        desk.submit(OTHERS)
+        assert desk.report.by_lane == 1
+        assert desk.core.decisions()[-1].key == run(100).key
+        desk.worker.end()
+        await desk.lanes.settle()
+        assert desk.ask(OTHERS) == []
+
+    at_desk(scenario)
+
+
 # ---------------------------------------------------------------- the end of a lane
 
 
@@ -444,9 +744,16 @@ def test_a_worker_without_room_means_no_lane():
 # ---------------------------------------------------------------- accounts
 
 
-def run(number, *, age_s=2.0, service_s=0.5, budget_s=None):
-    key = number.to_bytes(24, "big")
-    return LaneRun(key=key, age_s=age_s, service_s=service_s, input_bytes=7, output_bytes=9, budget_s=budget_s)
+def run(number, *, age_s=2.0, service_s=0.5, budget_s=None, transfer_s=0.0):
+    return LaneRun(
+        key=number.to_bytes(24, "big"),
+        age_s=age_s,
+        service_s=service_s,
+        transfer_s=transfer_s,
+        input_bytes=7,
+        output_bytes=9,
+        budget_s=budget_s,
+    )
 
 
 def test_runs_by_a_lane_are_counted_like_others_and_can_be_explained():
@@ -523,18 +830,23 @@ def test_runs_by_a_lane_are_recorded_as_if_the_daemon_had_seen_them(tmp_path):
                 await trio.sleep(10.0)
                 program = desk.open()
                 program.lane.tell(1, runs=[run(100, budget_s=0.75), run(101, age_s=1.0, service_s=0.25)])
+                desk.meet("b")
+                afar = desk.open(executor="b")
+                afar.lane.tell(1, runs=[run(102, age_s=0.5, service_s=0.125, transfer_s=0.25)])
                 nursery.cancel_scope.cancel()
             around.cancel_scope.cancel()
 
     trio.run(main, clock=clock)
     path = tmp_path / "read.trace"
     path.write_bytes(file.data)
-    first, second = read_recording(path).jobs
+    first, second, afar = read_recording(path).jobs
     assert second.at_s - first.at_s == pytest.approx(1.0)
     assert (first.budget_s, second.budget_s) == (0.75, 10.0)
     assert (first.input_bytes, first.output_bytes, first.priority, first.models) == (7, 9, 2, ("street",))
     assert (first.service_s, first.sojourn_s, first.waiting_s) == (0.5, 0.5, 0.0)
     assert (first.executor, first.model, first.hops, first.outcome) == ("n", "street", 0, ANSWERED)
+    assert (afar.executor, afar.model, afar.hops, afar.outcome) == ("b", "street", 1, ANSWERED)
+    assert (afar.service_s, afar.sojourn_s) == (0.125, 0.375)
 
 
 def test_who_wants_the_accounts_waits_for_those_of_tickets_in_use():

@@ -97,9 +97,11 @@ class Program:
     def __init__(self, driver):
         self._driver = driver
         self.answers = []
+        self.words = []
 
     def answer(self, answer, state):
         self.answers.append((answer.body, len(self._driver._inbox)))
+        self.words.append("answer")
 
 
 class Bench:
@@ -125,22 +127,15 @@ class Bench:
             on_unreachable=lambda peer: None,
             on_misbehaviour=lambda peer, what: self.blamed.append(peer),
             is_awaited=lambda command: is_awaited and command == 7,
+            before_answer=lambda *words: self.program.words.append(words),
         )
         action = Send(reason="", handle=1, peer="executor", command=7, job=job, estimate_s=0.1)
         self.outbound.start(action, self.entry)
 
-    def result(self, key=KEY):
-        return JobResult(
-            key=key,
-            attempt=0,
-            model="m" * 64,
-            node="executor",
-            hops=1,
-            waiting_s=0.0,
-            service_s=0.1,
-            body=b"result",
-            state=state_to_wire(self.state),
-        )
+    def result(self, key=KEY, **changes):
+        fields = {"node": "executor", "hops": 1, "waiting_s": 0.0, "service_s": 0.1}
+        state = state_to_wire(self.state)
+        return JobResult(key=key, attempt=0, model="m" * 64, body=b"result", state=state, **fields | changes)
 
     @property
     def posted(self):
@@ -184,11 +179,30 @@ def test_a_program_is_answered_before_the_accounts_if_the_core_waits_for_it(is_a
     with_bench(scenario, is_awaited=is_awaited)
 
 
+@pytest.mark.parametrize(
+    ("changes", "takes_lanes"),
+    [
+        ({"takes_lanes": True}, True),
+        ({}, False),
+        ({"takes_lanes": True, "node": "another"}, False),
+        ({"takes_lanes": True, "node": "n"}, False),
+    ],
+)
+def test_who_gives_tickets_hears_of_an_answer_before_the_program_and_a_peer_speaks_for_itself(changes, takes_lanes):
+    async def scenario(bench):
+        bench.line.listener.heard(bench.result(**changes), memoryview(b"raw"))
+        (entry, answer, takes), last = bench.program.words
+        assert (entry, takes, last) == (bench.entry, takes_lanes, "answer")
+        assert (answer.node, answer.hops, bytes(answer.payload)) == (changes.get("node", "executor"), 1, b"raw")
+
+    with_bench(scenario)
+
+
 def test_a_program_that_has_its_answer_is_not_answered_again():
     async def scenario(bench):
         bench.entry.is_answered = True
         bench.line.listener.heard(bench.result(), memoryview(b""))
-        assert bench.program.answers == []
+        assert (bench.program.answers, bench.program.words) == ([], [])
 
     with_bench(scenario)
 

@@ -31,6 +31,17 @@ def test_answers_are_counted_by_where_they_were_made():
     assert (snapshot.p50_s, snapshot.p99_s) == (1.5, 1.5)
 
 
+def test_answers_by_lanes_are_counted_by_where_they_were_made():
+    report = Report()
+    report.ran_by_lane(0.25)
+    report.ran_by_lane(0.5, transfer_s=1.0, own=False)
+    snapshot = report.snapshot()
+    assert (snapshot.answered, snapshot.by_lane, snapshot.executed, snapshot.offloaded) == (2, 2, 1, 1)
+    assert (report.service.count, snapshot.service_s_mean) == (1, 0.25), "of runs here"
+    assert (report.sojourn.sum, report.sojourn.count) == (1.75, 2)
+    assert snapshot.p99_s == 1.5
+
+
 def test_without_answers_there_are_no_quantiles():
     snapshot = Report().snapshot()
     assert (snapshot.p50_s, snapshot.p99_s, snapshot.service_s_mean) == (None, None, None)

@@ -976,6 +976,36 @@ def test_one_run_of_one_job_is_all_there_is_in_hand():
     assert bench.core.is_at_rest_but_for_one
 
 
+def test_one_job_that_is_away_is_all_there_is_in_hand():
+    bench = Bench(models=("n",))
+    bench.peer("b", now_s=1.0)
+    send = only(bench.job(1.0), act.Send)
+    assert bench.core.is_at_rest_but_for_one
+    other = only(bench.job(1.1), act.Send)
+    assert not bench.core.is_at_rest_but_for_one
+    bench.reply(1.2, send.command)
+    assert bench.core.is_at_rest_but_for_one
+    bench.reply(1.3, other.command)
+    assert not bench.core.is_at_rest_but_for_one
+
+
+def test_a_job_that_waits_beside_one_that_is_away_is_something_else_in_hand():
+    bench = Bench(models=("m", "n"), queue={"slots": 1})
+    bench.peer("b", now_s=1.0)
+    only(bench.job(1.0), act.Send)
+    bench.job(1.0, models=("n",))
+    bench.job(1.0, models=("n",))
+    assert not bench.core.is_at_rest_but_for_one
+
+
+def test_a_job_that_is_away_twice_is_not_decided_like_the_next():
+    bench = Bench(models=("n",))
+    bench.peer("b", now_s=1.0)
+    only(bench.job(1.0), act.Send)
+    bench.core._ledger.shipments[99] = None  # a hedge
+    assert not bench.core.is_at_rest_but_for_one
+
+
 def test_a_job_that_is_away_is_something_else_in_hand():
     bench = Bench()
     only(bench.job(1.0), act.Execute)
@@ -1019,6 +1049,108 @@ def test_runs_by_a_lane_are_counted_and_can_be_explained():
     assert (first.key, second.key) == keys[1:]
     assert (first.at_s, first.handle, first.model, first.chosen, first.candidates) == (1.0, 0, "m", "a", ())
     assert first.reason == "by a lane, on a ticket"
+
+
+def test_runs_by_a_lane_to_a_peer_are_counted_as_offloaded_and_explained_by_its_name():
+    bench = Bench()
+    assert bench.feed(1.0, ev.LaneRan(model="n", keys=(bytes(24), b"k" * 24), executor="b")) == []
+    seen = bench.core.statistics()
+    assert (seen.jobs_arrived, seen.jobs_offloaded, seen.replies) == (2, 2, 2)
+    assert (seen.jobs_received, seen.jobs_executed) == (0, 0)
+    decision = bench.core.decisions()[-1]
+    assert (decision.at_s, decision.key, decision.handle, decision.model) == (1.0, b"k" * 24, 0, "n")
+    assert (decision.chosen, decision.candidates, decision.reason) == ("b", (), "by a lane, on a ticket")
+
+
+def test_runs_of_a_peers_lane_are_counted_as_received_and_explained_as_run_here():
+    bench = Bench()
+    assert bench.feed(1.0, ev.LaneRan(model="m", keys=(b"k" * 24,), origin="b")) == []
+    seen = bench.core.statistics()
+    assert (seen.jobs_received, seen.jobs_executed, seen.replies) == (1, 1, 1)
+    assert (seen.jobs_arrived, seen.jobs_offloaded) == (0, 0)
+    [decision] = bench.core.decisions()
+    assert (decision.key, decision.chosen, decision.model) == (b"k" * 24, "a", "m")
+    assert (decision.candidates, decision.reason) == ((), "by a peer's lane")
+
+
+@pytest.mark.parametrize(("executor", "evicted"), [(None, "n"), ("b", "m")])
+def test_a_model_that_runs_by_a_lane_here_is_in_use(executor, evicted):
+    bench = Bench(models=("m", "n"), queue={"model_memory_bytes": 2})
+    capabilities = tuple(
+        Capability(model=model, mean_s=0.5, p95_s=0.5, memory_bytes=1, load_s=0.1) for model in ("m", "n", "o")
+    )
+    changed = ev.ModelChanged(table_digest=b"b", capabilities=capabilities, loaded=frozenset(("m", "n")))
+    bench.feed(0.5, changed)
+    for now_s, model in ((1.0, "m"), (2.0, "n")):
+        run = only(bench.job(now_s, models=(model,)), act.Execute)
+        bench.feed(now_s + 0.5, ev.ServiceFinished(command=run.command, service_s=0.5))
+    bench.feed(3.0, ev.LaneRan(model="m", keys=(b"k" * 24,), executor=executor))
+    assert only(bench.job(4.0, models=("o",)), act.EvictModel).model == evicted
+
+
+def test_a_lanes_model_that_is_not_known_here_is_only_counted():
+    bench = Bench()
+    assert bench.feed(1.0, ev.LaneRan(model="z", keys=(b"k" * 24,), origin="b")) == []
+    assert bench.core.statistics().jobs_executed == 1
+
+
+# Runs for peers that nobody decides about: whether they would begin at once.
+
+
+def runs_at_once(bench, model="m", *, service_max_s=0.5):
+    return bench.core.runs_at_once(model, service_max_s=service_max_s)
+
+
+def test_a_short_run_of_a_loaded_model_would_begin_at_once_on_an_idle_node():
+    bench = Bench(mean_s=0.5)
+    assert runs_at_once(bench)
+    assert not runs_at_once(bench, service_max_s=0.49)
+    assert not runs_at_once(bench, "z")
+
+
+def test_a_model_that_is_not_loaded_would_not_run_at_once():
+    bench = Bench()
+    entry = Capability(model="m", mean_s=0.5, p95_s=0.5, memory_bytes=1, load_s=1.0)
+    bench.feed(1.0, ev.ModelChanged(table_digest=b"b", capabilities=(entry,), loaded=frozenset()))
+    assert not runs_at_once(bench)
+
+
+def test_nothing_runs_at_once_beside_a_job_wherever_it_is():
+    bench = Bench(queue={"slots": 2})
+    run = only(bench.job(1.0), act.Execute)
+    assert not runs_at_once(bench)
+    bench.feed(1.5, ev.ServiceFinished(command=run.command, service_s=0.5))
+    assert runs_at_once(bench)
+    bench.peer("b", now_s=2.0)
+    send = only(bench.job(2.0), act.Send)
+    assert not runs_at_once(bench)
+    bench.reply(2.1, send.command)
+    assert runs_at_once(bench)
+
+
+def test_nothing_runs_at_once_where_room_is_kept_for_a_peer():
+    bench = Bench()
+    job = make_job(1.0, key=50, origin="b")
+    assert only(bench.feed(1.0, ev.OfferReceived(offer=1, peer="b", job=job)), act.Accept)
+    assert not runs_at_once(bench)
+
+
+def test_nothing_runs_at_once_on_a_draining_node():
+    bench = Bench()
+    bench.feed(1.0, ev.DrainRequested())
+    assert not runs_at_once(bench)
+
+
+def test_a_slowed_node_is_as_quick_as_it_is_now():
+    bench = Bench(mean_s=0.5)
+    bench.feed(1.0, ev.LoadSampled(slow_down=3.0, memory_free_bytes=1, power_class=0))
+    assert not runs_at_once(bench)
+    assert runs_at_once(bench, service_max_s=1.6)
+
+
+@pytest.mark.parametrize(("policy", "runs"), [("capd", True), ("local_only", True), ("max_spare", False)])
+def test_what_a_policy_might_move_does_not_run_at_once(policy, runs):
+    assert runs_at_once(Bench(placement={"policy": policy})) is runs
 
 
 def test_runs_by_a_lane_are_not_explained_when_that_is_off():

@@ -11,6 +11,10 @@ from transport.wire import (
     FrameTooLargeError,
     HealthNotice,
     Hello,
+    JobResult,
+    LaneDone,
+    LanePassed,
+    LaneRun,
     LocalProtocolError,
     PeerUnreachableError,
     Ping,
@@ -26,6 +30,7 @@ from transport.wire import (
 )
 
 STATE = StateRecord(1, "node", 2, 3, 0.5, 2, 0.0, 1.0, 1, 10**9, False, 0, b"12345678")
+KEY = b"k" * 24
 DECODERS = (decode_state, decode_gossip, decode_data)
 
 
@@ -53,6 +58,47 @@ def test_a_reader_ignores_unknown_fields_of_messages():
 def test_a_message_is_a_map_with_its_tag():
     fields = msgpack.unpackb(encode(Hello(versions=(1,), node="n", epoch=4)))
     assert fields == {"t": "hello", "versions": [1], "node": "n", "epoch": 4}
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        (
+            LaneRun(key=KEY, model="a" * 64, budget_s=2.5, body=b"body"),
+            {"t": "lane_run", "key": KEY, "model": "a" * 64, "budget_s": 2.5, "body": b"body"},
+        ),
+        (
+            LaneDone(key=KEY, service_s=0.5, body=bytes(48 * 1024)),
+            {"t": "lane_done", "key": KEY, "service_s": 0.5, "body": bytes(48 * 1024)},
+        ),
+        (LanePassed(key=KEY, is_unfit=True), {"t": "lane_passed", "key": KEY, "is_unfit": True}),
+        (LanePassed(key=KEY, is_unfit=False), {"t": "lane_passed", "key": KEY, "is_unfit": False}),
+    ],
+    ids=["run", "done", "unfit", "passed"],
+)
+def test_what_goes_by_lanes_is_told_field_by_field(message, fields):
+    assert msgpack.unpackb(encode(message)) == fields
+    assert decode_data(encode(message)) == message
+
+
+@pytest.mark.parametrize("takes_lanes", [False, True])
+def test_a_result_says_that_its_node_takes_lanes_or_leaves_it_out(takes_lanes):
+    result = JobResult(
+        key=KEY,
+        attempt=0,
+        model="a" * 64,
+        node="n",
+        hops=0,
+        waiting_s=0.0,
+        service_s=0.0,
+        body=b"",
+        state=STATE,
+        takes_lanes=takes_lanes,
+    )
+    fields = msgpack.unpackb(encode(result))
+    plain = {"t", "key", "attempt", "model", "node", "hops", "waiting_s", "service_s", "body", "state"}
+    assert set(fields) == (plain | {"takes_lanes"} if takes_lanes else plain), "an older peer's results are the same"
+    assert decode_data(encode(result)) == result
 
 
 @pytest.mark.parametrize("decode", DECODERS)
@@ -128,6 +174,18 @@ def test_what_is_too_large_to_send_is_our_fault():
         {"t": "cancel", "key": b"short"},
         {"t": "cards", "cards": [bytes(CARD_MAX_BYTES + 1)]},
         {"t": "steal_answer", "granted": 65, "state": None},
+        {"t": "lane_run", "key": KEY[1:], "model": "a" * 64, "budget_s": 1.0, "body": b""},
+        {"t": "lane_run", "key": KEY, "model": "a" * 63, "budget_s": 1.0, "body": b""},
+        {"t": "lane_run", "key": KEY, "model": "a" * 64, "budget_s": -1.0, "body": b""},
+        {"t": "lane_run", "key": KEY, "model": "a" * 64, "budget_s": 2e6, "body": b""},
+        {"t": "lane_run", "key": KEY, "model": "a" * 64, "budget_s": float("nan"), "body": b""},
+        {"t": "lane_run", "key": KEY, "model": "a" * 64, "budget_s": 1.0, "body": bytes(48 * 1024 + 1)},
+        {"t": "lane_run", "key": KEY, "model": "a" * 64, "budget_s": 1.0},
+        {"t": "lane_done", "key": KEY + b"k", "service_s": 1.0, "body": b""},
+        {"t": "lane_done", "key": KEY, "service_s": float("inf"), "body": b""},
+        {"t": "lane_done", "key": KEY, "service_s": 1.0, "body": bytes(48 * 1024 + 1)},
+        {"t": "lane_passed", "key": KEY, "is_unfit": 1},
+        {"t": "lane_passed", "key": KEY},
     ],
 )
 def test_values_out_of_bounds_are_the_senders_fault(fields):
