@@ -870,6 +870,7 @@ def test_a_program_that_leaves_ends_the_lane(is_asked, how):
         assert bench.states == ["closed" if is_asked else "kept"]
         [word] = bench.words
         assert (word.ticket, len(word.runs), word.is_closed, word.was_cut) == (1, 1, True, False)
+        assert not bench.lane.give(2, runs=RUNS, lasts_s=LASTS_S)
 
     at_lane(scenario)
 
@@ -925,6 +926,32 @@ def test_a_program_that_reads_no_answers_loses_its_lane_though_it_kept_our_end()
         assert accounted == [key(count) for count in range(1, number + 1)]
 
     at_lane(scenario, keeps=True)
+
+
+def test_a_program_that_takes_its_request_back_cannot_make_us_wait():
+    class Thief(trio.abc.Instrument):
+        """Takes a packet when the loop has just found that there is one."""
+
+        def after_io_wait(self, timeout):
+            with contextlib.suppress(BlockingIOError):
+                bench.kept.recv(protocol.PACKET_MAX_BYTES, socket.MSG_DONTWAIT)
+
+    async def main():
+        nonlocal bench
+        async with trio.open_nursery() as nursery:
+            bench = Bench(nursery, keeps=True)
+            bench.kept.setblocking(True)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.add_instrument(thief := Thief())
+            await bench.ask(1)
+            trio.lowlevel.remove_instrument(thief)
+            bench.kept.close()
+            assert bench.heard() == ["end"]
+            bench.near.close()
+        check_at_rest(bench)
+
+    bench = None
+    trio.run(main)
 
 
 def test_a_program_that_kept_our_end_cannot_make_us_wait():
