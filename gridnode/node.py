@@ -331,6 +331,7 @@ class Node:
         if scope.cancelled_caught:
             log.warning("drain_cut_short", jobs=len(self.jobs))
         with trio.move_on_after(FLUSH_S):
+            await self.parts.lanes.settle()  # runs by lanes are not among the core's jobs
             await self.door.wait_flushed()
             if self.http is not None:
                 await self.http.wait_flushed()

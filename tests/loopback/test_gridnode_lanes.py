@@ -6,6 +6,7 @@ import mmap
 import os
 import socket
 
+import msgspec
 import pytest
 import trio
 
@@ -19,15 +20,18 @@ from gridnode.control import (
     Share,
     Submit,
     TensorHeader,
+    Ticket,
     decode_prefix,
     decode_server,
     encode_body,
     encode_frame,
     make_key,
 )
-from gridnode.lanes import PROGRAM_LANES_MAX
+from gridnode.lanes import LASTS_S, PROGRAM_LANES_MAX, RUNS_BEFORE
 from gridnode.sandbox import SandboxDevice
-from models.workerprotocol import LaneEnded
+from models.workerprotocol import LaneEnded, LaneRun
+from transport.wire import LaneRun as WireRun
+from transport.wire import Ping
 
 CLIENT = bytes(range(16))
 BODY = encode_body(RequestBody(kind="tensors", tensors=(TensorHeader(name="x", dtype="uint8", shape=(100,)),)))
@@ -41,12 +45,15 @@ class Lane:
         self.digest = digest
         self.on_word = on_word
         self.closed = trio.Event()
+        self.tickets = []
+        self.revoked = []
 
     def give(self, ticket, *, runs, lasts_s):
+        self.tickets.append(ticket)
         return True
 
     def revoke(self, ticket):
-        pass
+        self.revoked.append(ticket)
 
     def close(self):
         self.closed.set()
@@ -209,3 +216,49 @@ def test_a_program_that_leaves_closes_its_lanes(run_lanes):
             await worker.lanes[0].closed.wait()
 
     run_lanes(scenario)
+
+
+def test_a_node_that_ends_waits_for_the_accounts_of_its_lanes(run_grid):
+    async def scenario(sandbox):
+        node, worker = sandbox.nodes["one"], Worker()
+        node.running.parts.lanes._executor = worker
+        async with await trio.open_unix_socket(str(node.socket)) as stream:
+            program = Program(stream)
+            await program.say(ClientHello(client=CLIENT))
+            await program.hear()
+            await program.share()
+            await program.ask()
+            await program.offer()
+            for _ in range(RUNS_BEFORE - 1):
+                await program.ask()
+            key, place = make_key(CLIENT, 99), {"model": "m", "budget_s": 2.0}
+            await program.say(Submit(key=key, body=BODY, **place), payload=bytes(100))
+            assert isinstance(await program.hear(), Ticket)
+            [lane] = worker.lanes
+            assert (lane.tickets, lane.revoked) == ([1], [])
+            node.running.stop()
+            await trio.sleep(LASTS_S)
+            assert lane.revoked == [1]
+            assert not lane.closed.is_set(), "a run may still be under way"
+            run = LaneRun(
+                key=make_key(CLIENT, 100), age_s=0.01, service_s=0.001, input_bytes=1, output_bytes=1, budget_s=None
+            )
+            lane.on_word(LaneEnded(lane=1, ticket=1, runs=(run,), was_cut=True, is_closed=False))
+            await lane.closed.wait()
+            await node.ended.wait()
+            assert node.running.parts.report.by_lane == 1
+
+    run_grid(scenario, devices={"one": SandboxDevice()}, models_s={"m": 0.001})
+
+
+def test_peers_payloads_for_lanes_are_received_where_their_models_workers_read_them(run_grid):
+    async def scenario(sandbox):
+        make_room = sandbox.nodes["one"].running._data.make_room
+        run = WireRun(key=bytes(24), model="a" * 64, budget_s=1.0, body=b"")
+        room = make_room(run, 100_000)
+        other = make_room(run, 100_000)
+        assert room.place.segment is other.place.segment
+        assert make_room(msgspec.structs.replace(run, model="b" * 64), 100_000).place.segment is not room.place.segment
+        assert make_room(Ping(nonce=1), 100_000) is None
+
+    run_grid(scenario, devices={"one": SandboxDevice()})

@@ -363,6 +363,17 @@ def test_no_ticket_is_no_ticket_though_none_is_in_use():
     assert at_lane(scenario).connections == []
 
 
+def test_no_ticket_is_no_ticket_though_the_last_one_would_still_last():
+    async def scenario(bench):
+        bench.give(1)
+        await bench.run(2)
+        bench.lane.revoke(1)
+        await bench.ask(1, ticket=0)
+        assert bench.heard() == [PASS]
+
+    at_lane(scenario)
+
+
 def test_an_unused_ticket_lasts_for_ever():
     async def scenario(bench):
         bench.give(1)
@@ -423,6 +434,27 @@ def test_another_ticket_takes_the_place_of_one_in_use():
         assert bench.states == ["kept", "kept"], "a program that goes back has used its ticket up"
 
     at_lane(scenario)
+
+
+def test_a_request_at_the_very_end_of_its_ticket_is_passed():
+    clock = trio.testing.MockClock()
+
+    async def scenario():
+        async with trio.open_nursery() as nursery:
+            bench = Bench(nursery)
+            await trio.testing.wait_all_tasks_blocked()
+            bench.give(1)
+            await bench.run(2)
+            bench.near.send(protocol.encode(LaneRequest(key(1), 1, b"", 0, 1, None)))
+            clock.jump(LASTS_S)  # as below
+            await trio.testing.wait_all_tasks_blocked()
+            assert bench.heard() == [PASS]
+            assert bench.states == ["kept"]
+            assert [(word.ticket, len(word.runs), word.was_cut) for word in bench.words] == [(1, 1, False)]
+            bench.near.close()
+        check_at_rest(bench)
+
+    trio.run(scenario, clock=clock)
 
 
 def test_a_ticket_begun_at_the_very_end_of_the_one_before_lasts_as_long_as_any():
@@ -812,9 +844,10 @@ def test_a_payload_outside_its_memory_is_unfit_and_costs_no_connection(offset, s
         protocol.encode([key(1), 1, b"", 0, 1, 2e6]),
         protocol.encode([key(1), 1, bytes(48 * 1024 + 1), 0, 1, None]),
         b"\x96\xa4\xff\xff\xff\xff",
+        b"\x97" + protocol.encode((key(1), 1, b"", 0, 1, None))[1:] + b"\x91" * 60_000,
         b"",
     ],
-    ids=range(10),
+    ids=range(11),
 )
 @pytest.mark.parametrize("is_asked", [True, False])
 def test_a_program_that_breaks_the_protocol_loses_its_lane(packet, is_asked):
