@@ -187,13 +187,10 @@ class FarLane:
                 self._is_leaving = False
 
     def _is_valid(self, ticket: int, now_s: float) -> bool:
-        """Tell whether a ticket is good for a run now; one that is over is let go."""
+        """Tell whether a ticket is good for a run now."""
         if ticket != self._ticket or not ticket:
             return self._begin_ticket(ticket, now_s)
-        if now_s < self._until_s:
-            return True
-        self._end()
-        return False
+        return now_s < self._until_s  # else the clock is about to be looked at
 
     def _begin_ticket(self, ticket: int, now_s: float) -> bool:
         """Begin to use a ticket, if it was given and there is a connection at hand."""
