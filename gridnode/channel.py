@@ -5,6 +5,7 @@ Who waits until the socket is ready again, a thread in poll or a task in an even
 both clients share this module. Large payloads are received straight into a buffer of their own.
 """
 
+import itertools
 import socket
 import sys
 from collections import deque
@@ -18,6 +19,7 @@ from gridnode.control import (
     PREFIX_BYTES,
     SEGMENT_MAX_BYTES,
     Buffer,
+    JobDone,
     OpenLane,
     ServerMessage,
     Share,
@@ -26,7 +28,8 @@ from gridnode.control import (
     encode_frame,
 )
 from gridnode.errors import DaemonUnreachableError
-from gridnode.lane import Lane, Row
+from gridnode.jobs import Options
+from gridnode.lane import Lane, LaneBook, Row
 from gridnode.segment import SHARED_MIN_BYTES, Segment
 
 READ_BYTES: Final = 64 * 1024
@@ -142,8 +145,8 @@ class Channel:
         self._outgoing: deque[Buffer] = deque()
         self.outgoing_bytes = 0
         """What waits for the socket to take it."""
-        self.lanes: dict[str, Lane] = {}
-        """By model."""
+        self.lanes = LaneBook()
+        self._numbers = itertools.count()
         self.earner: Lane | None = None
         """Whose ticket came last: the answer that earned it comes next."""
         self.row = Row()
@@ -247,19 +250,32 @@ class Channel:
             except OSError:
                 self._may_share = False
 
-    def open_lane(self, lane: Lane) -> bool:
-        """Offer a lane to the daemon; returns whether it is sent: there must be shared memory, and nothing unsent."""
+    def open_lane(self, model: str, options: Options, usual: JobDone) -> Lane | None:
+        """Offer a lane to the daemon; None where that cannot be done: there must be shared memory, and nothing unsent.
+
+        Raises
+        ------
+        OSError
+            The program has no descriptor left.
+        """
         if self._segment is None or self.outgoing_bytes:
-            return False
-        options = lane.options
-        words = OpenLane(model=lane.model, rungs=options.rungs, priority=options.priority, tenant=options.tenant or "")
+            return None
+        lane = Lane(next(self._numbers), model, options, usual)
+        words = OpenLane(
+            lane=lane.number,
+            model=model,
+            rungs=options.rungs,
+            priority=options.priority,
+            tenant=options.tenant or "",
+        )
         with lane.other:
             try:
                 self._send_with(encode_frame(words), lane.other.fileno())
             except OSError:
-                return False
-        self.lanes[lane.model] = lane
-        return True
+                lane.close()
+                return None
+        self.lanes.add(lane)
+        return lane
 
     def _announce(self, descriptor: int) -> None:
         """Send the memory's frame, with its descriptor."""

@@ -118,6 +118,8 @@ class OpenLane(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="op
     worker for the model, or no room, closes its end.
     """
 
+    lane: Annotated[int, Meta(ge=0)]
+    """Names it on this connection."""
     model: Annotated[str, Meta(max_length=128)]
     """As in the requests that may come by the lane. They also have the next three in common."""
     rungs: bool
@@ -182,10 +184,15 @@ class ServerHello(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="ticket"):
     """Leave to have some runs by a lane without a word to the daemon."""
 
-    model: str
-    """The lane's."""
+    lane: int
     ticket: int
     runs: int
+    lasts_s: float
+    """From the first run."""
+    depth: int
+    """Requests that may be under way by the lane at once; they are run one after another."""
+    lanes: int
+    """How many lanes for such requests may be open."""
     least_budget_s: float
     """Requests with less time are for the daemon, which ends them at their deadline."""
 

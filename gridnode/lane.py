@@ -11,7 +11,11 @@ and what becomes of a request that does not come through, is gridnode.links's.
 The records are those of models.laneprotocol, defined a second time for the reason told in gridnode.control.
 """
 
+import itertools
+import math
 import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -22,6 +26,12 @@ from gridnode.errors import ProtocolError
 from gridnode.jobs import BUDGET_MAX_S, Job, Options, Request
 
 PACKET_MAX_BYTES: Final = 64 * 1024
+ANSWERS_MAX_BYTES: Final = 96 * 1024
+"""Answers to come by one lane: half of what its socket holds, for the worker does not wait until they are read."""
+LULL_JOBS: Final = 8
+"""Jobs by other lanes after the daemon was asked, whether or not a ticket came of it."""
+QUEUED_BUDGET_MIN_S: Final = 1.0
+"""Least time of a request that goes by a lane behind others: several times what those take."""
 
 ROW_BEFORE_LANE: Final = 8
 """Requests of one kind, answered one after another by the same node, before a lane for more is opened."""
@@ -81,7 +91,7 @@ class Row:
             self.kind, self.count = kind, min(self.count, 0)
 
     def note_answer(self, done: JobDone) -> tuple[str, Options] | None:
-        """Note the daemon's answer, when no other is owed; returns the kind for which a lane is to be opened now."""
+        """Note the daemon's answer; returns the kind for which a lane is to be opened now."""
         if self.kind is None or self.kind[1].stream:
             return None
         if done.node != self.node:
@@ -95,6 +105,8 @@ class Lane:
 
     Parameters
     ----------
+    number : int
+        Names it on its connection.
     model : str
         As requests name it.
     options : Options
@@ -104,35 +116,46 @@ class Lane:
     """
 
     __slots__ = (
+        "_answer_bytes",
+        "_depth",
+        "_lasts_s",
         "_least_budget_s",
         "_left",
         "_ticket",
+        "_until_s",
         "is_unfit",
-        "job",
         "model",
+        "number",
         "options",
         "other",
-        "place",
+        "siblings",
         "socket",
+        "under_way",
         "usual",
     )
 
     outgoing_bytes = 0
-    """Nothing ever waits to be sent: a request is one packet, and the one before it was read."""
+    """Nothing ever waits to be sent: a request that the socket does not take is the daemon's."""
 
-    def __init__(self, model: str, options: Options, usual: JobDone) -> None:
+    def __init__(self, number: int, model: str, options: Options, usual: JobDone) -> None:
+        self.number = number
         self.model = model
         self.options = options
         self.usual = usual
         """The daemon's answer that earned the ticket: what it says of node and model holds for the lane's, too."""
-        self.job: Job | None = None
-        """The one under way."""
-        self.place = 0
-        """Of its payload."""
+        self.under_way: deque[tuple[Job, int, int]] = deque()
+        """Jobs that were sent, the places of their payloads and their tickets; they are answered in this order."""
         self.is_unfit = False
         """Whether requests like these had better not come by a lane."""
+        self.siblings = 1
+        """Lanes for such requests that there may be, as the last ticket says."""
         self._ticket = self._left = 0
-        self._least_budget_s = 0.0
+        self._depth = 1
+        self._lasts_s = self._least_budget_s = 0.0
+        self._until_s = math.inf
+        """When the ticket ends; not known before it is used."""
+        self._answer_bytes = PACKET_MAX_BYTES
+        """Length of the last answer; until there is one, at most one is to come."""
         self.socket, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         """Our end, and the worker's, which is to be sent and closed."""
         self.socket.setblocking(False)
@@ -140,34 +163,67 @@ class Lane:
     def take_ticket(self, ticket: Ticket) -> None:
         """Use a new ticket."""
         self._ticket, self._left, self._least_budget_s = ticket.ticket, ticket.runs, ticket.least_budget_s
+        self._lasts_s, self._until_s = ticket.lasts_s, math.inf
+        self._depth, self.siblings = ticket.depth, ticket.lanes
 
     @property
     def was_used(self) -> bool:
         """Whether there ever was a ticket."""
         return self._ticket > 0
 
-    def takes(self, job: Job, now_s: float) -> bool:
-        """Tell whether a job may be sent now."""
-        if not self._left or self.job is not None or job.request.options != self.options:
-            return False
-        return job.deadline_s is None or job.deadline_s - now_s >= self._least_budget_s
+    def has_ticket(self, now_s: float) -> bool:
+        """Tell whether there is a ticket, and time on it for what would go behind others.
 
-    def send(self, job: Job, place: int, now_s: float) -> None:
-        """Send a job whose payload lies in the shared memory; raises OSError where the lane is over."""
+        With none under way the worker is asked in any case: what it passes ends the ticket for the daemon, too.
+        """
+        waiting = len(self.under_way)
+        return self._left > 0 and (not waiting or now_s + waiting * self.usual.service_s < self._until_s)
+
+    def takes(self, job: Job, now_s: float, *, may_queue: bool) -> bool:
+        """Tell whether a job may be sent now, if there is a ticket; ``may_queue``: behind others, too."""
+        if job.request.options != self.options:
+            return False
+        least_s, waiting = self._least_budget_s, len(self.under_way)
+        if waiting:
+            if not may_queue or waiting >= min(self._depth, ANSWERS_MAX_BYTES // self._answer_bytes):
+                return False
+            least_s = max(least_s, QUEUED_BUDGET_MIN_S)
+        return job.deadline_s is None or job.deadline_s - now_s >= least_s
+
+    def send(self, job: Job, place: int, now_s: float) -> bool:
+        """Send a job whose payload lies in the shared memory.
+
+        Returns
+        -------
+        bool
+            False where it does not fit behind those under way.
+
+        Raises
+        ------
+        OSError
+            The lane is over.
+        """
         request = job.request
         budget_s = None if job.deadline_s is None else min(job.deadline_s - now_s, BUDGET_MAX_S)
-        self._left -= 1
-        self.job, self.place = job, place
         packet = _encode(LaneRequest(job.key, self._ticket, request.body, place, request.payload_bytes, budget_s))
-        self.socket.send(packet, socket.MSG_NOSIGNAL)
+        try:
+            self.socket.send(packet, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        self._left -= 1
+        if self._until_s == math.inf:
+            self._until_s = now_s + self._lasts_s
+        self.under_way.append((job, place, self._ticket))
+        return True
 
-    def receive(self) -> tuple[Job, JobDone | None, bytes] | None:
-        """Take the answer, if it is there.
+    def receive(self) -> tuple[Job, int, JobDone | None, bytes] | None:
+        """Take an answer, if one is there.
 
         Returns
         -------
         tuple or None
-            The job, its answer (None: ask the daemon) and its raw outputs; None where nothing has come.
+            The job, the place of its payload, its answer (None: ask the daemon) and its raw outputs; None where nothing
+            has come.
 
         Raises
         ------
@@ -186,14 +242,15 @@ class Lane:
             word = _decode(packet)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise ProtocolError(f"word of a worker is malformed: {error}") from error
-        job = self.job
-        if job is None or word.key != job.key:
+        if not self.under_way or word.key != self.under_way[0][0].key:
             raise ProtocolError("a worker answered what it was not asked")
-        self.job = None
+        job, place, ticket = self.under_way.popleft()
         if isinstance(word, LanePass):
-            self._left = 0
+            if ticket == self._ticket:
+                self._left = 0
             self.is_unfit = word.is_unfit
-            return job, None, b""
+            return job, place, None, b""
+        self._answer_bytes = len(packet)
         usual = self.usual
         done = JobDone(
             key=word.key,
@@ -208,9 +265,68 @@ class Lane:
             total_s=word.service_s + word.transfer_s,
             body=word.body,
         )
-        return job, done, word.payload
+        return job, place, done, word.payload
 
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()
         self.other.close()
+
+
+class LaneBook:
+    """The lanes of one connection, and which of them a job goes by."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, list[Lane]] = {}
+        self._asked: dict[bytes, str] = {}
+        """Models by keys of jobs that the daemon has, where there are lanes for such."""
+        self._lull = 0
+        """Jobs to go by lanes before the daemon is asked for a ticket again."""
+
+    def __iter__(self) -> Iterator[Lane]:
+        """Iterate over all lanes."""
+        return itertools.chain.from_iterable(self._lanes.values())
+
+    def of(self, model: str) -> Sequence[Lane]:
+        """Return the lanes for a model."""
+        return self._lanes.get(model, ())
+
+    def find(self, number: int) -> Lane | None:
+        """Return a lane by its number."""
+        return next((lane for lane in self if lane.number == number), None)
+
+    def add(self, lane: Lane) -> None:
+        """Keep a lane."""
+        self._lanes.setdefault(lane.model, []).append(lane)
+
+    def remove(self, lane: Lane) -> None:
+        """Forget a lane."""
+        lanes = self._lanes[lane.model]
+        lanes.remove(lane)
+        if not lanes:
+            del self._lanes[lane.model]
+
+    def choose(self, job: Job, now_s: float) -> Lane | None:
+        """Return the lane with the least under way that takes a job; None where the daemon is to be asked.
+
+        It is asked once for each lane that has no ticket, and again now and then: that is how it gets the next.
+        """
+        model = job.request.model
+        lanes = self._lanes.get(model)
+        if lanes is None:
+            return None
+        good = [lane for lane in lanes if lane.has_ticket(now_s)]
+        wanting = len(lanes) - len(good)
+        if good and (not wanting or self._lull or wanting <= list(self._asked.values()).count(model)):
+            may_queue = len(lanes) >= good[0].siblings
+            takers = [lane for lane in good if lane.takes(job, now_s, may_queue=may_queue)]
+            if takers:
+                self._lull = max(0, self._lull - 1)
+                return min(takers, key=lambda lane: len(lane.under_way))
+        self._asked[job.key] = model
+        return None
+
+    def answered(self, key: bytes) -> None:
+        """Note that the daemon has told the outcome of a job."""
+        if self._asked.pop(key, None) is not None:
+            self._lull = LULL_JOBS

@@ -1,16 +1,19 @@
 """Who may speak to a worker without asking this daemon: the lanes of the programs here, and their tickets.
 
 A program that asks for one thing after another, with a node that has nothing else to do, is answered the same each
-time: run it here, now. To such a program this desk gives a *ticket*: so many runs by a lane, before the core is asked
-once more. Owns the rule by which tickets are given and taken back, and the account of what was run on them. What the
-core decides, and what a lane is made of (models.lanes here, gridnode.farlanes to a peer), it only asks.
+time: run it here, now. So is one that has many requests under way, where no other node could run them. To such a
+program this desk gives a *ticket*: so many runs by a lane, before the core is asked once more. Owns the rule by which
+tickets are given and taken back, and the account of what was run on them. What the core decides, and what a lane is
+made of (models.lanes here, gridnode.farlanes to a peer), it only asks.
 
-The rule: RUNS_BEFORE jobs of the same kind from the same program in a row, each of which the core had run at once, here
-or at the same peer, with nothing else in hand. Any other work takes all tickets back, and the row begins anew.
+The rule: RUNS_BEFORE jobs of the same kind from the same program in a row, with nothing else in hand, each of which the
+core had run here or at the same peer: at once, or where only this node can. Any other work takes all tickets back, and
+the row begins anew.
 """
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -40,6 +43,12 @@ RUNS: Final = 32
 it so much later."""
 LASTS_S: Final = 0.1
 """Longest life of a ticket in use: a tenth of the time in which states of peers grow old."""
+SOLE_RUNS: Final = 128
+"""Runs on one ticket where no peer has the model, so that no word of a peer's would change what is decided."""
+SOLE_LASTS_S: Final = 0.5
+"""Longest life of such a ticket: a new version of the model, or a first peer that has it, is heeded so much later."""
+SOLE_DEPTH: Final = 16
+"""Requests under way on such a ticket: what is behind the first is passed at once when the ticket is taken back."""
 SERVICE_MAX_S: Final = 0.01
 """Longest run that comes by a lane: the core does not know of it, so others may wait for it unforeseen. Of a longer one
 the daemon's part is less than a hundredth anyway."""
@@ -49,28 +58,56 @@ FAR_TAKES_MAX_S: Final = 0.05
 """Longest that a job may take to a peer and back to come by a lane: half a ticket, so that its end meets few."""
 FAR_BUDGET_MIN_S: Final = 1.0
 """Least time of a request by a lane to a peer: what falls silent there can still be run elsewhere."""
-PROGRAM_LANES_MAX: Final = 4
-"""Lanes of one program, each for another model or kind of request."""
+PROGRAM_LANES_MAX: Final = 8
+"""Lanes of one program, for all kinds of requests; as many as a worker has."""
 
 
 class Resting(Protocol):
     """Knows whether the node has anything else to do."""
 
     @property
+    def jobs_in_hand(self) -> int:
+        """See scheduler.core.Core.jobs_in_hand."""
+        ...
+
+    @property
     def is_at_rest_but_for_one(self) -> bool:
         """See scheduler.core.Core.is_at_rest_but_for_one."""
         ...
 
+    def serves_only(self, jobs: int, models: Sequence[str]) -> bool:
+        """See scheduler.core.Core.serves_only."""
+        ...
 
-class Standing:
+
+class Track:
     """One lane as this desk knows it.
 
     Parameters
     ----------
+    number : int
+        Names it between program and daemon.
+    """
+
+    __slots__ = ("lane", "number", "ticket")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lane: Lane | None = None
+        """None once it has ended."""
+        self.ticket = 0
+        """The newest."""
+
+
+class Standing:
+    """Requests of one kind from one program, and the lanes that it has for them.
+
+    Parameters
+    ----------
     words : OpenLane
-        What all its requests have in common.
+        What all these requests have in common.
     models : tuple of str
-        Digests of the models that may answer; by the lane the first one does.
+        Digests of the models that may answer; by a lane the first one does.
     executor : str
         PeerID of the node where its jobs are run.
     client : bytes
@@ -79,7 +116,7 @@ class Standing:
         Sends a ticket to the program.
     """
 
-    __slots__ = ("client", "executor", "lane", "models", "row", "say", "ticket", "words")
+    __slots__ = ("client", "executor", "is_sole", "models", "open", "row", "say", "tracks", "unserved", "words")
 
     def __init__(
         self,
@@ -95,12 +132,16 @@ class Standing:
         self.executor = executor
         self.client = client
         self.say = say
-        self.lane: Lane | None = None
-        """None once it has ended."""
-        self.ticket = 0
-        """The newest."""
+        self.tracks: list[Track] = []
+        """Its lanes that have not ended."""
+        self.open = 0
+        """Jobs of this kind that the daemon owes the program."""
         self.row = 0
         """Jobs of this kind since another came."""
+        self.unserved = 0
+        """Jobs in a row that deserved a ticket while all lanes had one."""
+        self.is_sole = False
+        """Whether nobody else could run these jobs, as of its last ticket."""
 
 
 class LaneDesk:
@@ -112,6 +153,8 @@ class LaneDesk:
         PeerID of this node.
     default_deadline_s : float
         Budget of a request that names none.
+    slots : int
+        Jobs that this node runs at once: lanes that a program gets for one kind of request, if it can have so many.
     """
 
     def __init__(
@@ -124,8 +167,10 @@ class LaneDesk:
         report: Report,
         recorder: Recorder | None,
         default_deadline_s: float,
+        slots: int,
     ) -> None:
         self._node = node
+        self._slots = slots
         self._core = core
         self._driver = driver
         self._executor = executor
@@ -136,37 +181,51 @@ class LaneDesk:
         """Opens lanes to peers, while the node lives."""
         self._in_row: Standing | None = None
         """Whose jobs came last."""
-        self._out: set[Standing] = set()
+        self._out: set[Track] = set()
         """Those with a ticket that may be in use."""
-        self._owing: set[Standing] = set()
+        self._owing: set[Track] = set()
         """Those whose newest ticket has not been accounted for; some never begin to use it."""
         self._news = trio.Event()
         self._is_closing = False
 
-    def open(self, standing: Standing, segment: Segment, descriptor: int) -> bool:
+    def open(self, standing: Standing, number: int, segment: Segment, descriptor: int) -> bool:
         """Open a lane; the descriptor is taken over. Returns whether there is one now."""
+        track = Track(number)
 
         def on_word(word: LaneEnded | None) -> None:
             # Of the ticket before the newest one is told late at times: another thread of the worker was quicker.
-            if word is None or word.is_closed or word.ticket == standing.ticket:
-                self._out.discard(standing)
-                self._owing.discard(standing)
+            if word is None or word.is_closed or word.ticket == track.ticket:
+                self._out.discard(track)
+                self._owing.discard(track)
                 self._news.set()
                 self._news = trio.Event()
             if word is None or word.is_closed:
-                standing.lane = None
+                track.lane = None
+                if track in standing.tracks:
+                    standing.tracks.remove(track)
             if word is not None and word.was_cut:
                 standing.row = 0
             if word is not None and word.runs:
                 self._account(standing, word.runs)
 
+        is_own = standing.executor == self._node
+        if len(standing.tracks) >= (self._slots if is_own else 1) or not self._may_earn(standing):
+            os.close(descriptor)
+            return False
         model = standing.models[0]
-        if standing.executor == self._node:
-            standing.lane = self._executor.open_lane(model, segment, descriptor, on_word)
+        if is_own:
+            track.lane = self._executor.open_lane(model, segment, descriptor, on_word)
         else:
             assert self.far is not None, "programs come when the node lives"
-            standing.lane = self.far.open(standing.executor, model, segment, descriptor, on_word)
-        return standing.lane is not None
+            track.lane = self.far.open(standing.executor, model, segment, descriptor, on_word)
+        if track.lane is not None:
+            standing.tracks.append(track)
+        return track.lane is not None
+
+    def _may_earn(self, standing: Standing) -> bool:
+        """Say whether requests of a kind could earn a ticket if they went on as they do."""
+        in_hand = self._core.jobs_in_hand
+        return in_hand <= 1 or self._core.serves_only(in_hand, standing.models)
 
     def drain(self) -> None:
         """Give no ticket any more."""
@@ -174,32 +233,36 @@ class LaneDesk:
         self.revoke()
 
     def close(self, standing: Standing) -> None:
-        """End a lane: its program has left."""
+        """End all lanes of a kind: its program has left."""
         if self._in_row is standing:
             self._in_row = None
-        if standing.lane is not None:
-            standing.lane.close()
+        for track in standing.tracks:
+            if track.lane is not None:
+                track.lane.close()
 
     # ------------------------------------------------------------ when tickets come and go
 
     def begun(self, standing: Standing | None) -> None:
         """Note that a job begins here, of a kind that has a lane or of none: all tickets in use are taken back.
 
-        Also that of a program which sends more while it has one: it does not ask for one thing after another.
+        Also that of a program which sends more while it has one: it does not ask for one thing after another. That does
+        not matter where nobody else could run what it sends.
         """
         if standing is not self._in_row:
             self._in_row = standing
             if standing is not None:
                 standing.row = 0
+        elif standing is not None and standing.is_sole:
+            return
         if self._out:
             self.revoke()
 
     def revoke(self) -> None:
         """Take all tickets back: the node has something else to do, or is about to."""
         out, self._out = self._out, set()
-        for standing in out:
-            if standing.lane is not None:
-                standing.lane.revoke(standing.ticket)
+        for track in out:
+            if track.lane is not None:
+                track.lane.revoke(track.ticket)
 
     def ending_afar(self, entry: JobEntry, answer: Answer, takes_lanes: bool) -> None:
         """As ending(), of a job that a peer has run; it says whether it takes lanes."""
@@ -213,25 +276,62 @@ class LaneDesk:
         It leaves before the answer, and the core has not heard of the run's end yet: a program that found the answer
         first would ask the daemon once more, which would look as if it did not wait for its answers.
         """
-        service_s = answer.service_s
-        if answer.node != standing.executor and standing.lane is not None:
-            standing.lane.close()  # a lane to where such jobs are run now takes its place
-        is_like = answer.node == standing.executor and answer.model == standing.models[0]
-        if standing is not self._in_row or not is_like or not self._core.is_at_rest_but_for_one:
+        if answer.node != standing.executor:
+            self.close(standing)  # a lane to where such jobs are run now takes its place
+        if standing is not self._in_row or not self._is_usual(standing, answer):
             standing.row = 0
             return
         standing.row += 1
         is_own = answer.node == self._node
-        if service_s > SERVICE_MAX_S or took_s > (SERVICE_MAX_S if is_own else FAR_TAKES_MAX_S):
+        if answer.service_s > SERVICE_MAX_S or took_s > (SERVICE_MAX_S if is_own else FAR_TAKES_MAX_S):
             return
-        if standing.row >= RUNS_BEFORE and standing.lane is not None and not self._is_closing:
-            ticket = standing.ticket + 1
-            if standing.lane.give(ticket, runs=RUNS, lasts_s=LASTS_S):
-                standing.ticket = ticket
-                self._out.add(standing)
-                self._owing.add(standing)
-                least_s = max(BUDGET_MIN_S if is_own else FAR_BUDGET_MIN_S, 10 * service_s)
-                standing.say(Ticket(model=standing.words.model, ticket=ticket, runs=RUNS, least_budget_s=least_s))
+        if standing.row >= RUNS_BEFORE and not self._is_closing:
+            in_hand = self._core.jobs_in_hand
+            standing.is_sole = is_own and self._core.serves_only(in_hand, standing.models)
+            if in_hand > 1 and not standing.is_sole:
+                standing.row = 0
+            else:
+                self._give(standing, answer.service_s)
+
+    def _is_usual(self, standing: Standing, answer: Answer) -> bool:
+        """Say whether a job was run where jobs of its kind are, with nothing else in hand."""
+        if answer.node != standing.executor or answer.model != standing.models[0]:
+            return False
+        in_hand = self._core.jobs_in_hand
+        return self._core.is_at_rest_but_for_one if in_hand == 1 else in_hand == standing.open
+
+    def _give(self, standing: Standing, service_s: float) -> None:
+        """Give a ticket to a lane that has none in use."""
+        tracks = standing.tracks
+        track = next((track for track in tracks if track not in self._out), None)
+        if track is None:
+            # The end of a ticket is told a moment late at times; and a program may have lost one that it never used.
+            standing.unserved += 1
+            if len(tracks) == 1 or standing.unserved >= RUNS_BEFORE:
+                track = min(tracks, key=lambda track: track.ticket)
+        if track is None or track.lane is None:
+            return
+        standing.unserved = 0
+        is_sole = standing.is_sole
+        runs, lasts_s = (SOLE_RUNS, SOLE_LASTS_S) if is_sole else (RUNS, LASTS_S)
+        ticket = track.ticket + 1
+        if track.lane.give(ticket, runs=runs, lasts_s=lasts_s):
+            track.ticket = ticket
+            self._out.add(track)
+            self._owing.add(track)
+            standing.say(
+                Ticket(
+                    lane=track.number,
+                    ticket=ticket,
+                    runs=runs,
+                    lasts_s=lasts_s,
+                    depth=SOLE_DEPTH if is_sole else 1,
+                    lanes=self._slots if is_sole else 1,
+                    least_budget_s=max(
+                        BUDGET_MIN_S if standing.executor == self._node else FAR_BUDGET_MIN_S, 10 * service_s
+                    ),
+                )
+            )
 
     # ------------------------------------------------------------ accounts
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from gridnode.channel import Channel
 from gridnode.control import JobDone, Ticket
 from gridnode.errors import DaemonUnreachableError, GridError, ProtocolError
-from gridnode.jobs import Job, encode_job
+from gridnode.jobs import Job, Options, encode_job
 from gridnode.lane import PAUSE_AFTER_LANE, Lane
 from gridnode.link import Link
 from gridnode.session import OUTCOMES, Session
@@ -95,14 +95,13 @@ class Links:
         for message, payload in channel.receive():
             if isinstance(message, OUTCOMES):
                 channel.release(message.key)
+                channel.lanes.answered(message.key)
                 received(link, message, payload, now_s=now_s)
                 if isinstance(message, JobDone):
                     self._note_answer(link, channel, message)
                 continue
             if isinstance(message, Ticket):
-                if (lane := channel.lanes.get(message.model)) is not None:
-                    lane.take_ticket(message)
-                    channel.earner = lane
+                self._take_ticket(link, channel, message)
                 continue
             received(link, message, payload, now_s=now_s)
 
@@ -110,21 +109,29 @@ class Links:
         """Open a lane for more requests like the last one, where a row of them has been answered."""
         if channel.earner is not None:
             channel.earner.usual, channel.earner = message, None
-        if link.owed:
-            return
         kind = channel.row.note_answer(message)
-        if kind is None or kind[0] in channel.lanes or not channel.has_shared:
+        if kind is not None and not channel.lanes.of(kind[0]):
+            self._open_lane(link, channel, *kind, message)
+
+    def _take_ticket(self, link: Link, channel: Channel, ticket: Ticket) -> None:
+        """Let a lane use a ticket, and open another where more requests than one are under way."""
+        lane = channel.lanes.find(ticket.lane)
+        if lane is None:
             return
+        lane.take_ticket(ticket)
+        channel.earner = lane
+        if link.owed > 1 and len(channel.lanes.of(lane.model)) < ticket.lanes:
+            self._open_lane(link, channel, lane.model, lane.options, lane.usual)
+
+    def _open_lane(self, link: Link, channel: Channel, model: str, options: Options, usual: JobDone) -> None:
         try:
-            lane = Lane(*kind, message)
+            lane = channel.open_lane(model, options, usual)
         except OSError:  # the program has no descriptor left
             channel.row.count = -PAUSE_AFTER_LANE
             return
-        if not channel.open_lane(lane):
-            lane.close()
-            return
-        self._links[lane] = link
-        self._on_open(lane)
+        if lane is not None:
+            self._links[lane] = link
+            self._on_open(lane)
 
     def _take_answer(self, link: Link, lane: Lane, now_s: float) -> None:
         """Hand over the answer that has come by a lane, or have the daemon asked in the worker's place."""
@@ -136,31 +143,33 @@ class Links:
             return
         if answer is None:
             return
-        job, done, payload = answer
+        job, place, done, payload = answer
         if done is not None:
             channel.release(job.key)
             self.session.received(link, done, payload, now_s=now_s)
-        elif lane.is_unfit:
-            self._end_lane(link, lane, now_s, job)
-        else:
-            self._ask_daemon(channel, job, lane.place, now_s)
+            return
+        if lane.is_unfit:
+            self._end_lane(link, lane, now_s)
+        self._ask_daemon(channel, job, place, now_s)
 
-    def _end_lane(self, link: Link, lane: Lane, now_s: float, job: Job | None = None) -> None:
+    def _end_lane(self, link: Link, lane: Lane, now_s: float) -> None:
         """Close a lane; the daemon is asked for what was under way."""
         channel = self._channels[link]
-        del channel.lanes[lane.model], self._links[lane]
+        channel.lanes.remove(lane)
+        del self._links[lane]
         channel.row.count = 0 if lane.was_used and not lane.is_unfit else -PAUSE_AFTER_LANE
         self._before_close(lane)
         lane.close()
-        job = job or lane.job
-        if job is not None:
-            self._ask_daemon(channel, job, lane.place, now_s)
+        for job, place, _ in lane.under_way:
+            self._ask_daemon(channel, job, place, now_s)
 
     def _ask_daemon(self, channel: Channel, job: Job, place: int, now_s: float) -> None:
         """Send a job to the daemon that did not come through by a lane; its payload lies where it lay."""
         if job.ended:
             channel.release(job.key)  # it was cancelled, or came too late
             return
+        if channel not in self._links:
+            return  # it has gone meanwhile, and its jobs are to be sent anew
         channel.send(encode_job(job, now_s=now_s, place=place))
         self.unsent[channel] = None
         self.write(channel, now_s)
@@ -196,17 +205,19 @@ class Links:
     def _send_job(self, link: Link, channel: Channel, job: Job, now_s: float) -> None:
         """Queue a job's frame; its payload is left in shared memory, or sent along where there is no room for it."""
         request = job.request
-        lane = channel.lanes.get(request.model)
-        if lane is not None and lane.takes(job, now_s):
+        lane = channel.lanes.choose(job, now_s)
+        place = None
+        if lane is not None:
             place = channel.put(job.key, request.parts, request.payload_bytes, least_bytes=1)
             if place is not None:
                 try:
-                    lane.send(job, place, now_s)
+                    if lane.send(job, place, now_s):
+                        return
                 except OSError:
                     self._end_lane(link, lane, now_s)
-                return
         channel.row.note_request(request)
-        place = channel.put(job.key, request.parts, request.payload_bytes)
+        if place is None:
+            place = channel.put(job.key, request.parts, request.payload_bytes)
         channel.send(encode_job(job, now_s=now_s, place=place), request.parts if place is None else ())
 
     def _close_finished(self, now_s: float) -> None:
@@ -233,7 +244,7 @@ class Links:
     def _close_channel(self, link: Link) -> None:
         channel = self._channels.pop(link, None)
         if channel is not None:
-            for lane in channel.lanes.values():
+            for lane in channel.lanes:
                 del self._links[lane]
                 self._before_close(lane)
                 lane.close()

@@ -125,6 +125,7 @@ class Parts:
             report=self.report,
             recorder=self.recorder,
             default_deadline_s=config.scheduler.placement.default_deadline_s,
+            slots=config.scheduler.queue.slots,
         )
 
     # ------------------------------------------------------------ making

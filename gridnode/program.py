@@ -174,16 +174,17 @@ class Connection:
         if descriptor is None:
             raise ProtocolError("a lane is asked for, but not exactly one descriptor came with the message")
         kind = _kind(message)
-        self._lanes = {of: standing for of, standing in self._lanes.items() if standing.lane is not None}
-        is_usual = self._last is not None and self._last[0] == kind and kind not in self._lanes
-        if self._segment is None or not is_usual or len(self._lanes) >= PROGRAM_LANES_MAX:
+        self._lanes = {of: standing for of, standing in self._lanes.items() if standing.tracks}
+        open_lanes = sum(len(standing.tracks) for standing in self._lanes.values())
+        if self._segment is None or self._last is None or self._last[0] != kind or open_lanes >= PROGRAM_LANES_MAX:
             os.close(descriptor)
             return
-        assert self._last is not None
-        standing = Standing(
-            message, self._last[1], executor=self._executor or self._door.node, client=self._client, say=self.say
-        )
-        if self._door.lanes.open(standing, self._segment, descriptor):
+        standing = self._lanes.get(kind)
+        if standing is None:
+            standing = Standing(
+                message, self._last[1], executor=self._executor or self._door.node, client=self._client, say=self.say
+            )
+        if self._door.lanes.open(standing, message.lane, self._segment, descriptor):
             self._lanes[kind] = standing
 
     def _lane_of(self, message: Submit, job: Job) -> Standing | None:
@@ -193,7 +194,7 @@ class Connection:
         kind = _kind(message)
         self._last = (kind, job.models)
         standing = self._lanes.get(kind)
-        if standing is not None and (standing.lane is None or standing.models != job.models):
+        if standing is not None and (not standing.tracks or standing.models != job.models):
             self._door.lanes.close(standing)  # its worker has gone, or another model has this name now
             del self._lanes[kind]
             return None
@@ -237,16 +238,19 @@ class Connection:
             self._refuse(message.key, Reason.QUEUE_FULL.value, f"{len(self._handles)} jobs of this client are open")
             return
         handle = self._handles[job.key] = door.jobs.mint()
+        standing = self._lane_of(message, job)
+        if standing is not None:
+            standing.open += 1
         door.jobs.add(
             JobEntry(
                 handle=handle,
                 job=job,
                 body=message.body,
                 payload=(payload,),
-                responder=ClientResponder(self, job),
+                responder=ClientResponder(self, job, standing),
                 place=place,
                 is_hasty=True,
-                lane=self._lane_of(message, job),
+                lane=standing,
             )
         )
         door.driver.post(JobArrived(handle=handle, job=job, origin=None))
@@ -331,9 +335,10 @@ def _instead_of(message: ServerMessage, error: ProtocolError) -> ServerMessage:
 class ClientResponder:
     """Answers a program."""
 
-    def __init__(self, connection: Connection, job: Job) -> None:
+    def __init__(self, connection: Connection, job: Job, standing: Standing | None) -> None:
         self._connection = connection
         self._job = job
+        self._standing = standing
 
     def accepted(self, state: PeerState) -> None:
         """Say nothing: a program waits for the outcome alone."""
@@ -343,12 +348,19 @@ class ClientResponder:
 
     def answer(self, answer: JobAnswer, state: PeerState | None) -> None:
         """Send the result."""
+        self._count()
         self._connection.end(self._job, answer)
 
     def fail(self, failure: Failure, state: PeerState, *, estimate_s: float | None) -> None:
         """Send the named error."""
+        self._count()
         self._connection.fail(self._job, failure.reason, failure.message, estimate_s)
 
     def give_back(self, reason: Reason, state: PeerState, *, estimate_s: float | None) -> None:
         """Send the named error: a program's job has nowhere else to go back to."""
+        self._count()
         self._connection.fail(self._job, reason.value, "", estimate_s)
+
+    def _count(self) -> None:
+        if self._standing is not None:
+            self._standing.open -= 1

@@ -24,8 +24,9 @@ OUTPUT_MAX_BYTES: Final = 48 * 1024
 ANSWER_MAX_BYTES: Final = PACKET_MAX_BYTES - 256
 """Body and raw outputs of one answer: what the other fields leave of a packet."""
 
-PASSED_MAX: Final = 16
-"""Requests in a row that come to nothing, after which the lane ends: its program does not listen."""
+PASSED_MAX: Final = 64
+"""Requests in a row that come to nothing, after which the lane ends: its program does not listen. Several times what
+may be under way when a ticket is taken back."""
 
 Key = Annotated[bytes, Meta(min_length=24, max_length=24)]
 Count = Annotated[int, Meta(ge=0)]

@@ -75,7 +75,7 @@ class WorkerLane:
         """The newest that was ever in use."""
         self._runs = 0
         self._lasts_s = 0.0
-        """What tickets are good for."""
+        """What tickets were good for, at most."""
         self.due_s = math.inf
         """When the account of the ticket in use, or of a lane that is to end, is overdue."""
         self.is_closing = False
@@ -84,7 +84,7 @@ class WorkerLane:
         """See Lane.give."""
         if not self._lanes.tell(protocol.TicketOrder(lane=self.number, ticket=ticket, runs=runs, lasts_s=lasts_s)):
             return False
-        self._newest, self._runs, self._lasts_s = ticket, runs, lasts_s
+        self._newest, self._runs, self._lasts_s = ticket, max(runs, self._runs), max(lasts_s, self._lasts_s)
         return True
 
     def revoke(self, ticket: int) -> None:

@@ -19,7 +19,7 @@ goes), `workbench` and `execution` (own workers), `outcomes` (answers of peers),
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scheduler import explanation, variants
@@ -213,6 +213,21 @@ class Core:
         ledger = self._ledger
         is_one = len(ledger.jobs) == len(ledger.runs) + len(ledger.shipments) == 1
         return is_one and self._policy.promises_gain and not (ledger.reservations or ledger.is_draining)
+
+    @property
+    def jobs_in_hand(self) -> int:
+        """How many jobs have not had their outcome."""
+        return len(self._ledger.jobs)
+
+    def serves_only(self, jobs: int, models: Sequence[ModelDigest]) -> bool:
+        """Say whether so many jobs here are all there is in hand, and no peer is known that has one of the models.
+
+        More like them are served here, then, one after another; for what policies, is_at_rest_but_for_one says.
+        """
+        ledger = self._ledger
+        if len(ledger.jobs) != jobs or ledger.shipments or ledger.parked or ledger.reservations or ledger.is_draining:
+            return False
+        return self._policy.promises_gain and not ledger.view.may_have(models)
 
     def runs_at_once(self, model: ModelDigest, *, service_max_s: float) -> bool:
         """Say whether a job that came now would be run here at once, and be over within that many seconds.

@@ -13,6 +13,8 @@ Whether a peer is alive is not the table's judgement: probes and signed words of
 The age of a record never moves a peer between these.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from scheduler.config import CoreConfig
@@ -184,6 +186,16 @@ class View:
         if peer is not None and peer.is_reachable != reachable:
             peer.is_reachable = reachable
             self._judge(peer)
+
+    def may_have(self, models: Sequence[ModelDigest]) -> bool:
+        """Say whether a peer has one of these models, or may have: its table is not known."""
+        for peer in self.listed:
+            state = peer.state
+            if state is not None and state.table_digest != peer.table_digest and state.table_digest:
+                return True
+            if any(model in peer.capabilities for model in models):
+                return True
+        return False
 
     def expected_period_s(self) -> float:
         """Return the mean time between two records of one peer, in seconds: gossip has a budget per listener."""
