@@ -153,6 +153,7 @@ class Worker:
             except (*self._input_faults, *self._model_faults):
                 return None
             finally:
+                self._ended_s = time.perf_counter()
                 del self._running[-lane]
 
         def tell(record: protocol.LaneBegun | protocol.LaneEnded) -> None:
