@@ -123,6 +123,7 @@ class Insight:
             answered=report.answered,
             executed=core.jobs_executed,
             by_lane=report.by_lane,
+            lanes=node.parts.lanes.in_use,
             offloaded=core.jobs_offloaded,
             received=core.jobs_received,
             stolen=core.jobs_stolen,
@@ -205,6 +206,7 @@ class Insight:
             "Jobs answered here that no decision came before: their programs had tickets.",
             [((), report.by_lane)],
         )
+        text.gauge("gridnode_lanes", "Programs' lanes with a ticket.", [((), node.parts.lanes.in_use)])
         text.counter(
             "gridnode_jobs_ended",
             "Jobs of this node that ended without a result.",

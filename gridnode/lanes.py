@@ -227,6 +227,11 @@ class LaneDesk:
         in_hand = self._core.jobs_in_hand
         return in_hand <= 1 or self._core.serves_only(in_hand, standing.models)
 
+    @property
+    def in_use(self) -> int:
+        """How many lanes have a ticket."""
+        return len(self._out)
+
     def drain(self) -> None:
         """Give no ticket any more."""
         self._is_closing = True

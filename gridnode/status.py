@@ -108,7 +108,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     executed: int
     """Executed here, for own clients and for peers."""
     by_lane: int
-    """Of these, jobs that no decision came before: their program had a ticket."""
+    """Of the answered, jobs that no decision came before: their program had a ticket."""
+    lanes: int
+    """Programs' lanes with a ticket now. What goes by them neither waits nor runs as the other figures count."""
     offloaded: int
     """Jobs handed to peers by this node's choice."""
     received: int

@@ -77,12 +77,12 @@ def _facts(status: NodeStatus, now_s: float) -> list[tuple[str, RenderableType]]
         (
             "load",
             f"{status.running}/{status.slots} running, {status.queue_length} waiting ({span(status.backlog_s)}), "
-            f"{status.away} away, slow-down {status.slow_down:.2f}",
+            f"{status.away} away{_lanes(status.lanes)}, slow-down {status.slow_down:.2f}",
         ),
         (
             "work",
             f"{status.answered} answered, {status.executed} executed here, {status.offloaded} offloaded, "
-            f"{status.received} received, {status.stolen} stolen, {status.granted} granted",
+            f"{status.received} received, {status.stolen} stolen, {status.granted} granted, {status.by_lane} by lane",
         ),
         ("ended", _ended(status.ended)),
         (
@@ -96,6 +96,10 @@ def _facts(status: NodeStatus, now_s: float) -> list[tuple[str, RenderableType]]
         ("", f"http {status.http_address or 'off'}, metrics {status.metrics_address or 'off'}, socket {status.socket}"),
         ("policy", f"{status.policy}, cpu share {status.cpu_share:g}, threads {status.threads}"),
     ]
+
+
+def _lanes(count: int) -> str:
+    return "" if not count else ", 1 lane in use" if count == 1 else f", {count} lanes in use"
 
 
 def _isolation(status: NodeStatus) -> str:

@@ -1039,6 +1039,64 @@ def test_the_next_job_is_decided_alike_where_jobs_move_only_for_a_gain(policy, i
     assert bench.core.is_at_rest_but_for_one is is_decided_alike
 
 
+def test_jobs_that_only_this_node_can_run_are_all_that_is_in_hand():
+    bench = Bench()
+    assert bench.core.serves_only(0, ("m",))
+    for number in (1, 2, 3):
+        bench.job(1.0)
+        assert bench.core.jobs_in_hand == number
+        assert bench.core.serves_only(number, ("m",))
+        assert not bench.core.serves_only(number - 1, ("m",)), "one is somebody else's"
+
+
+def test_a_peer_that_has_the_model_could_run_the_next_job_whatever_its_state():
+    bench = Bench()
+    bench.peer("b", mean_s=9.0)
+    bench.job(1.0)
+    assert not bench.core.serves_only(1, ("m",))
+    assert not bench.core.serves_only(1, ("n", "m"))
+    assert bench.core.serves_only(1, ("n",))
+    bench.feed(1.1, ev.PeerSuspected(peer="b"))
+    assert not bench.core.serves_only(1, ("m",)), "it may be back in a moment"
+    bench.feed(1.2, ev.PeerLost(peer="b"))
+    assert bench.core.serves_only(1, ("m",))
+
+
+def test_a_peer_whose_table_is_not_known_may_have_any_model():
+    bench = Bench()
+    bench.feed(1.0, ev.AdvertReceived(state=bench.state("b")))
+    assert not bench.core.serves_only(0, ("m",))
+    table = CapabilityTable(node_id="b", digest=b"b-------", entries=())
+    bench.feed(1.1, ev.TableReceived(table=table))
+    assert bench.core.serves_only(0, ("m",))
+    bench.feed(1.2, ev.AdvertReceived(state=bench.state("b", table_digest=b"changed-")))
+    assert not bench.core.serves_only(0, ("m",))
+    bench.feed(1.3, ev.AdvertReceived(state=bench.state("b", table_digest=b"")))
+    assert bench.core.serves_only(0, ("m",)), "it says that it has none"
+
+
+@pytest.mark.parametrize(
+    "why", ["draining", "room is kept", "a job waits for its model", "a job is away", "other policy"]
+)
+def test_with_something_else_to_do_a_node_does_not_only_serve_these_jobs(why):
+    bench = Bench(placement={"policy": "jiq" if why == "other policy" else "capd"})
+    if why == "draining":
+        bench.feed(1.0, ev.DrainRequested())
+    elif why == "room is kept":
+        bench.job(1.0)
+        job = make_job(1.0, key=50, origin="b")
+        assert only(bench.feed(1.0, ev.OfferReceived(offer=1, peer="b", job=job)), act.Accept)
+    elif why == "a job waits for its model":
+        capability = Capability(model="m", mean_s=0.5, p95_s=0.5, memory_bytes=1, load_s=0.1)
+        bench.feed(0.5, ev.ModelChanged(table_digest=b"b", capabilities=(capability,), loaded=frozenset()))
+        assert only(bench.job(1.0), act.LoadModel)
+    elif why == "a job is away":
+        only(bench.job(1.0), act.Execute)
+        bench.peer("b", now_s=1.0)
+        only(bench.job(1.0), act.Send)
+    assert not bench.core.serves_only(bench.core.jobs_in_hand, ("n",))
+
+
 def test_runs_by_a_lane_are_counted_and_can_be_explained():
     bench = Bench(decisions=2)
     keys = tuple(number.to_bytes(24, "big") for number in (7, 8, 9))
