@@ -23,8 +23,9 @@ STATUS = NodeStatus(
     timestamp_version=1_795_223_972, control_address="192.168.178.123:4001", data_address="192.168.178.123:4002",
     metrics_address="127.0.0.1:9464", http_address="127.0.0.1:8000", socket="/run/gridnode/gridnode.sock",
     policy="capd", slots=2, cpu_share=1.0, threads=4, neighbours=8, peers_alive=120, isolated_s=None, queue_length=3,
-    backlog_s=0.2, running=2, away=5, answered=123_456, executed=100_000, by_lane=9, lanes=2, offloaded=23_456, received=5,
-    stolen=7, granted=9, late_answers=0, invariant_violations=0, ended={"deadline": 3}, p50_ms=12.3, p99_ms=123.4,
+    backlog_s=0.2, running=2, away=5, answered=123_456, executed=100_000, by_lane=9, lanes=2, offloaded=23_456,
+    received=5, stolen=7, granted=9, late_answers=0, invariant_violations=0, ended={"deadline": 3}, p50_ms=12.3,
+    p99_ms=123.4,
     service_ms=9.9, memory_bytes=130_000_000, memory_free_bytes=2_000_000_000, temperature_c=61.0, slow_down=1.2,
     workers=(WORKER,),
 )  # fmt: skip
