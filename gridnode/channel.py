@@ -29,7 +29,8 @@ from gridnode.control import (
 )
 from gridnode.errors import DaemonUnreachableError
 from gridnode.jobs import Options
-from gridnode.lane import Lane, LaneBook, Row
+from gridnode.lane import Lane
+from gridnode.lanebook import LaneBook
 from gridnode.segment import SHARED_MIN_BYTES, Segment
 
 READ_BYTES: Final = 64 * 1024
@@ -149,7 +150,6 @@ class Channel:
         self._numbers = itertools.count()
         self.earner: Lane | None = None
         """Whose ticket came last: the answer that earned it comes next."""
-        self.row = Row()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

@@ -5,17 +5,16 @@ Where a peer's worker answers, the daemon has the other end, and carries on what
 Between program and worker stands the daemon, which decides about each request, and takes longer for that than a small
 model does for its run. A program that asks for one thing after another is decided about the same way each time while
 the node has nothing else to do. So it may open a lane, and the daemon gives it a *ticket* every now and then: so many
-runs without a word. Owns one lane: its socket, its ticket, and the one request under way. When a lane may be opened,
-and what becomes of a request that does not come through, is gridnode.links's.
+runs without a word. Owns one lane: its socket, its ticket, and the requests under way. When a lane may be opened, and
+which of several a request goes by, is gridnode.lanebook's; what becomes of a request that does not come through is
+gridnode.links's.
 
 The records are those of models.laneprotocol, defined a second time for the reason told in gridnode.control.
 """
 
-import itertools
 import math
 import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -23,20 +22,13 @@ from msgspec import Meta
 
 from gridnode.control import JobDone, Ticket
 from gridnode.errors import ProtocolError
-from gridnode.jobs import BUDGET_MAX_S, Job, Options, Request
+from gridnode.jobs import BUDGET_MAX_S, Job, Options
 
 PACKET_MAX_BYTES: Final = 64 * 1024
 ANSWERS_MAX_BYTES: Final = 96 * 1024
-"""Answers to come by one lane: half of what its socket holds, for the worker does not wait until they are read."""
-LULL_JOBS: Final = 8
-"""Jobs by other lanes after the daemon was asked, whether or not a ticket came of it."""
+"""Answers to come by one lane: no more than its socket holds, for the worker does not wait until they are read."""
 QUEUED_BUDGET_MIN_S: Final = 1.0
 """Least time of a request that goes by a lane behind others: several times what those take."""
-
-ROW_BEFORE_LANE: Final = 8
-"""Requests of one kind, answered one after another by the same node, before a lane for more is opened."""
-PAUSE_AFTER_LANE: Final = 1000
-"""Such requests to be answered before another lane is tried, where the last was of no use."""
 
 Key = Annotated[bytes, Meta(min_length=24, max_length=24)]
 
@@ -73,33 +65,6 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(LaneDone | LanePass).decode
 
 
-class Row:
-    """How many requests of one kind were answered in a row, on one connection."""
-
-    __slots__ = ("count", "kind", "node")
-
-    def __init__(self) -> None:
-        self.node = ""
-        """Which answered them."""
-        self.kind: tuple[str, Options] | None = None
-        self.count = 0
-
-    def note_request(self, request: Request) -> None:
-        """Note a request to the daemon."""
-        kind = (request.model, request.options)
-        if kind != self.kind:
-            self.kind, self.count = kind, min(self.count, 0)
-
-    def note_answer(self, done: JobDone) -> tuple[str, Options] | None:
-        """Note the daemon's answer; returns the kind for which a lane is to be opened now."""
-        if self.kind is None or self.kind[1].stream:
-            return None
-        if done.node != self.node:
-            self.node, self.count = done.node, min(self.count, 0)
-        self.count += 1
-        return self.kind if self.count >= ROW_BEFORE_LANE else None
-
-
 class Lane:
     """One lane.
 
@@ -128,7 +93,6 @@ class Lane:
         "number",
         "options",
         "other",
-        "siblings",
         "socket",
         "under_way",
         "usual",
@@ -147,15 +111,13 @@ class Lane:
         """Jobs that were sent, the places of their payloads and their tickets; they are answered in this order."""
         self.is_unfit = False
         """Whether requests like these had better not come by a lane."""
-        self.siblings = 1
-        """Lanes for such requests that there may be, as the last ticket says."""
         self._ticket = self._left = 0
         self._depth = 1
         self._lasts_s = self._least_budget_s = 0.0
         self._until_s = math.inf
         """When the ticket ends; not known before it is used."""
-        self._answer_bytes = PACKET_MAX_BYTES
-        """Length of the last answer; until there is one, at most one is to come."""
+        self._answer_bytes = 0
+        """Length of the longest answer; 0 until there is one."""
         self.socket, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         """Our end, and the worker's, which is to be sent and closed."""
         self.socket.setblocking(False)
@@ -164,7 +126,7 @@ class Lane:
         """Use a new ticket."""
         self._ticket, self._left, self._least_budget_s = ticket.ticket, ticket.runs, ticket.least_budget_s
         self._lasts_s, self._until_s = ticket.lasts_s, math.inf
-        self._depth, self.siblings = ticket.depth, ticket.lanes
+        self._depth = ticket.depth
 
     @property
     def was_used(self) -> bool:
@@ -180,15 +142,18 @@ class Lane:
         return self._left > 0 and (not waiting or now_s + waiting * self.usual.service_s < self._until_s)
 
     def takes(self, job: Job, now_s: float, *, may_queue: bool) -> bool:
-        """Tell whether a job may be sent now, if there is a ticket; ``may_queue``: behind others, too."""
-        if job.request.options != self.options:
-            return False
+        """Tell whether a job of this kind may be sent now, if there is a ticket; ``may_queue``: behind others, too."""
         least_s, waiting = self._least_budget_s, len(self.under_way)
         if waiting:
-            if not may_queue or waiting >= min(self._depth, ANSWERS_MAX_BYTES // self._answer_bytes):
+            if not may_queue or waiting >= self._room:
                 return False
             least_s = max(least_s, QUEUED_BUDGET_MIN_S)
         return job.deadline_s is None or job.deadline_s - now_s >= least_s
+
+    @property
+    def _room(self) -> int:
+        """How many requests may be under way."""
+        return min(self._depth, ANSWERS_MAX_BYTES // self._answer_bytes) if self._answer_bytes else 1
 
     def send(self, job: Job, place: int, now_s: float) -> bool:
         """Send a job whose payload lies in the shared memory.
@@ -250,7 +215,7 @@ class Lane:
                 self._left = 0
             self.is_unfit = word.is_unfit
             return job, place, None, b""
-        self._answer_bytes = len(packet)
+        self._answer_bytes = max(self._answer_bytes, len(packet))
         usual = self.usual
         done = JobDone(
             key=word.key,
@@ -271,62 +236,3 @@ class Lane:
         """Close the socket."""
         self.socket.close()
         self.other.close()
-
-
-class LaneBook:
-    """The lanes of one connection, and which of them a job goes by."""
-
-    def __init__(self) -> None:
-        self._lanes: dict[str, list[Lane]] = {}
-        self._asked: dict[bytes, str] = {}
-        """Models by keys of jobs that the daemon has, where there are lanes for such."""
-        self._lull = 0
-        """Jobs to go by lanes before the daemon is asked for a ticket again."""
-
-    def __iter__(self) -> Iterator[Lane]:
-        """Iterate over all lanes."""
-        return itertools.chain.from_iterable(self._lanes.values())
-
-    def of(self, model: str) -> Sequence[Lane]:
-        """Return the lanes for a model."""
-        return self._lanes.get(model, ())
-
-    def find(self, number: int) -> Lane | None:
-        """Return a lane by its number."""
-        return next((lane for lane in self if lane.number == number), None)
-
-    def add(self, lane: Lane) -> None:
-        """Keep a lane."""
-        self._lanes.setdefault(lane.model, []).append(lane)
-
-    def remove(self, lane: Lane) -> None:
-        """Forget a lane."""
-        lanes = self._lanes[lane.model]
-        lanes.remove(lane)
-        if not lanes:
-            del self._lanes[lane.model]
-
-    def choose(self, job: Job, now_s: float) -> Lane | None:
-        """Return the lane with the least under way that takes a job; None where the daemon is to be asked.
-
-        It is asked once for each lane that has no ticket, and again now and then: that is how it gets the next.
-        """
-        model = job.request.model
-        lanes = self._lanes.get(model)
-        if lanes is None:
-            return None
-        good = [lane for lane in lanes if lane.has_ticket(now_s)]
-        wanting = len(lanes) - len(good)
-        if good and (not wanting or self._lull or wanting <= list(self._asked.values()).count(model)):
-            may_queue = len(lanes) >= good[0].siblings
-            takers = [lane for lane in good if lane.takes(job, now_s, may_queue=may_queue)]
-            if takers:
-                self._lull = max(0, self._lull - 1)
-                return min(takers, key=lambda lane: len(lane.under_way))
-        self._asked[job.key] = model
-        return None
-
-    def answered(self, key: bytes) -> None:
-        """Note that the daemon has told the outcome of a job."""
-        if self._asked.pop(key, None) is not None:
-            self._lull = LULL_JOBS

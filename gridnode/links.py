@@ -10,7 +10,7 @@ from gridnode.channel import Channel
 from gridnode.control import JobDone, Ticket
 from gridnode.errors import DaemonUnreachableError, GridError, ProtocolError
 from gridnode.jobs import Job, Options, encode_job
-from gridnode.lane import PAUSE_AFTER_LANE, Lane
+from gridnode.lane import Lane
 from gridnode.link import Link
 from gridnode.session import OUTCOMES, Session
 
@@ -63,7 +63,7 @@ class Links:
         if link is not None:
             try:
                 if isinstance(source, Lane):
-                    self._take_answer(link, source, now_s)
+                    self._take_answers(link, source, now_s)
                 else:
                     self._take_all(link, source, now_s)
             except BaseException as error:
@@ -109,55 +109,53 @@ class Links:
         """Open a lane for more requests like the last one, where a row of them has been answered."""
         if channel.earner is not None:
             channel.earner.usual, channel.earner = message, None
-        kind = channel.row.note_answer(message)
-        if kind is not None and not channel.lanes.of(kind[0]):
+        kind = channel.lanes.row.note_answer(message)
+        if kind is not None and not channel.lanes.has(kind[0]):
             self._open_lane(link, channel, *kind, message)
 
     def _take_ticket(self, link: Link, channel: Channel, ticket: Ticket) -> None:
         """Let a lane use a ticket, and open another where more requests than one are under way."""
-        lane = channel.lanes.find(ticket.lane)
-        if lane is None:
-            return
-        lane.take_ticket(ticket)
-        channel.earner = lane
-        if link.owed > 1 and len(channel.lanes.of(lane.model)) < ticket.lanes:
+        lane = channel.earner = channel.lanes.take_ticket(ticket)
+        if lane is not None and link.owed > 1 and channel.lanes.may_grow(lane.model):
             self._open_lane(link, channel, lane.model, lane.options, lane.usual)
 
     def _open_lane(self, link: Link, channel: Channel, model: str, options: Options, usual: JobDone) -> None:
         try:
             lane = channel.open_lane(model, options, usual)
         except OSError:  # the program has no descriptor left
-            channel.row.count = -PAUSE_AFTER_LANE
+            channel.lanes.pause()
             return
         if lane is not None:
             self._links[lane] = link
             self._on_open(lane)
 
-    def _take_answer(self, link: Link, lane: Lane, now_s: float) -> None:
-        """Hand over the answer that has come by a lane, or have the daemon asked in the worker's place."""
+    def _take_answers(self, link: Link, lane: Lane, now_s: float) -> None:
+        """Hand over the answers that have come by a lane, or have the daemon asked in the worker's place."""
         channel = self._channels[link]
-        try:
-            answer = lane.receive()
-        except (OSError, ProtocolError):
-            self._end_lane(link, lane, now_s)
-            return
-        if answer is None:
-            return
-        job, place, done, payload = answer
-        if done is not None:
-            channel.release(job.key)
-            self.session.received(link, done, payload, now_s=now_s)
-            return
-        if lane.is_unfit:
-            self._end_lane(link, lane, now_s)
-        self._ask_daemon(channel, job, place, now_s)
+        while lane in self._links:
+            try:
+                answer = lane.receive()
+            except (OSError, ProtocolError):
+                self._end_lane(link, lane, now_s)
+                return
+            if answer is None:
+                return
+            job, place, done, payload = answer
+            if done is not None:
+                channel.release(job.key)
+                self.session.received(link, done, payload, now_s=now_s)
+            else:
+                self._ask_daemon(channel, job, place, now_s)
+                if lane.is_unfit and lane in self._links:
+                    self._end_lane(link, lane, now_s)
+            if not lane.under_way:
+                return
 
     def _end_lane(self, link: Link, lane: Lane, now_s: float) -> None:
         """Close a lane; the daemon is asked for what was under way."""
         channel = self._channels[link]
         channel.lanes.remove(lane)
         del self._links[lane]
-        channel.row.count = 0 if lane.was_used and not lane.is_unfit else -PAUSE_AFTER_LANE
         self._before_close(lane)
         lane.close()
         for job, place, _ in lane.under_way:
@@ -215,7 +213,7 @@ class Links:
                         return
                 except OSError:
                     self._end_lane(link, lane, now_s)
-        channel.row.note_request(request)
+        channel.lanes.row.note_request(job)
         if place is None:
             place = channel.put(job.key, request.parts, request.payload_bytes)
         channel.send(encode_job(job, now_s=now_s, place=place), request.parts if place is None else ())

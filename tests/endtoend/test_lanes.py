@@ -156,7 +156,7 @@ class RawProgram:
         socket.send_fds(self.line, [encode_frame(message)], descriptors)
 
 
-WORDS = OpenLane(model="tiny", rungs=True, priority=1, tenant="")
+WORDS = OpenLane(lane=0, model="tiny", rungs=True, priority=1, tenant="")
 
 
 def test_a_lane_for_nothing_asked_before_is_closed(node, real_grid, model_input):

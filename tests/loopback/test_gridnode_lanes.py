@@ -111,7 +111,7 @@ class Program:
 
     async def offer(self, **changes):
         """Offer a lane."""
-        fields = {"model": "m", "rungs": True, "priority": 1, "tenant": ""}
+        fields = {"lane": 0, "model": "m", "rungs": True, "priority": 1, "tenant": ""}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             await self.say(OpenLane(**fields | changes), theirs.detach())
@@ -121,7 +121,7 @@ class Program:
 def run_lanes(run_grid):
     """Run a scenario with a program and the worker that its lanes lead to."""
 
-    def run(scenario):
+    def run(scenario, *, slots=1):
         async def careful(sandbox):
             node, worker = sandbox.nodes["one"], Worker()
             node.running.parts.lanes._executor = worker
@@ -131,7 +131,7 @@ def run_lanes(run_grid):
                 assert isinstance(await program.hear(), ServerHello)
                 await scenario(program, worker)
 
-        run_grid(careful, devices={"one": SandboxDevice()}, models_s={"m": 0.1, "n": 0.1})
+        run_grid(careful, devices={"one": SandboxDevice(slots=slots)}, models_s={"m": 0.1, "n": 0.1})
 
     return run
 
@@ -150,13 +150,29 @@ def test_a_lane_is_for_requests_like_the_last_one(run_lanes):
         for _ in range(2):
             await program.offer(tenant="shop", priority=2)
             await program.ask(tenant="shop", priority=2)
-            assert len(worker.lanes) == 1, "there is one of each kind"
+            assert len(worker.lanes) == 1, "one slot is busy with one"
         await program.ask(tenant="shop", stream="door")
         await program.offer(tenant="shop")
         await program.ask()
         assert len(worker.lanes) == 1, "a stream's frame is no request of a kind"
 
     run_lanes(scenario)
+
+
+def test_there_are_as_many_lanes_of_a_kind_as_slots(run_lanes):
+    async def scenario(program, worker):
+        await program.share()
+        for number in range(5):
+            await program.ask()
+            await program.offer(lane=number)
+        await program.ask()
+        assert len(worker.lanes) == 3
+        worker.lanes[0].end()
+        await program.offer(lane=5)
+        await program.ask()
+        assert len(worker.lanes) == 4
+
+    run_lanes(scenario, slots=3)
 
 
 def test_without_shared_memory_there_is_no_lane(run_lanes):

@@ -40,32 +40,32 @@ wrong = st.lists(
 packets = st.lists(st.one_of(answers, answers, wrong, st.binary(max_size=100)), max_size=8)
 
 
-@given(packets, st.booleans(), st.lists(st.booleans(), max_size=8))
+@given(packets, st.booleans(), st.lists(st.booleans(), max_size=8), st.integers(1, 4))
 @settings(max_examples=200, deadline=None)
-def test_an_answer_is_the_awaited_one_or_an_error(packets, has_gone, sends):
+def test_an_answer_is_the_awaited_one_or_an_error(packets, has_gone, sends, depth):
     request = Request(model="street", body=b"", payload_bytes=1)
-    lane = Lane("street", Options(), USUAL)
+    lane = Lane(0, "street", Options(), USUAL)
     with contextlib.closing(lane), contextlib.suppress(OSError, ProtocolError):
-        lane.take_ticket(Ticket(model="street", ticket=1, runs=4, least_budget_s=0.0))
+        lane.take_ticket(Ticket(lane=0, ticket=1, runs=4, lasts_s=9.0, depth=depth, lanes=1, least_budget_s=0.0))
         for packet in packets:
             lane.other.send(packet)
         if has_gone:
             lane.other.close()
+        sent = []
         for number in range(len(packets) + 1):
             job = Job(KEY, request, opened_s=0.0, deadline_s=None)
-            if (number >= len(sends) or sends[number]) and lane.takes(job, 0.0):
-                lane.send(job, 0, 0.0)
-            awaited = lane.job
+            if number >= len(sends) or sends[number]:
+                if lane.has_ticket(0.0) and lane.takes(job, 0.0, may_queue=True) and lane.send(job, number, 0.0):
+                    sent.append(job)
+                assert len(lane.under_way) <= depth
+            assert [job for job, _, _ in lane.under_way] == sent
             answer = lane.receive()
             if answer is None:
-                assert lane.job is awaited
                 continue
-            found, done, payload = answer
-            assert found is awaited
-            assert found is not None
-            assert lane.job is None
+            found, _, done, payload = answer
+            assert found is sent.pop(0), "they are answered in order"
             if done is None:
-                assert not lane.takes(job, 0.0), "a pass is the ticket's end"
+                assert not lane.has_ticket(0.0), "a pass is the ticket's end"
                 assert payload == b""
             else:
                 assert (done.key, done.node, done.model) == (KEY, "n1", "street")
