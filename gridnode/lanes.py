@@ -290,13 +290,13 @@ class LaneDesk:
         is_own = answer.node == self._node
         if answer.service_s > SERVICE_MAX_S or took_s > (SERVICE_MAX_S if is_own else FAR_TAKES_MAX_S):
             return
-        if standing.row >= RUNS_BEFORE and not self._is_closing:
+        if standing.row >= RUNS_BEFORE and standing.tracks and not self._is_closing:
             in_hand = self._core.jobs_in_hand
             standing.is_sole = is_own and self._core.serves_only(in_hand, standing.models)
             if in_hand > 1 and not standing.is_sole:
                 standing.row = 0
             else:
-                self._give(standing, answer.service_s)
+                self._give(standing, answer.service_s, in_hand=in_hand)
 
     def _is_usual(self, standing: Standing, answer: Answer) -> bool:
         """Say whether a job was run where jobs of its kind are, with nothing else in hand."""
@@ -305,17 +305,17 @@ class LaneDesk:
         in_hand = self._core.jobs_in_hand
         return self._core.is_at_rest_but_for_one if in_hand == 1 else in_hand == standing.open
 
-    def _give(self, standing: Standing, service_s: float) -> None:
+    def _give(self, standing: Standing, service_s: float, *, in_hand: int) -> None:
         """Give a ticket to a lane that has none in use."""
         tracks = standing.tracks
         track = next((track for track in tracks if track not in self._out), None)
         if track is None:
             # The end of a ticket is told a moment late at times; and a program may have lost one that it never used.
             standing.unserved += 1
-            if len(tracks) == 1 or standing.unserved >= RUNS_BEFORE:
+            if len(tracks) == in_hand == 1 or standing.unserved >= RUNS_BEFORE:
                 track = min(tracks, key=lambda track: track.ticket)
         if track is None or track.lane is None:
-            return
+            return  # all lanes have one; or this one has just ended
         standing.unserved = 0
         is_sole = standing.is_sole
         runs, lasts_s = (SOLE_RUNS, SOLE_LASTS_S) if is_sole else (RUNS, LASTS_S)

@@ -12,7 +12,18 @@ from gridnode.control import OpenLane
 from gridnode.driver import Driver
 from gridnode.hands import DaemonHands
 from gridnode.jobtable import Answer, JobEntry, JobTable
-from gridnode.lanes import FAR_TAKES_MAX_S, LASTS_S, RUNS, RUNS_BEFORE, SERVICE_MAX_S, LaneDesk, Standing
+from gridnode.lanes import (
+    FAR_TAKES_MAX_S,
+    LASTS_S,
+    RUNS,
+    RUNS_BEFORE,
+    SERVICE_MAX_S,
+    SOLE_DEPTH,
+    SOLE_LASTS_S,
+    SOLE_RUNS,
+    LaneDesk,
+    Standing,
+)
 from gridnode.recording import Machine, Recorder
 from gridnode.report import Report
 from gridnode.sandbox import _jump
@@ -99,18 +110,35 @@ class Peers:
         self.errands.append((action, entry))
 
 
+class Program(Standing):
+    """Requests of one kind of one program."""
+
+    @property
+    def lane(self):
+        """Its first lane."""
+        return self.tracks[0].lane if self.tracks else None
+
+
 class Asker:
     """Whoever waits for a job."""
 
-    def __init__(self, name, log):
+    def __init__(self, name, log, standing):
         self.name = name
         self.log = log
+        self.standing = standing
+        if standing is not None:
+            standing.open += 1
 
     def answer(self, answer, state):
-        self.log.append(f"{self.name}: answer")
+        self.end("answer")
 
     def fail(self, failure, state, *, estimate_s):
-        self.log.append(f"{self.name}: {failure.reason}")
+        self.end(failure.reason)
+
+    def end(self, how):
+        self.log.append(f"{self.name}: {how}")
+        if self.standing is not None:
+            self.standing.open -= 1
 
 
 class Desk:
@@ -128,6 +156,7 @@ class Desk:
             report=self.report,
             recorder=recorder,
             default_deadline_s=10.0,
+            slots=config.get("queue", {}).get("slots", 1),
         )
         self.lanes.far = Far(self.log)
         self.hands = DaemonHands(
@@ -157,27 +186,32 @@ class Desk:
     def open(self, *, models=(MODEL,), executor="n"):
         """Open a lane for one more program."""
         log = self.log
-        words = OpenLane(model="street", rungs=True, priority=2, tenant="shop")
-        standing = Standing(
+        words = OpenLane(lane=0, model="street", rungs=True, priority=2, tenant="shop")
+        standing = Program(
             words, models, executor=executor, client=bytes(16), say=lambda ticket: log.append(told(ticket))
         )
-        assert self.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
+        assert self.open_lane(standing, 0)
         return standing
+
+    def open_lane(self, standing, number):
+        """Open one more lane; returns whether there is one."""
+        return self.lanes.open(standing, number, None, os.open("/dev/null", os.O_RDONLY))
 
     def submit(self, standing, *, models=(MODEL,)):
         handle, now_s = self.jobs.mint(), trio.current_time()
         key = handle.to_bytes(24, "big")
         job = Job(key=key, entry="n", input_bytes=1, arrival_s=now_s, deadline_s=now_s + 5.0, models=models)
-        asker = Asker("others" if standing is None else standing.lane.name if standing.lane else "gone", self.log)
+        name = "others" if standing is None else standing.lane.name if standing.lane else "gone"
+        asker = Asker(name, self.log, standing)
         entry = JobEntry(
             handle=handle, job=job, body=b"", payload=(b"x",), responder=asker, is_hasty=True, lane=standing
         )
         self.jobs.add(entry)
         self.driver.post(JobArrived(handle=handle, job=job, origin=None))
 
-    def meet(self, *peers):
-        """Have the core know peers that run the large model, which this node does not."""
-        entry = Capability(model=LARGE, mean_s=0.01, p95_s=0.01, memory_bytes=1, load_s=0.0)
+    def meet(self, *peers, model=LARGE, mean_s=0.01):
+        """Have the core know peers that run a model; the large one does not run here."""
+        entry = Capability(model=model, mean_s=mean_s, p95_s=mean_s, memory_bytes=1, load_s=0.0)
         for name in peers:
             state = PeerState(
                 node_id=name,
@@ -228,10 +262,17 @@ class Desk:
 
 
 def told(ticket):
-    return f"program: ticket {ticket.ticket} for {ticket.runs} runs of {ticket.model}, from {ticket.least_budget_s} s"
+    words = (
+        f"program: ticket {ticket.ticket} for {ticket.runs} runs in {ticket.lasts_s} s, from {ticket.least_budget_s} s"
+    )
+    if (ticket.lane, ticket.depth, ticket.lanes) != (0, 1, 1):
+        words += f", by lane {ticket.lane} of {ticket.lanes}, {ticket.depth} at once"
+    return words
 
 
-def at_desk(scenario, **config):
+def at_desk(scenario, *, is_sole=False, **config):
+    """Play a scenario; unless it is the sole one, there is a peer that could run the models, but is slow."""
+
     async def main():
         async with trio.open_nursery() as nursery:
             desk = Desk(nursery, **config)
@@ -240,13 +281,18 @@ def at_desk(scenario, **config):
             entries = [Capability(model=m, mean_s=0.01, p95_s=0.01, memory_bytes=1, load_s=0.0) for m in (MODEL, SMALL)]
             table = ModelChanged(table_digest=b"t" * 8, capabilities=tuple(entries), loaded=frozenset([MODEL, SMALL]))
             desk.driver.post(table)
+            if not is_sole:
+                desk.meet("slow", model=MODEL, mean_s=9.0)
             await scenario(desk)
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-FIRST = [f"p: ticket 1 for {RUNS} runs in {LASTS_S} s", f"program: ticket 1 for {RUNS} runs of street, from 0.02 s"]
+FIRST = [
+    f"p: ticket 1 for {RUNS} runs in {LASTS_S} s",
+    f"program: ticket 1 for {RUNS} runs in {LASTS_S} s, from 0.02 s",
+]
 SECOND = [line.replace("ticket 1", "ticket 2") for line in FIRST]
 
 
@@ -373,6 +419,142 @@ def test_a_ticket_that_is_over_need_not_be_taken_back():
     at_desk(scenario)
 
 
+# ---------------------------------------------------------------- where nobody else could run it
+
+
+def sole(lane, ticket, name):
+    return [
+        f"{name}: ticket {ticket} for {SOLE_RUNS} runs in {SOLE_LASTS_S} s",
+        f"program: ticket {ticket} for {SOLE_RUNS} runs in {SOLE_LASTS_S} s, from 0.02 s, by lane {lane} of 2, "
+        f"{SOLE_DEPTH} at once",
+    ]
+
+
+def at_sole_desk(scenario):
+    at_desk(scenario, is_sole=True, queue={"slots": 2})
+
+
+def flood(desk, program, count, *, window=6):
+    """Keep so many jobs in flight until so many have ended; returns what was said, but for the answers."""
+    before = len(desk.log)
+    while program.open < window:
+        desk.submit(program)
+    for _ in range(count):
+        desk.worker.end()
+        desk.submit(program)
+    return [line for line in desk.log[before:] if not line.endswith("answer")]
+
+
+def test_where_no_peer_has_the_model_tickets_are_good_for_more():
+    async def scenario(desk):
+        program = desk.open()
+        assert desk.ask(program, RUNS_BEFORE) == sole(0, 1, "p")
+        program.lane.tell(1)
+        assert desk.ask(program) == sole(0, 2, "p")
+
+    at_sole_desk(scenario)
+
+
+def test_a_program_with_many_jobs_at_once_gets_a_ticket_for_each_of_its_lanes():
+    async def scenario(desk):
+        program = desk.open()
+        assert flood(desk, program, RUNS_BEFORE - 1) == []
+        assert flood(desk, program, 1) == sole(0, 1, "p")
+        assert flood(desk, program, 1) == [], "it has a ticket"
+        assert desk.open_lane(program, 7)
+        assert flood(desk, program, 1) == sole(7, 1, "q")
+        assert flood(desk, program, RUNS_BEFORE - 2) == []
+        program.tracks[1].lane.tell(1)
+        assert flood(desk, program, 1) == sole(7, 2, "q")
+        assert desk.lanes.in_use == 2
+
+    at_sole_desk(scenario)
+
+
+def test_there_are_no_more_lanes_for_one_kind_than_slots():
+    async def scenario(desk):
+        program = desk.open()
+        assert desk.open_lane(program, 1)
+        assert not desk.open_lane(program, 2)
+        program.tracks[0].lane.tell(0, is_closed=True)
+        assert desk.open_lane(program, 3)
+        assert [track.number for track in program.tracks] == [1, 3]
+
+    at_sole_desk(scenario)
+
+
+def test_a_lane_that_seems_to_have_lost_its_ticket_gets_another():
+    async def scenario(desk):
+        program = desk.open()
+        assert desk.open_lane(program, 1)
+        assert flood(desk, program, RUNS_BEFORE) == sole(0, 1, "p")
+        assert flood(desk, program, 1) == sole(1, 1, "q")
+        assert flood(desk, program, RUNS_BEFORE - 1) == []
+        assert flood(desk, program, 1) == sole(0, 2, "p")
+        assert flood(desk, program, RUNS_BEFORE - 1) == []
+        assert flood(desk, program, 1) == sole(1, 2, "q"), "the one with fewer"
+
+    at_sole_desk(scenario)
+
+
+def test_others_work_takes_all_tickets_of_a_flood_back():
+    async def scenario(desk):
+        program = desk.open()
+        assert desk.open_lane(program, 1)
+        flood(desk, program, RUNS_BEFORE + 1)
+        del desk.log[:]
+        desk.submit(OTHERS)
+        assert desk.log == [], "it waits"
+        while not any(line.endswith("revoke 1") for line in desk.log):
+            desk.worker.end()
+        assert sorted(line for line in desk.log if "revoke" in line) == ["p: revoke 1", "q: revoke 1"]
+        assert desk.lanes.in_use == 0
+        before = len(desk.log)
+        while program.open or desk.worker.on_ends:
+            desk.worker.end()
+        assert not [line for line in desk.log[before:] if "ticket" in line]
+
+    at_sole_desk(scenario)
+
+
+def test_a_flood_that_peers_could_help_with_gets_no_ticket_and_no_lane():
+    async def scenario(desk):
+        program = desk.open()
+        assert flood(desk, program, 3 * RUNS_BEFORE) == []
+        assert not desk.open_lane(program, 1)
+        while program.open:
+            desk.worker.end()
+        assert desk.open_lane(program, 1)
+
+    at_desk(scenario, queue={"slots": 2})
+
+
+def test_a_first_peer_that_gets_the_model_ends_the_privilege_with_the_next_ticket():
+    async def scenario(desk):
+        program = desk.open()
+        desk.ask(program, RUNS_BEFORE)
+        assert program.is_sole
+        desk.meet("slow", model=MODEL, mean_s=9.0)
+        program.lane.tell(1)
+        assert desk.ask(program) == SECOND
+        assert desk.ask(program)[0] == "p: revoke 2", "it does not wait for its answers"
+
+    at_sole_desk(scenario)
+
+
+def test_somebody_elses_job_in_hand_ends_a_row_of_a_flood():
+    async def scenario(desk):
+        program = desk.open()
+        assert flood(desk, program, RUNS_BEFORE - 1) == []
+        desk.submit(OTHERS)
+        assert flood(desk, program, 1) == []
+        while "others: answer" not in desk.log:
+            assert flood(desk, program, 1) == []
+        assert flood(desk, program, RUNS_BEFORE - 1) == []
+
+    at_sole_desk(scenario)
+
+
 # ---------------------------------------------------------------- who gets none
 
 
@@ -438,7 +620,7 @@ def test_a_policy_that_moves_jobs_without_a_gain_gives_none():
     async def scenario(desk):
         assert desk.ask(desk.open(), 2 * RUNS_BEFORE) == []
 
-    at_desk(scenario, placement={"policy": "max_spare"})
+    at_desk(scenario, is_sole=True, placement={"policy": "max_spare"})
 
 
 def test_a_draining_node_takes_its_tickets_back_and_gives_no_more():
@@ -468,7 +650,7 @@ def test_a_worker_that_cannot_be_told_means_no_ticket():
 
 FAR_FIRST = [
     f"f: ticket 1 for {RUNS} runs in {LASTS_S} s",
-    f"program: ticket 1 for {RUNS} runs of street, from 1.0 s",
+    f"program: ticket 1 for {RUNS} runs in {LASTS_S} s, from 1.0 s",
 ]
 FAR_SECOND = [line.replace("ticket 1", "ticket 2") for line in FAR_FIRST]
 
@@ -733,10 +915,10 @@ def test_a_program_that_leaves_ends_its_lane():
 def test_a_worker_without_room_means_no_lane():
     async def scenario(desk):
         desk.worker.has_room = False
-        words = OpenLane(model="street", rungs=True, priority=2, tenant="")
+        words = OpenLane(lane=0, model="street", rungs=True, priority=2, tenant="")
         standing = Standing(words, (MODEL,), executor="n", client=bytes(16), say=desk.log.append)
-        assert not desk.lanes.open(standing, None, os.open("/dev/null", os.O_RDONLY))
-        assert standing.lane is None
+        assert not desk.open_lane(standing, 0)
+        assert standing.tracks == []
 
     at_desk(scenario)
 
