@@ -22,6 +22,9 @@ from models.workerprotocol import LaneBegun, LaneEnded, LaneRun
 TICKET_WAIT_MAX_S: Final = 0.005
 """Longest wait for a ticket that the program has heard of before this worker: both were told within microseconds."""
 
+LOOK_S: Final = 0.1
+"""How often a lane with a ticket looks whether it is over, or was taken back, while no request comes."""
+
 _TIMEVAL: Final = struct.Struct("ll")
 
 Answer = Callable[[protocol.LaneRequest, memoryview], tuple[bytes, int] | None]
@@ -96,7 +99,8 @@ class LaneServer:
                 except BlockingIOError:
                     if not self._ticket:
                         break  # only a program that has kept our end, and set it so, makes us not wait for ever
-                    self._end()  # nothing came while the ticket lasted
+                    if self._ticket <= self._revoked or time.perf_counter() >= self._until_s:
+                        self._end()
                     continue
                 if not packet:
                     break
@@ -145,7 +149,7 @@ class LaneServer:
         self._end()
         self._ticket = self._newest = ticket
         self._left, self._until_s = runs, now_s + lasts_s
-        self._set_patience(lasts_s)
+        self._set_patience(min(lasts_s, LOOK_S))
         self._tell(LaneBegun(lane=self._number, ticket=ticket))
         return True
 
