@@ -7,6 +7,7 @@ and closes.
 """
 
 import contextlib
+import os
 import socket
 import struct
 import threading
@@ -97,8 +98,8 @@ class LaneServer:
                 try:
                     packet = receive(protocol.PACKET_MAX_BYTES)
                 except BlockingIOError:
-                    if not self._ticket:
-                        break  # only a program that has kept our end, and set it so, makes us not wait for ever
+                    if not self._ticket or not os.get_blocking(self._line.fileno()):
+                        break  # only a program that has kept our end, and set it so, makes us not wait
                     if self._ticket <= self._revoked or time.perf_counter() >= self._until_s:
                         self._end()
                     continue

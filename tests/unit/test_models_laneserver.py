@@ -12,7 +12,7 @@ import pytest
 from models import laneprotocol as protocol
 from models import laneserver
 from models.laneprotocol import ANSWER_MAX_BYTES, PASSED_MAX
-from models.laneserver import LaneServer
+from models.laneserver import LOOK_S, LaneServer
 from models.workerprotocol import LANE_RUNS_MAX, LaneBegun, LaneEnded, LaneRun
 
 LONG_S = 60.0
@@ -214,7 +214,12 @@ def test_only_a_ticket_in_use_bounds_how_long_a_program_is_waited_for(lane):
     assert lane.runs(1, 1)
     assert lane.next_told() == LaneBegun(lane=3, ticket=1)
     lane.end_of_ticket(1, runs=(1,))
-    assert seen == [pytest.approx(60.5, abs=0.02)]
+    assert seen == [pytest.approx(LOOK_S, abs=0.02)], "it looks now and then whether the ticket is over"
+    lane.server.give(2, runs=1, lasts_s=LOOK_S / 2)
+    assert lane.runs(2, 2)
+    assert seen[1:] == [pytest.approx(LOOK_S / 2, abs=0.02)]
+    assert lane.next_told() == LaneBegun(lane=3, ticket=2)
+    lane.end_of_ticket(2, runs=(2,))
     assert patience() == 0.0
 
 
@@ -415,7 +420,6 @@ def test_a_program_cannot_make_the_worker_spin_by_the_end_it_has_kept(made):
         made.thread.start()
         assert made.runs(1, 1)
         assert made.next_told() == LaneBegun(lane=3, ticket=1)
-        made.end_of_ticket(1, runs=(1,))
-        made.end_of_lane()
+        made.end_of_lane(1, runs=(1,))
     finally:
         os.close(kept)
