@@ -223,6 +223,14 @@ def test_only_a_ticket_in_use_bounds_how_long_a_program_is_waited_for(lane):
     assert patience() == 0.0
 
 
+def test_a_ticket_taken_back_from_a_program_that_asks_no_more_is_told_soon(lane):
+    lane.server.give(1, runs=9, lasts_s=LONG_S)
+    assert lane.runs(1, 1)
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.server.revoke(1)
+    lane.end_of_ticket(1, runs=(1,), was_cut=True)
+
+
 def test_on_a_revoked_ticket_nothing_more_is_run(lane):
     lane.server.give(1, runs=9, lasts_s=LONG_S)
     assert lane.runs(1, 1)
