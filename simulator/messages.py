@@ -129,8 +129,11 @@ _ACCEPTED: Final = _frame("accepted", "key", "attempt", "covered", "state")
 _PROGRESS: Final = _frame("progress", "key", "attempt", "state")
 _REFUSED: Final = _frame("refused", "key", "attempt", "reason", "estimate_s", "state")
 _RESULT: Final = (
-    _frame("result", "key", "attempt", "model", "node", "hops", "waiting_s", "service_s", "body", "state")
+    _frame(
+        "result", "key", "attempt", "model", "node", "hops", "waiting_s", "service_s", "body", "state", "takes_lanes"
+    )
     + 2 * _FLOAT_BYTES
+    + 1
 )
 _FAILED: Final = _frame("failed", "key", "attempt", "reason", "message", "state")
 _CANCEL: Final = _frame("cancel", "key")

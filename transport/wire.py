@@ -218,7 +218,7 @@ class JobRefused(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="
     state: StateRecord
 
 
-class JobResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="result"):
+class JobResult(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="result"):
     """The answer. Raw output tensors follow as payload, as the body says."""
 
     key: Key

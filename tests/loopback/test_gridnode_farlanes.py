@@ -115,6 +115,7 @@ class Executor:
             report=self.report,
             recorder=None,
             default_deadline_s=10.0,
+            slots=1,
         )
         runs = LaneRuns(
             core=self.core,

@@ -20,6 +20,7 @@ from gridnode.driver import Driver
 from gridnode.hands import DaemonHands
 from gridnode.inbound import Inbound
 from gridnode.jobtable import JobEntry, JobTable
+from gridnode.laneruns import LaneRuns
 from gridnode.lanes import LaneDesk
 from gridnode.mouth import GridMouth
 from gridnode.outbound import Outbound
@@ -350,7 +351,6 @@ class DaemonNode:
             on_unreachable=lambda peer: None,
             on_misbehaviour=lambda peer, what: pytest.fail(f"{peer}: {what}"),
         )
-        self.inbound = Inbound(node=name, jobs=self.jobs, driver=driver, outbound=outbound, nursery=nursery)
         self.house = House(name, self.executor, driver, nursery)
         report = Report()
         lanes = LaneDesk(
@@ -361,6 +361,19 @@ class DaemonNode:
             report=report,
             recorder=None,
             default_deadline_s=10.0,
+            slots=1,
+        )
+        lane_runs = LaneRuns(
+            core=core,
+            driver=driver,
+            executor=self.executor,
+            desk=lanes,
+            report=report,
+            recorder=None,
+            nursery=nursery,
+        )
+        self.inbound = Inbound(
+            node=name, jobs=self.jobs, driver=driver, outbound=outbound, lane_runs=lane_runs, nursery=nursery
         )
         hands = DaemonHands(
             node=name,

@@ -89,6 +89,7 @@ class Desk:
                 report=self.report,
                 recorder=None,
                 default_deadline_s=10.0,
+                slots=1,
             ),
             nursery=nursery,
             on_drained=None,

@@ -76,7 +76,7 @@ def test_a_peers_answer_says_how_far_it_came(lane):
     lane.take_ticket(ticket())
     lane.send(job(), 0, 0.0)
     reply(lane, worker.LaneDone(job().key, b"result", b"", 0.125, 0.5))
-    answer = lane.receive()[1]
+    answer = lane.receive()[2]
     assert (answer.node, answer.node_name, answer.hops) == ("n2", "yard", 1)
     assert (answer.waiting_s, answer.service_s, answer.transfer_s, answer.total_s) == (0.0, 0.125, 0.5, 0.625)
 

@@ -155,6 +155,7 @@ class Bench:
             report=self.report,
             recorder=None,
             default_deadline_s=10.0,
+            slots=1,
         )
         self.runs = LaneRuns(
             core=self.core,
