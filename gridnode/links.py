@@ -192,11 +192,12 @@ class Links:
             channel = self._channels.get(link)
             if channel is None:
                 continue
-            self.unsent[channel] = None  # before it may be dropped: a lane and its daemon often end together
             if isinstance(what, Job):
                 self._send_job(link, channel, what, now_s)
             else:
                 channel.send(what)
+            if channel.outgoing_bytes:
+                self.unsent[channel] = None
         for channel in tuple(self.unsent):
             self.write(channel, now_s)
 
@@ -213,6 +214,8 @@ class Links:
                         return
                 except OSError:
                     self._end_lane(link, lane, now_s)
+                    if channel not in self._links:
+                        return  # a lane and its daemon often end together; the job is to be sent anew
         channel.lanes.row.note_request(job)
         if place is None:
             place = channel.put(job.key, request.parts, request.payload_bytes)

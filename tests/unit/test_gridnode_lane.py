@@ -9,7 +9,7 @@ from gridnode import lane as program
 from gridnode.control import JobDone, Ticket
 from gridnode.errors import ProtocolError
 from gridnode.jobs import BUDGET_MAX_S, Job, Options, Request
-from gridnode.lane import Lane
+from gridnode.lane import ANSWERS_MAX_BYTES, QUEUED_BUDGET_MIN_S, Lane
 from models import laneprotocol as worker
 
 KEY = b"c" * 16 + bytes(8)
@@ -149,6 +149,176 @@ def test_what_answers_say_of_the_model_follows_the_daemons_latest(lane):
     reply(lane, worker.LaneDone(job().key, b"", b"", 0.0))
     answer = lane.receive()[2]
     assert (answer.model, answer.model_digest) == ("street-large", "e" * 64)
+
+
+# ---------------------------------------------------------------- several requests under way
+
+
+def send(lane, *numbers, now_s=0.0):
+    """Send jobs, which the lane must take; returns them."""
+    jobs = [job(number) for number in numbers]
+    for each in jobs:
+        assert takes(lane, each, now_s)
+        assert lane.send(each, 0, now_s)
+    return jobs
+
+
+def answered(lane, number, *, payload=b""):
+    """Have a job answered, and take the answer."""
+    reply(lane, worker.LaneDone(job(number).key, b"", payload, 0.0))
+    found, _, done, _ = lane.receive()
+    assert found.key == done.key == job(number).key
+
+
+def begin(lane, *, payload=b"", **how):
+    """Give a ticket, and have a first answer."""
+    lane.take_ticket(ticket(**{"runs": 100, "depth": 16} | how))
+    send(lane, 0)
+    answered(lane, 0, payload=payload)
+
+
+def test_before_the_first_answer_none_goes_behind_another(lane):
+    lane.take_ticket(ticket(runs=100, depth=16))
+    send(lane, 1)
+    assert not takes(lane, job(2)), "nobody knows how long answers are"
+    answered(lane, 1)
+    send(lane, 2, 3)
+
+
+def test_so_many_go_behind_one_another_and_are_answered_in_order(lane):
+    begin(lane, depth=3)
+    first, second, third = send(lane, 1, 2, 3)
+    assert not takes(lane, job(4))
+    assert [each for each, _, _ in lane.under_way] == [first, second, third]
+    answered(lane, 1)
+    send(lane, 4)
+    assert not takes(lane, job(5))
+    for number in (2, 3, 4):
+        answered(lane, number)
+    assert not lane.under_way
+
+
+def test_answers_out_of_order_are_nonsense(lane):
+    begin(lane)
+    send(lane, 1, 2)
+    reply(lane, worker.LaneDone(job(2).key, b"", b"", 0.0))
+    with pytest.raises(ProtocolError, match="not asked"):
+        lane.receive()
+
+
+def test_nothing_goes_behind_others_where_that_is_not_wanted(lane):
+    begin(lane)
+    assert lane.takes(job(1), 0.0, may_queue=False)
+    send(lane, 1)
+    assert not lane.takes(job(2), 0.0, may_queue=False)
+    assert lane.takes(job(2), 0.0, may_queue=True)
+
+
+def test_what_has_less_than_a_second_goes_behind_nothing(lane):
+    begin(lane)
+    short, long = job(1, deadline_s=0.5), job(2, deadline_s=QUEUED_BUDGET_MIN_S)
+    assert takes(lane, short)
+    send(lane, 3)
+    assert not takes(lane, short)
+    assert takes(lane, long)
+    assert not takes(lane, long, 0.25)
+    lane.take_ticket(ticket(2, runs=9, depth=16, least_budget_s=1.5))
+    assert not takes(lane, long), "a ticket may ask for more"
+
+
+@pytest.mark.parametrize(
+    ("payload_bytes", "room"), [(10, 16), (ANSWERS_MAX_BYTES // 4, 3), (40_000, 2), (worker.OUTPUT_MAX_BYTES, 1)]
+)
+def test_no_more_go_than_answers_find_room_in_the_socket(lane, payload_bytes, room):
+    begin(lane, payload=bytes(payload_bytes))
+    send(lane, *range(1, room + 1))
+    assert not takes(lane, job(99))
+    for number in range(1, room + 1):  # the worker would not wait
+        lane.other.setblocking(False)
+        reply(lane, worker.LaneDone(job(number).key, b"", bytes(payload_bytes), 0.0))
+
+
+@pytest.mark.parametrize("payload_bytes", [*range(0, 8192, 512), *range(8192, worker.OUTPUT_MAX_BYTES, 2048)])
+def test_the_socket_holds_the_answers_of_all_that_may_be_under_way(lane, payload_bytes):
+    begin(lane, payload=bytes(payload_bytes))
+    lane.other.setblocking(False)
+    number = 1
+    while takes(lane, job(number)):
+        send(lane, number)
+        reply(lane, worker.LaneDone(job(number).key, b"", bytes(payload_bytes), 0.0))
+        number += 1
+    assert number > 1
+
+
+def test_the_longest_answer_counts_not_the_last(lane):
+    begin(lane, payload=bytes(40_000))
+    send(lane, 1)
+    answered(lane, 1)
+    send(lane, 2, 3)
+    assert not takes(lane, job(4))
+
+
+def test_a_ticket_used_up_by_what_is_under_way_is_none(lane):
+    begin(lane, runs=3)
+    send(lane, 1, 2)
+    assert not lane.has_ticket(0.0)
+    answered(lane, 1)
+    assert not lane.has_ticket(0.0)
+
+
+def test_a_ticket_ends_so_long_after_its_first_run_for_what_goes_behind_others(lane):
+    lane.take_ticket(ticket(runs=100, depth=16, lasts_s=10.0))
+    assert lane.has_ticket(1e9), "it has not begun"
+    send(lane, 0, now_s=500.0)
+    answered(lane, 0)
+    assert lane.has_ticket(509.75)
+    send(lane, 1, now_s=509.75)
+    assert lane.has_ticket(509.75), "the next is begun a run later, as far as is known"
+    send(lane, 2, now_s=509.75)
+    assert lane.has_ticket(509.75)
+    send(lane, 3, now_s=509.75)
+    assert not lane.has_ticket(509.75)
+    assert not lane.has_ticket(512.0)
+    for number in (1, 2, 3):
+        answered(lane, number)
+    assert lane.has_ticket(512.0), "the worker tells the daemon that it is over"
+
+
+def test_a_new_ticket_has_all_its_time(lane):
+    begin(lane, lasts_s=10.0)
+    lane.take_ticket(ticket(2, runs=9, depth=16, lasts_s=10.0))
+    send(lane, 1, now_s=20.0)
+    assert lane.has_ticket(29.75)
+    assert not lane.has_ticket(30.0)
+
+
+def passed(lane, number, *, is_unfit=False):
+    reply(lane, worker.LanePass(job(number).key, is_unfit))
+    return lane.receive()
+
+
+def test_a_pass_of_an_older_ticket_does_not_end_the_new_one(lane):
+    begin(lane)
+    first, second = send(lane, 1, 2)
+    lane.take_ticket(ticket(2, runs=9, depth=16))
+    (third,) = send(lane, 3)
+    assert [asked(lane).ticket for _ in range(4)] == [1, 1, 1, 2]
+    assert passed(lane, 1) == (first, 0, None, b"")
+    assert lane.has_ticket(0.0)
+    assert passed(lane, 2) == (second, 0, None, b"")
+    assert lane.has_ticket(0.0)
+    assert passed(lane, 3) == (third, 0, None, b"")
+    assert not lane.has_ticket(0.0)
+
+
+def test_what_waits_behind_a_pass_is_under_way_still(lane):
+    begin(lane)
+    first, second = send(lane, 1, 2)
+    assert passed(lane, 1)[0] is first
+    assert not lane.has_ticket(0.0)
+    assert [each for each, _, _ in lane.under_way] == [second]
+    answered(lane, 2)
+    assert not lane.has_ticket(0.0)
 
 
 # ---------------------------------------------------------------- a worker that is not to be trusted

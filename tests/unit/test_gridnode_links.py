@@ -1,5 +1,6 @@
 """Lanes of a client: a session and its connections, without threads, against a daemon and a worker of the test's."""
 
+import contextlib
 import mmap
 import os
 import resource
@@ -8,8 +9,10 @@ import socket
 import pytest
 
 from gridnode.control import (
+    SEGMENT_MAX_BYTES,
     CancelJob,
     ClientHello,
+    Goodbye,
     JobDone,
     JobError,
     OpenLane,
@@ -22,7 +25,7 @@ from gridnode.control import (
     encode_frame,
 )
 from gridnode.entries import Entries
-from gridnode.errors import JobDeadlineError
+from gridnode.errors import DrainingError, JobDeadlineError
 from gridnode.jobs import Options, Request
 from gridnode.lane import Lane
 from gridnode.lanebook import PAUSE_AFTER_LANE, ROW_BEFORE_LANE
@@ -193,12 +196,48 @@ class House:
         assert len(self.daemon.messages()) == 1
         self.answer(job, a_ticket(opened.lane, **how), model=model)
 
-    def asked(self):
-        """Return the request that has come by the newest lane."""
-        return worker.decode_request(self.line.recv(worker.PACKET_MAX_BYTES))
+    def widen(self, *, runs=100, depth=16, lasts_s=1000.0):
+        """Have two lanes, whose answers have a known length and whose tickets are new."""
+        self.earn(lanes=2)
+        others = [self.submit(), self.submit()]
+        assert self.asked().key == others[0].key
+        assert len(self.daemon.messages()) == 1
+        self.daemon.say(a_ticket(0, 2, lanes=2))
+        self.pump()
+        [opened] = self.daemon.messages()
+        assert opened == OpenLane(lane=1, model="street", rungs=True, priority=1, tenant="")
+        self.answer(others[1])
+        self.reply(worker.LaneDone(others[0].key, b"", b"", 0.0), line=0)
+        for lane in (0, 1):
+            self.daemon.say(a_ticket(lane, 3, runs=runs, depth=depth, lanes=2, lasts_s=lasts_s))
+        self.pump()
+        others = [self.submit(), self.submit()]
+        for line, other in enumerate(others):
+            assert self.asked(line).key == other.key
+            self.reply(worker.LaneDone(other.key, b"", b"", 0.0), line=line)
+        assert self.daemon.messages() == []
 
-    def reply(self, answer):
-        self.line.send(worker.encode(answer))
+    def flood(self, count, **how):
+        """Submit jobs, which must all go by lanes."""
+        jobs = [self.submit(**how) for _ in range(count)]
+        assert self.daemon.messages() == []
+        return jobs
+
+    def asked(self, line=-1):
+        """Return the next request that has come by a lane."""
+        return worker.decode_request(self.daemon.lines[line].recv(worker.PACKET_MAX_BYTES))
+
+    def come(self, line):
+        """Return all requests that have come by a lane, whether or not it has ended since."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while packet := self.daemon.lines[line].recv(worker.PACKET_MAX_BYTES):
+                found.append(worker.decode_request(packet))
+        return found
+
+    def reply(self, *answers, line=-1):
+        for answer in answers:
+            self.daemon.lines[line].send(worker.encode(answer))
         self.pump()
 
     def close(self):
@@ -471,6 +510,278 @@ def test_a_job_that_a_worker_keeps_ends_at_its_deadline(house):
     house.submit()
     [submitted] = house.daemon.messages()
     assert submitted.place == 0
+
+
+# ---------------------------------------------------------------- several lanes, with several requests under way
+
+
+def done_by(*jobs):
+    return [worker.LaneDone(job.key, b"result", b"", 0.0) for job in jobs]
+
+
+def passes(*jobs):
+    return [worker.LanePass(job.key, is_unfit=False) for job in jobs]
+
+
+def test_another_lane_is_opened_with_a_ticket_while_more_is_under_way(house):
+    house.earn(lanes=2)
+    job = house.submit()
+    house.daemon.say(a_ticket(0, 2, lanes=2))
+    house.pump()
+    assert house.daemon.messages() == [], "one at a time has no use for two"
+    other = house.submit()
+    assert len(house.daemon.messages()) == 1
+    house.daemon.say(a_ticket(0, 3, lanes=1))
+    house.pump()
+    assert house.daemon.messages() == [], "there may be no other"
+    house.daemon.say(a_ticket(0, 4, lanes=2))
+    house.pump()
+    assert house.daemon.messages() == [OpenLane(lane=1, model="street", rungs=True, priority=1, tenant="")]
+    assert [lane.number for lane in house.opened[1:]] == [0, 1]
+    house.daemon.say(a_ticket(0, 5, lanes=2))
+    house.pump()
+    assert house.daemon.messages() == [], "two are there"
+    house.answer(other)
+    house.reply(*done_by(job), line=0)
+
+
+def test_requests_go_by_all_lanes_one_behind_another_and_each_gets_its_answer(house):
+    house.widen()
+    jobs = house.flood(6)
+    for line in (0, 1):
+        assert [asked.key for asked in house.come(line)] == [job.key for job in jobs[line::2]]
+    house.reply(*done_by(*jobs[1::2]), line=1)
+    assert [job.ended for job in jobs] == [False, True] * 3, "one waking takes all that has come"
+    house.reply(*done_by(*jobs[0::2]), line=0)
+    assert all(job.done.body == b"result" for job in jobs)
+    assert house.session.late_answers == 0
+
+
+def test_each_payload_lies_by_itself_until_its_answer_comes(house):
+    house.widen()
+    jobs = house.flood(4)
+    asked = house.come(0) + house.come(1)
+    assert sorted(each.offset for each in asked) == [number * len(FRAME) for number in range(4)]
+    house.reply(*done_by(jobs[0]), line=0)
+    [following] = house.flood(1)
+    [asked] = house.come(0)
+    assert (asked.key, asked.offset) == (following.key, 0)
+
+
+def test_an_answer_behind_others_is_not_taken_for_silence(house):
+    house.widen()
+    jobs = house.flood(6, budget_s=5.0)
+    for line in (0, 1):
+        for answer in done_by(*jobs[line::2]):
+            house.daemon.lines[line].send(worker.encode(answer))
+    house.now_s += 100.0
+    house.links.advance(house.now_s)
+    assert all(job.done is not None for job in jobs)
+
+
+def test_a_ticket_taken_back_sends_all_that_waits_to_the_daemon_in_order(house):
+    house.widen()
+    jobs = house.flood(6)
+    house.reply(*done_by(jobs[0]), *passes(jobs[2], jobs[4]), line=0)
+    submitted = house.daemon.messages()
+    assert [(each.key, each.place) for each in submitted] == [
+        (jobs[2].key, 2 * len(FRAME)),
+        (jobs[4].key, 4 * len(FRAME)),
+    ]
+    house.reply(*passes(*jobs[1::2]), line=1)
+    submitted = house.daemon.messages()
+    assert [(each.key, each.place) for each in submitted] == [
+        (jobs[number].key, number * len(FRAME)) for number in (1, 3, 5)
+    ]
+    assert house.links.sources
+    for job in jobs[1:]:
+        house.answer(job)
+    assert house.ask(3) == [], "the lanes stay"
+
+
+def test_the_end_of_a_lane_sends_all_under_way_to_the_daemon_and_spares_the_others(house):
+    house.widen()
+    jobs = house.flood(6)
+    house.daemon.lines[1].close()
+    house.pump()
+    assert [each.key for each in house.daemon.messages()] == [job.key for job in jobs[1::2]]
+    for job in jobs[1::2]:
+        house.answer(job)
+    house.reply(*done_by(*jobs[0::2]), line=0)
+    [one] = house.flood(1)
+    assert [asked.key for asked in house.come(0)][-1] == one.key
+    house.daemon.say(a_ticket(0, 4, lanes=2))
+    house.pump()
+    assert house.daemon.messages() == [], "one at a time"
+    house.submit()
+    house.daemon.messages()
+    house.daemon.say(a_ticket(0, 5, lanes=2))
+    house.pump()
+    assert len(house.daemon.messages()) == 1, "there may be another again"
+
+
+def test_a_lane_that_ends_while_a_request_is_sent_loses_none(house):
+    house.widen()
+    jobs = house.flood(4)
+    house.daemon.lines[0].close()
+    one = house.submit()
+    assert [each.key for each in house.daemon.messages()] == [jobs[0].key, jobs[2].key, one.key]
+
+
+def test_an_unfit_request_and_all_behind_it_are_the_daemons(house):
+    house.widen()
+    jobs = house.flood(6)
+    house.reply(worker.LanePass(jobs[0].key, is_unfit=True), line=0)
+    assert [each.key for each in house.daemon.messages()] == [jobs[number].key for number in (0, 2, 4)]
+    assert len(house.closed) == 1
+    assert [asked.key for asked in house.come(0)] == [jobs[number].key for number in (0, 2, 4)]
+    for number in (0, 2, 4):
+        house.answer(jobs[number], a_ticket(1, 4 + number, lanes=2, depth=16))
+    assert house.daemon.messages() == [], "no other lane is opened soon"
+    house.reply(*done_by(*jobs[1::2]), line=1)
+
+
+def test_what_the_socket_of_a_lane_does_not_take_goes_to_the_daemon(house):
+    house.widen(runs=100_000, depth=100_000)
+    jobs = []
+    while not (submitted := house.daemon.messages()):
+        jobs.append(house.submit(payload=b"tiny"))
+        assert len(jobs) < 10_000
+    assert [(each.key, each.place_bytes) for each in submitted] == [(jobs[-1].key, 4)], "its payload lies in place"
+    house.answer(jobs[-1])
+
+
+def test_where_there_is_no_room_for_a_payload_its_request_is_the_daemons(house):
+    house.widen()
+    large = bytes(SEGMENT_MAX_BYTES // 2)
+    first, second = house.flood(2, payload=large)
+    third = house.submit(payload=large)
+    for _ in range(100):
+        house.links.advance(house.now_s)
+        if house.daemon.messages():
+            break
+    else:
+        raise AssertionError("it has not come")
+    house.answer(third)
+    house.reply(*done_by(first), line=0)
+    house.reply(*done_by(second), line=1)
+    assert first.ended
+    assert second.ended
+
+
+def test_a_cancelled_job_behind_others_frees_its_block_when_it_is_answered_or_passed(house):
+    house.widen()
+    jobs = house.flood(6)
+    for job in jobs[2:]:
+        house.session.cancel(job, now_s=house.now_s)
+    house.pump()
+    assert [each.key for each in house.daemon.messages()] == [job.key for job in jobs[2:]]
+    house.reply(*done_by(jobs[0], jobs[2]), *passes(jobs[4]), line=0)
+    house.reply(*done_by(jobs[1]), *passes(jobs[3], jobs[5]), line=1)
+    assert house.daemon.messages() == []
+    assert house.session.late_answers == 1
+    house.submit()
+    [submitted] = house.daemon.messages()
+    assert submitted.place == 0, "all blocks are free"
+
+
+def test_a_refused_lane_is_not_offered_with_the_next_ticket(house):
+    house.earn(lanes=2)
+    house.submit()
+    house.submit()
+    house.daemon.messages()
+    house.daemon.say(a_ticket(0, 2, lanes=2))
+    house.pump()
+    assert len(house.daemon.messages()) == 1
+    house.daemon.lines[1].close()
+    house.pump()
+    house.daemon.say(a_ticket(0, 3, lanes=2))
+    house.pump()
+    assert house.daemon.messages() == []
+
+
+def test_a_program_without_a_descriptor_left_works_on_with_one_lane(house):
+    house.earn(lanes=2)
+    house.submit()
+    other = house.submit()
+    house.daemon.messages()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(0)
+    os.close(spare)
+    house.daemon.say(a_ticket(0, 2, lanes=2))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        house.pump()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    house.daemon.say(a_ticket(0, 3, lanes=2))
+    house.pump()
+    assert house.daemon.messages() == []
+    house.answer(other)
+
+
+def test_answers_by_a_further_lane_are_said_to_be_of_the_model_that_earned_its_ticket(house):
+    house.earn(lanes=2)
+    others = [house.submit() for _ in range(4)]
+    house.daemon.messages()
+    house.answer(others[1], a_ticket(0, 2, lanes=2), model="street-large")
+    assert len(house.daemon.messages()) == 1
+    house.answer(others[2], a_ticket(1, 1, lanes=2), model="street-small")
+    job = house.submit()
+    assert house.asked(1).key == job.key
+    house.reply(*done_by(others[0]), line=0)
+    house.reply(*done_by(job), line=1)
+    assert [others[0].done.model, job.done.model] == ["street-large", "street-small"]
+
+
+def test_with_its_connection_all_lanes_are_closed_and_all_under_way_sent_again(house):
+    house.widen()
+    jobs, lines = house.flood(6), house.daemon.lines
+    house.daemon.socket.close()
+    house.pump()
+    assert len(house.closed) == 3
+    for line in lines:
+        while line.recv(worker.PACKET_MAX_BYTES):
+            pass
+    house.now_s += 10.0
+    house.greet()
+    assert sorted(each.key for each in house.daemon.messages()) == [job.key for job in jobs]
+    for job in jobs:
+        house.answer(job)
+    assert house.session.resubmissions == 6
+
+
+def test_a_daemon_that_ends_with_its_worker_in_a_flood_costs_each_job_one_resubmission(house):
+    house.widen()
+    jobs = house.flood(6)
+    for line in house.daemon.lines:
+        line.close()
+    house.daemon.socket.close()
+    jobs.append(house.submit())
+    house.pump()
+    assert not house.links.unsent
+    assert not house.has_lane
+    house.now_s += 10.0
+    house.greet()
+    assert sorted(each.key for each in house.daemon.messages()) == [job.key for job in jobs]
+    for job in jobs:
+        house.answer(job)
+        assert job.submissions == 2
+
+
+def test_a_draining_daemon_gives_back_what_it_passes(house):
+    house.widen()
+    jobs = house.flood(4)
+    house.daemon.say(Goodbye(reason="draining"))
+    house.pump()
+    house.reply(*done_by(jobs[0]), *passes(jobs[2]), line=0)
+    house.reply(*done_by(jobs[1]), *passes(jobs[3]), line=1)
+    assert [each.key for each in house.daemon.messages()] == [jobs[2].key, jobs[3].key]
+    for job in jobs[2:]:
+        house.daemon.say(JobError(key=job.key, reason="draining", message=""))
+    house.pump()
+    assert len(house.links.sources) == 0, "the connection is let go with its lanes"
+    assert all(isinstance(job.error, DrainingError) for job in jobs[2:]), "there is no other entry"
 
 
 # ---------------------------------------------------------------- the end of a connection
