@@ -9,6 +9,7 @@ import threading
 import msgspec
 import pytest
 
+from gridnode.lane import ANSWERS_MAX_BYTES
 from models import laneprotocol as protocol
 from models import laneserver
 from models.laneprotocol import ANSWER_MAX_BYTES, PASSED_MAX
@@ -285,6 +286,166 @@ def test_a_newer_ticket_ends_the_one_in_use(lane):
     assert not lane.runs(4, 1)
     assert lane.runs(5, 2), "the older one takes nothing from it"
     lane.end_of_ticket(2, runs=(3, 5))
+
+
+# ---------------------------------------------------------------- several requests in the socket at once
+
+
+class Gate:
+    """Holds each run until it is let go on."""
+
+    def __init__(self):
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+
+    def __call__(self):
+        self.begun.release()
+        assert self.go_on.acquire(timeout=5.0)
+
+
+@pytest.fixture
+def gate(made):
+    made.during = gate = Gate()
+    return gate
+
+
+def answers(lane, count):
+    """Return the numbers of what was run, and of what was passed, in the order of their answers."""
+    found = [decode(lane.near.recv(protocol.PACKET_MAX_BYTES)) for _ in range(count)]
+    return [(int.from_bytes(each.key[16:], "big"), isinstance(each, protocol.LaneDone)) for each in found]
+
+
+def test_requests_that_wait_are_run_in_order(lane):
+    lane.server.give(1, runs=9, lasts_s=LONG_S)
+    for number in range(6):
+        lane.send(number, 1, body=b"%d" % number)
+    for number in range(6):
+        answer = decode(lane.near.recv(protocol.PACKET_MAX_BYTES))
+        assert (answer.key, answer.body) == (key(number), b"<%d>" % number)
+
+
+@pytest.mark.parametrize("waiting", [1, 15])
+def test_a_ticket_that_is_taken_back_passes_all_that_waits_at_once(lane, gate, waiting):
+    lane.server.give(1, runs=99, lasts_s=LONG_S)
+    for number in range(1 + waiting):
+        lane.send(number, 1)
+    assert gate.begun.acquire(timeout=5.0)
+    lane.server.revoke(1)
+    gate.go_on.release()
+    assert answers(lane, 1 + waiting) == [(0, True), *((number, False) for number in range(1, 1 + waiting))]
+    assert not gate.begun.acquire(blocking=False), "one run at most ends after that"
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.end_of_ticket(1, runs=(0,), was_cut=True)
+    gate.go_on.release()
+    lane.server.give(2, runs=99, lasts_s=LONG_S)
+    assert lane.runs(50, 2), "the lane lives on"
+
+
+def test_a_ticket_that_ends_passes_all_that_waits(clock, lane):
+    def during():
+        clock.now_s += 10.0
+
+    lane.during = during
+    lane.server.give(1, runs=99, lasts_s=LONG_S)
+    for number in range(10):
+        lane.send(number, 1)
+    assert answers(lane, 10) == [(number, number < 6) for number in range(10)]
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.end_of_ticket(1, runs=range(6))
+    assert clock.now_s == 60.0
+
+
+def test_a_ticket_that_is_used_up_passes_all_that_waits(lane):
+    lane.server.give(1, runs=2, lasts_s=LONG_S)
+    for number in range(5):
+        lane.send(number, 1)
+    assert answers(lane, 5) == [(0, True), (1, True), (2, False), (3, False), (4, False)]
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.end_of_ticket(1, runs=(0, 1))
+
+
+def test_what_waits_on_an_older_ticket_is_run_before_the_new_one_begins(lane, gate):
+    lane.server.give(1, runs=99, lasts_s=LONG_S)
+    for number in range(3):
+        lane.send(number, 1)
+    assert gate.begun.acquire(timeout=5.0)
+    lane.server.give(2, runs=99, lasts_s=LONG_S)
+    for number in range(3, 5):
+        lane.send(number, 2)
+    lane.send(5, 1)
+    for _ in range(5):
+        gate.go_on.release()
+    assert answers(lane, 6) == [(number, number < 5) for number in range(6)], "an older one is no good any more"
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.end_of_ticket(1, runs=(0, 1, 2))
+    assert lane.next_told() == LaneBegun(lane=3, ticket=2)
+
+
+def test_a_ticket_taken_back_takes_nothing_from_the_next_one(lane, gate):
+    lane.server.give(1, runs=99, lasts_s=LONG_S)
+    for number in range(3):
+        lane.send(number, 1)
+    assert gate.begun.acquire(timeout=5.0)
+    lane.server.revoke(1)
+    lane.server.give(2, runs=99, lasts_s=LONG_S)
+    lane.send(3, 2)
+    for _ in range(2):
+        gate.go_on.release()
+    assert answers(lane, 4) == [(0, True), (1, False), (2, False), (3, True)]
+
+
+def test_what_waits_when_its_ticket_was_never_given_waits_for_it_once(lane, monkeypatch):
+    monkeypatch.setattr(laneserver, "TICKET_WAIT_MAX_S", 0.0)
+    lane.server.give(1, runs=99, lasts_s=LONG_S)
+    lane.server.revoke(1)
+    for number in range(16):
+        lane.send(number, 1)
+    assert answers(lane, 16) == [(number, False) for number in range(16)]
+    assert lane.told.empty()
+
+
+def test_an_unfit_request_between_others_costs_them_nothing(lane):
+    lane.outputs[b"odd"] = None
+    lane.server.give(1, runs=99, lasts_s=LONG_S)
+    for number in range(4):
+        lane.send(number, 1, body=b"odd" if number == 1 else b"body")
+    assert answers(lane, 4) == [(0, True), (1, False), (2, True), (3, True)]
+
+
+def test_a_program_that_leaves_with_requests_waiting_has_them_run_no_more(lane, gate):
+    lane.server.give(1, runs=99, lasts_s=LONG_S)
+    for number in range(8):
+        lane.send(number, 1)
+    assert gate.begun.acquire(timeout=5.0)
+    lane.near.close()
+    gate.go_on.release()
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.end_of_lane(1, runs=(0,))
+    assert not gate.begun.acquire(blocking=False)
+
+
+def test_a_lane_that_is_closed_with_requests_waiting_runs_them_no_more(lane, gate):
+    lane.server.give(1, runs=99, lasts_s=LONG_S)
+    for number in range(8):
+        lane.send(number, 1)
+    assert gate.begun.acquire(timeout=5.0)
+    lane.server.close()
+    gate.go_on.release()
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.end_of_lane(1, runs=(0,))
+    assert not gate.begun.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("raw_bytes", [10, 3_000, 8_000, 40_000, protocol.OUTPUT_MAX_BYTES])
+def test_as_many_answers_as_a_program_may_leave_unread_find_room(lane, raw_bytes):
+    lane.outputs[b"body"] = (b"", b"r" * raw_bytes)
+    count = min(16, ANSWERS_MAX_BYTES // (raw_bytes + 50))
+    lane.server.give(1, runs=count, lasts_s=LONG_S)
+    for number in range(count):
+        lane.send(number, 1)
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.end_of_ticket(1, runs=range(count))
+    assert answers(lane, count) == [(number, True) for number in range(count)]
 
 
 # ---------------------------------------------------------------- what does not fit
