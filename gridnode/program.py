@@ -106,6 +106,7 @@ class Connection:
             self._reader.close()
             for standing in self._lanes.values():
                 self._door.lanes.close(standing)
+            self._lanes.clear()  # each knows this connection
             for handle in tuple(self._handles.values()):  # each outcome takes its handle away
                 self._door.driver.post(CancelRequested(handle=handle))
             if self._segment is not None:

@@ -82,6 +82,7 @@ class Segment:
             with contextlib.suppress(BufferError):  # a payload is still being read: its end lets go of the rest
                 self.view.release()
                 self._map.close()
+            del self._map  # whoever still knows this segment must not keep the memory
 
 
 def check_memory(descriptor: int, size_bytes: int) -> None:

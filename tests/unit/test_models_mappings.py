@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +143,20 @@ def test_a_segment_that_was_closed_or_could_not_be_mapped_is_not_lent_again(segm
 
 
 # ---------------------------------------------------------------- the worker's end
+
+
+def test_memory_of_a_program_that_has_left_goes_with_the_last_payload_that_is_read(segment):
+    one = segment(1 << 20, data=b"payload")
+    payload = one.piece(0, 7)
+    one.close()
+    assert bytes(payload) == b"payload"
+    before = mapped()
+    del payload
+    assert mapped() == before - 1, "whoever still knows the program keeps its memory"
+
+
+def mapped():
+    return Path("/proc/self/maps").read_text().count("memfd:program")
 
 
 def test_what_is_mapped_is_the_programs_memory_and_cannot_be_written(segment):
