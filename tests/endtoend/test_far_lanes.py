@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import msgspec
@@ -278,9 +278,35 @@ def ask(grid, count=1, *, size=SIZE, model="peak"):
     return results
 
 
-def tiny_requests(count):
-    """Return requests to the model of the other tests, which runs for some milliseconds."""
-    return [{"x": np.zeros((1, 3, 128, 128), "f")}] * count
+class Load:
+    """A program in a thread that keeps a node busy with runs of milliseconds."""
+
+    AT_ONCE = 30
+    """Jobs; at a slow node, too, they wait for less than it takes others' jobs for."""
+
+    def __init__(self, daemon):
+        self._socket = str(daemon.socket)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.answered = 0
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join(60.0)
+
+    def _run(self):
+        x = np.zeros((1, 3, 128, 128), "f")
+        jobs = deque()
+        with Grid(self._socket) as grid:
+            while jobs or not self._stop.is_set():
+                while len(jobs) < self.AT_ONCE and not self._stop.is_set():
+                    jobs.append(grid.submit("tiny", {"x": x}, deadline_s=60.0))
+                jobs.popleft().result()
+                self.answered += 1
 
 
 class Program:
@@ -435,19 +461,14 @@ def test_a_second_program_at_the_entry_takes_the_ticket_back(fleet, alone):
 def test_work_of_the_executors_own_comes_first_and_all_is_answered(fleet, alone):
     with Program(fleet.entry) as program:
         fleet.wait_row(program)
-        with Grid(str(alone.socket)) as own:
-            jobs = [own.submit("tiny", inputs, deadline_s=60.0) for inputs in tiny_requests(800)]  # n1 runs some
-            fleet.wait_until(lambda: alone.ask()["queue_length"])
+        with Load(alone) as load:
+            fleet.wait_until(lambda: load.answered > 2 * Load.AT_ONCE)
             start = fleet.entry.ask()
-            fleet.wait_until(lambda: fleet.entry.ask()["answered"] > start["answered"] + 20 or program.errors)
+            fleet.wait_until(lambda: fleet.entry.ask()["answered"] > start["answered"] + 40 or program.errors)
             while_busy = difference(start, fleet.entry.ask(), "answered", "by_lane")
-            is_busy = alone.ask()["queue_length"] > 0
-            for job in jobs:
-                job.result()
         fleet.wait_row(program)
     program.check()
-    assert is_busy
-    assert while_busy[1] <= 2 * RUNS, while_busy
+    assert while_busy[1] <= 20, while_busy
 
 
 def test_two_entries_share_an_executor(fleet, alone):
@@ -803,10 +824,7 @@ def test_the_entrys_trace_has_every_job_with_its_executor_once(fleet, alone, che
 
 def test_a_peer_that_is_revoked_under_the_lane_gets_nothing_more(fleet, second):
     """The bound is that of test_faults: within 10 s everybody has cut it off."""
-    with Program(fleet.entry) as program, Grid(str(fleet["one"].socket)) as own:
-        jobs = [
-            own.submit("tiny", inputs, deadline_s=60.0) for inputs in tiny_requests(1000)
-        ]  # so that "two" is chosen
+    with Program(fleet.entry) as program, Load(fleet["one"]):  # so that "two" is chosen
         fleet.wait_until(lambda: Counter(node for _, node, _ in program.recent[-50:])["two"] == 50)
         fleet.wait_row(program)
         assert program.recent[-1][1] == "two"
@@ -817,8 +835,6 @@ def test_a_peer_that_is_revoked_under_the_lane_gets_nothing_more(fleet, second):
         cut_off_s = time.monotonic()
         fleet.wait_until(lambda: len(program.recent) > answered + 100)
         assert second.ask()["received"] == received
-        for job in jobs:
-            job.result()
     program.check()
     assert cut_off_s - revoked_s < 10.0
     assert "two" not in {node for at_s, node, _ in program.recent if at_s > cut_off_s}
