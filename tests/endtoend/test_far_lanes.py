@@ -783,10 +783,13 @@ def test_an_entry_that_drains_under_the_lane_costs_a_program_that_knows_another_
 
 
 def test_an_entry_that_drains_under_the_lane_answers_or_names_the_fault(fleet, alone):
-    with Program(fleet.entry, deadline_s=1.5) as program:
+    received = alone.ask()["received"]
+    with Program(fleet.entry, size=1_000_000, deadline_s=1.5) as program:
         fleet.wait_row(program)
         assert fleet.entry.stop() == 0
         fleet.wait_until(lambda: program.errors)
+        overdue = fleet.entry.log_text().count("lane_run_overdue")
+        assert alone.ask()["received"] - received <= len(program.recent) + overdue, "what was run was not answered"
         fleet.start(fleet.entry)
         answered = len(program.recent)
         fleet.wait_until(lambda: len(program.recent) > answered + 100)
