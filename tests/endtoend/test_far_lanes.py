@@ -48,7 +48,7 @@ from gridnode.errors import GridError
 from gridnode.lanes import RUNS
 from gridnode.simulation.recorded import read_recording
 from models.golden import encode_golden
-from models.laneprotocol import LaneRequest
+from models.laneprotocol import PASSED_MAX, LaneRequest
 from models.manifest import CHUNK_SIZE_BYTES, Golden, Manifest, TensorSpec, canonical_bytes, describe_shard
 from models.owner import OwnerRepository
 
@@ -553,7 +553,7 @@ class RawProgram:
     def earn(self):
         """Open a lane, and ask until it has a ticket."""
         self.ask()
-        self.say(OpenLane(model="peak", rungs=True, priority=1, tenant=""), self._other.fileno())
+        self.say(OpenLane(lane=1, model="peak", rungs=True, priority=1, tenant=""), self._other.fileno())
         self._other.close()
         self.earn_again()
 
@@ -651,6 +651,18 @@ def test_a_request_that_the_model_does_not_take_is_passed_as_unfit(fleet, raw):
     body = encode_body(RequestBody(kind="tensors", tensors=(TensorHeader(name="z", dtype="float32", shape=(1,)),)))
     raw.lane.send(raw.request(key, body=body))
     assert msgspec.msgpack.decode(raw.lane.recv(1 << 16)) == ["pass", key, True]
+    raw.ask(key, number)
+    check_unharmed(fleet, raw)
+
+
+def test_requests_in_vain_end_the_lane_and_nothing_else(fleet, raw):
+    key, number = raw.put()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(PASSED_MAX):
+            raw.lane.send(raw.request(key, ticket=0))
+            assert msgspec.msgpack.decode(raw.lane.recv(1 << 16)) == ["pass", key, False]
+        raw.lane.send(raw.request(key, ticket=0))
+    assert is_over(raw.lane)
     raw.ask(key, number)
     check_unharmed(fleet, raw)
 
