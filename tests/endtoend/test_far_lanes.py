@@ -712,7 +712,13 @@ def test_programs_that_leave_take_their_lanes_with_them(fleet, alone):
         with RawProgram(fleet.entry) as program:  # in the middle of a run
             program.earn()
             program.lane.send(program.request(program.put()[0]))
-    fleet.wait_until(lambda: all(map(operator.le, (*held(fleet.entry), *held(alone)), rest)))
+
+    def is_given_back():
+        now = *held(fleet.entry), *held(alone)
+        assert all(map(operator.le, now, rest)), (now, rest)
+        return True
+
+    fleet.wait_until(is_given_back)
 
 
 # ---------------------------------------------------------------- faults
