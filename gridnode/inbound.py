@@ -126,7 +126,6 @@ class Inbound:
         match message:
             case LaneRun():
                 await self._lane_runs.serve(exchange, message, payload)
-                return True
             case JobSend():
                 await self._converse(exchange, message.job, payload, estimate_s=message.estimate_s)
             case JobOffer():

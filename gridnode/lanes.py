@@ -288,7 +288,7 @@ class LaneDesk:
             return
         standing.row += 1
         is_own = answer.node == self._node
-        if answer.service_s > SERVICE_MAX_S or took_s > (SERVICE_MAX_S if is_own else FAR_TAKES_MAX_S):
+        if answer.service_s > SERVICE_MAX_S or took_s > FAR_TAKES_MAX_S:
             return
         if standing.row >= RUNS_BEFORE and standing.tracks and not self._is_closing:
             in_hand = self._core.jobs_in_hand

@@ -149,6 +149,23 @@ def test_a_node_says_what_its_models_cost_it(tmp_path):
     assert (tiny.quantiles_s[0], tiny.quantiles_s[-1], len(tiny.quantiles_s)) == (0.2, pytest.approx(0.299), 33)
 
 
+def test_only_what_ran_here_by_lanes_tells_what_models_cost_here(tmp_path):
+    file = MemoryTraceFile()
+
+    async def act(made):
+        made.ran_by_lane(job(1), output_bytes=3, service_s=0.5, transfer_s=0.0, executor="me")
+        made.ran_by_lane(job(2), output_bytes=3, service_s=0.1, transfer_s=0.25, executor="peer")
+        made.executed("d1", 0.75)  # for a peer's lane: its job is that node's to tell of
+
+    live(recorder(file), act)
+    found = read(tmp_path, file)
+    tiny = found.models["tiny"]
+    assert (tiny.runs, tiny.mean_s) == (2, pytest.approx(0.625))
+    own, away = found.jobs
+    assert (own.executor, own.hops, own.service_s, own.sojourn_s, own.outcome) == ("me", 0, 0.5, 0.5, ANSWERED)
+    assert (away.executor, away.hops, away.service_s, away.sojourn_s) == ("peer", 1, 0.1, pytest.approx(0.35))
+
+
 def test_a_model_that_nobody_asked_for_counts_as_it_was_measured(tmp_path):
     file = MemoryTraceFile()
     live(recorder(file), ten)

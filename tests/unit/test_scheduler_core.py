@@ -998,6 +998,14 @@ def test_a_job_that_waits_beside_one_that_is_away_is_something_else_in_hand():
     assert not bench.core.is_at_rest_but_for_one
 
 
+def test_a_job_that_waits_beside_one_that_runs_is_something_else_in_hand():
+    bench = Bench()
+    only(bench.job(1.0), act.Execute)
+    assert bench.core.is_at_rest_but_for_one
+    assert not of(bench.job(1.1), act.Execute)
+    assert not bench.core.is_at_rest_but_for_one
+
+
 def test_a_job_that_is_away_twice_is_not_decided_like_the_next():
     bench = Bench(models=("n",))
     bench.peer("b", now_s=1.0)
