@@ -27,21 +27,26 @@ RUNS = 3
 PASSED_MAX = 5
 SEGMENT_BYTES = 4096
 
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("give")),
-        st.tuples(st.just("give")),
-        st.tuples(st.just("ask"), st.sampled_from([0, 0, 0, 0, 1, -1]), st.sampled_from([True, True, True, False])),
-        st.tuples(st.just("ask"), st.just(0), st.just(True)),
-        st.tuples(st.just("answer"), st.sampled_from(["done", "done", "done", "pass", "unfit", "large"])),
-        st.tuples(st.just("answer"), st.just("done")),
-        st.tuples(st.just("wrong"), st.sampled_from(["another", "type", "close", "garbage"])),
-        st.tuples(st.just("wait"), st.sampled_from([0.01, 0.04, LASTS_S, SILENCE_MAX_S, LASTS_S + SILENCE_MAX_S])),
-        st.tuples(st.just("way"), st.sampled_from(["at once", "at once", "in part", "none", "no reader", "broken"])),
-        st.tuples(st.just("flush")),
-        st.tuples(st.just("revoke"), st.sampled_from([0, 0, 1])),
-    ),
-    max_size=40,
+rude = st.sampled_from([False] * 15 + [True])
+ask = st.tuples(st.just("ask"), st.sampled_from([0] * 10 + [1, -1, -99]), st.sampled_from([True] * 7 + [False]), rude)
+answer = st.tuples(st.just("answer"), st.sampled_from(["done"] * 6 + ["pass", "unfit", "large"]), rude)
+between = st.one_of(
+    st.tuples(st.just("wait"), st.sampled_from([0.01, 0.04, LASTS_S, SILENCE_MAX_S, LASTS_S + SILENCE_MAX_S])),
+    st.tuples(st.just("revoke"), st.sampled_from([0, 0, 1])),
+    st.tuples(st.just("give")),
+    st.tuples(st.just("wrong"), st.sampled_from(["another", "type", "close", "garbage"])),
+    st.tuples(st.just("flush")),
+    st.tuples(st.just("way"), st.sampled_from(["at once", "at once", "in part", "none", "no reader", "broken"])),
+)
+rounds = st.one_of(
+    st.tuples(ask, answer),
+    st.tuples(ask, st.just(("flush",)), answer),
+    st.tuples(ask, between, answer),
+    st.tuples(st.just(("give",)), ask, answer, ask, answer),
+    st.tuples(between),
+)
+steps = st.lists(rounds, min_size=4, max_size=25).map(
+    lambda parts: [("give",), *[step for part in parts for step in part]]
 )
 ends = st.sampled_from(["leaves", "closes", "garbage", "cancel"])
 
@@ -230,16 +235,18 @@ class Bench:
         assert self.lane.give(self.newest, runs=RUNS, lasts_s=LASTS_S)
         self.model.given = self.newest
 
-    def ask(self, ticket, is_fit):
+    def ask(self, ticket, is_fit, is_rude):
+        if self.model.request is not None and not is_rude:
+            return
         self.count += 1
         ticket = max(0, self.newest + ticket)
         request = protocol.LaneRequest(key(self.count), ticket, b"", 0, 64 if is_fit else SEGMENT_BYTES + 1, None)
         self.near.send(protocol.encode(request))
         self.model.ask(self.count, ticket, is_fit=is_fit, now_s=trio.current_time())
 
-    def answer(self, kind):
-        line = self.line
-        if line is None:
+    def answer(self, kind, is_rude):
+        line, model = self.line, self.model
+        if line is None or ((model.request is None or model.is_leaving) and not is_rude):
             return
         asked = line.sent[-1] if line.sent else key(0)
         line.is_asked = False
@@ -247,7 +254,7 @@ class Bench:
         if kind in ("pass", "unfit"):
             line.listener.heard(LanePassed(key=asked, is_unfit=kind == "unfit"), memoryview(b""))
         else:
-            payload = bytes(protocol.PACKET_MAX_BYTES if kind == "large" else 10)
+            payload = bytes(protocol.ANSWER_MAX_BYTES + 1 if kind == "large" else 10)
             line.listener.heard(LaneDone(key=asked, service_s=0.0, body=b""), memoryview(payload))
 
     def wrong(self, kind):
