@@ -662,6 +662,16 @@ def open_afar(desk):
     return program
 
 
+def test_one_lane_of_a_kind_leads_to_a_peer_however_many_slots_there_are_here():
+    async def scenario(desk):
+        program = open_afar(desk)
+        assert not desk.open_lane(program, 1)
+        program.lane.tell(0, is_closed=True)
+        assert desk.open_lane(program, 2)
+
+    at_desk(scenario, queue={"slots": 2})
+
+
 def test_a_row_of_jobs_that_a_peer_runs_earns_a_ticket_which_leaves_before_the_answer():
     async def scenario(desk):
         program = open_afar(desk)
