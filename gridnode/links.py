@@ -4,6 +4,7 @@ Owns the channels of one client. Knows neither threads nor event loops: each cal
 returns. Grid calls from the thread that waits, AsyncGrid from its tasks.
 """
 
+import contextlib
 from collections.abc import Callable, Collection
 
 from gridnode.channel import Channel
@@ -239,8 +240,19 @@ class Links:
         channel = self._channels.get(link)
         if channel is not None and channel.has_shared and isinstance(trouble, ProtocolError):
             self._shares = False  # it may be the memory that the daemon could not take
+        if channel is not None:
+            self._take_last_answers(link, channel, now_s)
         self._close_channel(link)
         self.session.lost(link, trouble, now_s=now_s)
+
+    def _take_last_answers(self, link: Link, channel: Channel, now_s: float) -> None:
+        """Hand over what has come by lanes: a daemon that ends waits for it, and its own end may be seen first."""
+        for lane in channel.lanes:
+            with contextlib.suppress(OSError, GridError):
+                while lane.under_way and (answer := lane.receive()) is not None:
+                    _, _, done, payload = answer
+                    if done is not None:
+                        self.session.received(link, done, payload, now_s=now_s)
 
     def _close_channel(self, link: Link) -> None:
         channel = self._channels.pop(link, None)

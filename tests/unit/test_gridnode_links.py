@@ -805,6 +805,20 @@ def test_with_its_connection_a_lane_is_closed_and_its_request_sent_again(house):
     assert len(house.ask()) == 1, "a new connection has a row of its own"
 
 
+def test_an_answer_that_has_come_by_a_lane_counts_though_the_daemon_has_gone(house):
+    house.earn()
+    job, line = house.submit(), house.line
+    house.asked()
+    line.send(worker.encode(worker.LaneDone(job.key, b"result", b"raw", 0.125)))
+    line.close()
+    house.daemon.socket.close()
+    [channel] = [source for source in house.links.sources if not isinstance(source, Lane)]
+    house.links.read(channel, house.now_s)
+    assert job.done is not None
+    assert (job.done.body, bytes(job.payload)) == (b"result", b"raw")
+    assert not house.has_lane
+
+
 def test_a_daemon_that_ends_with_its_worker_costs_a_job_a_resubmission(house):
     house.earn()
     lane = house.lane
