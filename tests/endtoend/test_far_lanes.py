@@ -845,6 +845,8 @@ def test_the_entrys_trace_has_every_job_with_its_executor_once(fleet, alone, che
 
 def test_a_peer_that_is_revoked_under_the_lane_gets_nothing_more(fleet, second):
     """The bound is that of test_faults: within 10 s everybody has cut it off."""
+    for daemon in (fleet["n1"], fleet.entry):
+        fleet.wait_until(lambda daemon=daemon: daemon.ask()["neighbours"] == 3)  # whom the news goes by
     with Program(fleet.entry) as program, Load(fleet["one"]):  # so that "two" is chosen
         fleet.wait_until(lambda: Counter(node for _, node, _ in program.recent[-50:])["two"] == 50)
         fleet.wait_row(program)
