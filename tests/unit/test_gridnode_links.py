@@ -72,8 +72,8 @@ class Connection:
         self.lines = []
         """The workers' ends of lanes."""
 
-    def messages(self):
-        """Return what the client has sent since, descriptors taken over, hellos left out."""
+    def messages(self, *, whole=True):
+        """Return what the client has sent since, descriptors taken over, hellos left out; ``whole``: it sent all."""
         while True:
             try:
                 data, descriptors, _, _ = socket.recv_fds(self.socket, 1 << 20, 4)
@@ -87,6 +87,8 @@ class Connection:
         while self.data:
             header_bytes, payload_bytes = decode_prefix(self.data, 0)
             body = 8 + header_bytes
+            if not whole and len(self.data) < body + payload_bytes:
+                break
             found.append(decode_client(bytes(self.data[8:body])))
             del self.data[: body + payload_bytes]
             self._adopt(found[-1])
@@ -303,6 +305,40 @@ def test_a_program_without_a_descriptor_left_works_on_without_a_lane(house):
     assert job.done is not None
     assert not house.has_lane
     assert house.ask(ROW_BEFORE_LANE) == [], "nor does it try all the time"
+
+
+def test_no_lane_is_offered_while_a_frame_is_half_sent(house):
+    house.earn(lanes=2)
+    first = house.submit()
+    other = house.submit(model="other", payload=bytes(SEGMENT_MAX_BYTES + 1))  # finds no room in shared memory
+    assert house.links.unsent
+    house.daemon.say(a_ticket(0, 2, lanes=2))
+    house.pump()
+    assert [lane.number for lane in house.opened[1:]] == [0]
+    found = []
+    while len(found) < 1:
+        found += house.daemon.messages(whole=False)
+        house.links.advance(house.now_s)
+    assert [each.key for each in found] == [other.key], "nothing came in between"
+    house.daemon.say(a_ticket(0, 3, lanes=2))
+    house.pump()
+    assert [each.lane for each in house.daemon.messages()] == [1]
+    house.reply(worker.LaneDone(first.key, b"", b"", 0.0), line=0)
+    house.answer(other)
+
+
+def test_a_lane_that_cannot_be_offered_leaves_no_socket(house):
+    before = len(os.listdir("/proc/self/fd"))
+    house.earn(lanes=2)
+    house.submit()
+    house.submit()
+    house.daemon.messages()
+    house.daemon.say(a_ticket(0, 2, lanes=2))
+    house.daemon.close()
+    house.pump()
+    assert [lane.number for lane in house.opened[1:]] == [0], "the daemon has gone"
+    house.links.close(house.now_s)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # ---------------------------------------------------------------- how it is used

@@ -364,6 +364,18 @@ def test_a_ticket_that_is_used_up_passes_all_that_waits(lane):
     lane.end_of_ticket(1, runs=(0, 1))
 
 
+@pytest.mark.parametrize("waiting", [1, 3])
+def test_a_pass_tells_that_the_ticket_is_over_before_anybody_looks(lane, monkeypatch, waiting):
+    monkeypatch.setattr(laneserver, "LOOK_S", LONG_S)
+    lane.server.give(1, runs=9, lasts_s=LONG_S)
+    assert lane.runs(1, 1)
+    assert lane.next_told() == LaneBegun(lane=3, ticket=1)
+    lane.server.revoke(1)
+    for number in range(2, 2 + waiting):
+        lane.send(number, 1)
+    lane.end_of_ticket(1, runs=(1,), was_cut=True)
+
+
 def test_what_waits_on_an_older_ticket_is_run_before_the_new_one_begins(lane, gate):
     lane.server.give(1, runs=99, lasts_s=LONG_S)
     for number in range(3):
