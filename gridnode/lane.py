@@ -26,7 +26,9 @@ from gridnode.jobs import BUDGET_MAX_S, Job, Options
 
 PACKET_MAX_BYTES: Final = 64 * 1024
 ANSWERS_MAX_BYTES: Final = 96 * 1024
-"""Answers to come by one lane: no more than its socket holds, for the worker does not wait until they are read."""
+"""Answers to come by one lane: about half of what its socket holds, since the worker does not wait for a reader."""
+SOCKET_BYTES: Final = 2 * ANSWERS_MAX_BYTES
+"""Asked of the kernel for answers; it grants twice that, for its own part of each packet."""
 QUEUED_BUDGET_MIN_S: Final = 1.0
 """Least time of a request that goes by a lane behind others: several times what those take."""
 
@@ -121,6 +123,7 @@ class Lane:
         self.socket, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         """Our end, and the worker's, which is to be sent and closed."""
         self.socket.setblocking(False)
+        self.other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
 
     def take_ticket(self, ticket: Ticket) -> None:
         """Use a new ticket."""
