@@ -186,6 +186,30 @@ def test_a_flood_of_tasks_comes_by_lanes_too(node, real_grid, model_input, wait_
     assert status["by_lane"] - before["by_lane"] > MANY / 2
 
 
+def test_a_flood_of_threads_comes_by_lanes_too(node, real_grid, model_input, wait_until):
+    before, faults = node.ask(), []
+    with node.client() as grid:
+
+        def ask():
+            try:
+                for _ in range(MANY // 8):
+                    check(grid.infer("tiny", {"x": model_input}, raw_outputs=True), real_grid.expected)
+            except BaseException as error:
+                faults.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60.0)
+        assert not faults
+        assert grid.resubmissions == grid.late_answers == 0
+    wait_until(lambda: node.ask()["executed"] >= before["executed"] + MANY)
+    status = node.ask()
+    assert status["executed"] - before["executed"] == MANY
+    assert status["by_lane"] - before["by_lane"] > MANY / 2
+
+
 def test_as_many_lanes_are_in_use_as_there_are_slots(node, real_grid, model_input, wait_until):
     threads, _ = at_rest(node, wait_until)
     seen = set()
