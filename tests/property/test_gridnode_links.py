@@ -491,4 +491,4 @@ class LinksMachine(RuleBasedStateMachine):
 
 
 TestLinks = LinksMachine.TestCase
-TestLinks.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLinks.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
