@@ -200,6 +200,7 @@ class LinksMachine(RuleBasedStateMachine):
         connection = self.connection
         if connection is None:
             return False
+        self.serve_lines()
         messages = connection.messages()
         for message, payload in messages:
             match message:
@@ -226,11 +227,15 @@ class LinksMachine(RuleBasedStateMachine):
                     assert data == self.payload(key)
                 case _:
                     raise AssertionError(message)
-        connection.lines = [line for line in connection.lines if line.come(self.now_s)]
-        for line in connection.lines:
+        self.serve_lines()
+        return bool(messages)
+
+    def serve_lines(self):
+        """Take what comes by lanes, and leave those that the program has left."""
+        self.connection.lines = [line for line in self.connection.lines if line.come(self.now_s)]
+        for line in self.connection.lines:
             for request in line.inbox:
                 assert self.placed(request.offset, request.payload_bytes) == self.payload(request.key)
-        return bool(messages)
 
     def placed(self, start, size):
         return self.connection.memory[start : start + size]
