@@ -198,6 +198,16 @@ def test_so_many_go_behind_one_another_and_are_answered_in_order(lane):
     assert not lane.under_way
 
 
+def test_the_newest_ticket_says_how_many_may_be_under_way(lane):
+    begin(lane, depth=3)
+    send(lane, 1, 2)
+    lane.take_ticket(ticket(2, runs=9, depth=2))
+    assert not takes(lane, job(3))
+    lane.take_ticket(ticket(3, runs=9, depth=4))
+    send(lane, 3, 4)
+    assert not takes(lane, job(5))
+
+
 def test_answers_out_of_order_are_nonsense(lane):
     begin(lane)
     send(lane, 1, 2)

@@ -28,7 +28,7 @@ from gridnode.entries import Entries
 from gridnode.errors import DrainingError, JobDeadlineError
 from gridnode.jobs import Options, Request
 from gridnode.lane import Lane
-from gridnode.lanebook import PAUSE_AFTER_LANE, ROW_BEFORE_LANE
+from gridnode.lanebook import LULL_JOBS, PAUSE_AFTER_LANE, ROW_BEFORE_LANE
 from gridnode.links import Links
 from gridnode.segment import SHARED_MIN_BYTES
 from gridnode.session import Session
@@ -633,6 +633,22 @@ def test_a_ticket_taken_back_sends_all_that_waits_to_the_daemon_in_order(house):
     for job in jobs[1:]:
         house.answer(job)
     assert house.ask(3) == [], "the lanes stay"
+
+
+def test_the_daemon_is_asked_for_a_ticket_again_once_it_has_answered(house):
+    house.widen()
+    house.daemon.say(a_ticket(1, 4, runs=1, lanes=2))
+    house.pump()
+    house.flood(2)  # the second lane has no run left
+    for number in range(3):
+        for _ in range(LULL_JOBS + 1):
+            asked = house.submit()
+            if submitted := house.daemon.messages():
+                break
+        assert [each.key for each in submitted] == [asked.key], number
+        house.answer(asked)
+        for job in house.come(0):
+            house.reply(worker.LaneDone(job.key, b"", b"", 0.0), line=0)
 
 
 def test_the_end_of_a_lane_sends_all_under_way_to_the_daemon_and_spares_the_others(house):
