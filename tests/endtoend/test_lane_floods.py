@@ -12,6 +12,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+import anyio
 import numpy as np
 import onnx
 import pytest
@@ -83,9 +84,9 @@ async def flood_tasks(grid, frame, expected, count=MANY, *, tasks=IN_FLIGHT):
             result = await grid.infer("tiny", {"x": frame}, deadline_s=20.0, raw_outputs=True)
             check(result, expected)
 
-    async with trio.open_nursery() as nursery:
+    async with anyio.create_task_group() as group:
         for _ in range(tasks):
-            nursery.start_soon(ask)
+            group.start_soon(ask)
 
 
 class Flooding(threading.Thread):
@@ -171,7 +172,8 @@ def test_most_of_a_flood_comes_by_lanes_and_all_is_accounted_for(node, real_grid
     assert status["invariant_violations"] == 0
 
 
-def test_a_flood_of_tasks_comes_by_lanes_too(node, real_grid, model_input, wait_until):
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_flood_of_tasks_comes_by_lanes_too(node, real_grid, model_input, wait_until, backend):
     before = node.ask()
 
     async def main():
@@ -179,7 +181,7 @@ def test_a_flood_of_tasks_comes_by_lanes_too(node, real_grid, model_input, wait_
             await flood_tasks(grid, model_input, real_grid.expected)
             assert grid.resubmissions == grid.late_answers == 0
 
-    trio.run(main)
+    anyio.run(main, backend=backend)
     wait_until(lambda: node.ask()["executed"] >= before["executed"] + MANY)
     status = node.ask()
     assert status["executed"] - before["executed"] == MANY
