@@ -30,7 +30,8 @@ pytestmark = pytest.mark.slow
 
 SLOTS = 2
 SETTINGS = (f"scheduler.queue.slots={SLOTS}", f"runtime.threads={SLOTS}")
-MANY = 200
+MANY = 400
+"""Requests of a flood: with IN_FLIGHT of them under way the daemon has answered some 80 before it gives a ticket."""
 IN_FLIGHT = 32
 PROGRAM = """
 import sys
