@@ -111,6 +111,7 @@ class Connection:
                 self._door.driver.post(CancelRequested(handle=handle))
             if self._segment is not None:
                 self._door.forget_segment(self._segment)
+                self._segment = None  # this object may live until Python looks for cycles, the memory must not
 
     async def _read(self) -> None:
         while (frame := await self._reader.receive()) is not None:
