@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from gridnode.errors import ProtocolError
 
-VERSION: Final = 1
+VERSION: Final = 2
 PREFIX_BYTES: Final = 8
 HEADER_MAX_BYTES: Final = 64 * 1024
 """Largest header, but for an answer to a query."""

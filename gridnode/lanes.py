@@ -47,8 +47,9 @@ SOLE_RUNS: Final = 128
 """Runs on one ticket where no peer has the model, so that no word of a peer's would change what is decided."""
 SOLE_LASTS_S: Final = 0.5
 """Longest life of such a ticket: a new version of the model, or a first peer that has it, is heeded so much later."""
-SOLE_DEPTH: Final = 16
-"""Requests under way on such a ticket: what is behind the first is passed at once when the ticket is taken back."""
+SOLE_DEPTH: Final = 32
+"""Requests under way on such a ticket: what is behind the first is passed at once when the ticket is taken back. What a
+program sends beyond is the daemon's, and run beside the lanes."""
 SERVICE_MAX_S: Final = 0.01
 """Longest run that comes by a lane: the core does not know of it, so others may wait for it unforeseen. Of a longer one
 the daemon's part is less than a hundredth anyway."""
@@ -343,6 +344,7 @@ class LaneDesk:
     async def settle(self) -> None:
         """Wait until what was run on tickets is accounted for, for as long as a ticket lasts."""
         self.revoke()
+        # A worker looks every models.laneserver.LOOK_S, as often as a ticket to a peer is looked at, and tells.
         with trio.move_on_after(2 * LASTS_S):
             while self._owing:
                 await self._news.wait()

@@ -99,7 +99,7 @@ def _facts(status: NodeStatus, now_s: float) -> list[tuple[str, RenderableType]]
 
 
 def _lanes(count: int) -> str:
-    return "" if not count else ", 1 lane in use" if count == 1 else f", {count} lanes in use"
+    return "" if not count else ", 1 lane with a ticket" if count == 1 else f", {count} lanes with tickets"
 
 
 def _isolation(status: NodeStatus) -> str:

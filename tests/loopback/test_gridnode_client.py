@@ -24,6 +24,7 @@ from gridnode import carrier, channel
 from gridnode.carrier import Carrier
 from gridnode.client import AsyncGrid, Grid, default_sockets
 from gridnode.control import (
+    VERSION,
     Answer,
     CancelJob,
     ClientHello,
@@ -150,7 +151,7 @@ class Daemon:
         self.path = str(path)
         self.on_submit = on_submit
         self.on_share = on_share
-        self.hello = hello or ServerHello(version=1, node="id", name="n1", grid="g", entries=entries)
+        self.hello = hello or ServerHello(version=VERSION, node="id", name="n1", grid="g", entries=entries)
         self.submits = []
         self.cancels = []
         self.peers = []
@@ -716,8 +717,8 @@ def test_a_job_that_takes_its_daemon_down_each_time_ends_as_lost(path):
 
 
 def test_another_version_is_named(path):
-    hello = ServerHello(version=2, node="id", name="n1", grid="g")
-    with Daemon(path, hello=hello), Grid(path) as grid, pytest.raises(ProtocolError, match="version 2"):
+    hello = ServerHello(version=3, node="id", name="n1", grid="g")
+    with Daemon(path, hello=hello), Grid(path) as grid, pytest.raises(ProtocolError, match="version 3"):
         grid.infer("street", FRAME)
 
 

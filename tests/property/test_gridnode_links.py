@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gridnode.control import (
+    VERSION,
     Answer,
     CancelJob,
     ClientHello,
@@ -193,7 +194,7 @@ class LinksMachine(RuleBasedStateMachine):
             if self.connection is not None:
                 self.connection.close()
             self.connection = Connection(plain)
-            self.connection.say(ServerHello(version=1, node="i", name="n", grid="g", entries=()))
+            self.connection.say(ServerHello(version=VERSION, node="i", name="n", grid="g", entries=()))
 
     def hear(self):
         """Take what the client says; returns whether it said anything."""

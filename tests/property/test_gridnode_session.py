@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gridnode.control import (
+    VERSION,
     CancelJob,
     ClientHello,
     Goodbye,
@@ -92,7 +93,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert link in self.held, "a frame went to a link that is gone"
         match message:
             case ClientHello():
-                hello = ServerHello(version=1, node="i", name="n", grid="g", entries=("c",))
+                hello = ServerHello(version=VERSION, node="i", name="n", grid="g", entries=("c",))
                 self.session.received(link, hello, b"", now_s=self.now_s)
             case Submit(key=key, budget_s=budget_s):
                 assert key not in self.held[link], "a key was sent twice on one link"

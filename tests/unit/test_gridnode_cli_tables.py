@@ -77,7 +77,7 @@ def test_figures_are_not_cut_off(columns):
     assert "1 d 2 h" in status
     assert "3 deadline" in status
     assert "9 by lane" in " ".join(status.split())
-    assert "2 lanes in use" in " ".join(status.split())
+    assert "2 lanes with tickets" in " ".join(status.split())
 
 
 def test_no_color_is_respected(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 from gridnode.control import (
     SEGMENT_MAX_BYTES,
+    VERSION,
     CancelJob,
     ClientHello,
     Goodbye,
@@ -158,7 +159,7 @@ class House:
         self.links.advance(self.now_s)
         plain, _ = self.listener.accept()
         self.daemons.append(Connection(plain))
-        self.daemon.say(ServerHello(version=1, node="n1", name="gate", grid="g", entries=()))
+        self.daemon.say(ServerHello(version=VERSION, node="n1", name="gate", grid="g", entries=()))
         self.pump()
 
     def submit(self, *, payload=FRAME, model="street", budget_s=None, **options):

@@ -6,6 +6,7 @@ import pytest
 from gridnode import openwork
 from gridnode import session as rules
 from gridnode.control import (
+    VERSION,
     Answer,
     CancelJob,
     ClientHello,
@@ -34,7 +35,7 @@ from gridnode.link import HELLO_S, PING_S, SILENCE_S, LinkState
 from gridnode.session import Session
 
 CLIENT = b"c" * 16
-HELLO = ServerHello(version=1, node="id", name="n", grid="g")
+HELLO = ServerHello(version=VERSION, node="id", name="n", grid="g")
 REQUEST = Request(model="street", body=b"body", parts=(b"pay", b"load"), payload_bytes=7)
 LOST = DaemonUnreachableError("closed the connection")
 
