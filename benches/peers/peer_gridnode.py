@@ -108,13 +108,17 @@ class Local(Way):
 
     def flood(self, requests: Requests, in_flight: int, seconds: float) -> Flood:
         name, inputs, options = requests.workload.name, _inputs(requests), _options(requests)
-        submit, read = self.client.submit, self._reader(requests)
+        programs, read = self._programs(), self._reader(requests)
 
         def ask(number: int) -> Callable[[], np.ndarray]:
-            handle = submit(name, inputs[number % len(inputs)], **options)
+            handle = programs[number % len(programs)].submit(name, inputs[number % len(inputs)], **options)
             return lambda: read(handle.result())
 
         return flood_by_futures(ask, requests, in_flight, seconds, self.refusals)
+
+    def _programs(self) -> Sequence[Grid]:
+        """Return the clients that ask in turn."""
+        return (self.client,)
 
     def _reader(self, requests: Requests) -> Callable[[Result], np.ndarray]:
         """Return what turns a result into an array, and refuses one that came another way."""
@@ -158,10 +162,13 @@ class Decided(Local):
         super().open()
         self._other = Grid(str(self.grid.nodes[self.entry].socket))
 
+    def _programs(self) -> Sequence[Grid]:
+        return self.client, self._other
+
     def caller(self, requests: Requests) -> Call:
         name, inputs, options = requests.workload.name, _inputs(requests), _options(requests)
-        asks, read = (self.client.infer, self._other.infer), self._reader(requests)
-        return lambda number: read(asks[number % 2](name, inputs[number % len(inputs)], **options))
+        programs, read = self._programs(), self._reader(requests)
+        return lambda number: read(programs[number % 2].infer(name, inputs[number % len(inputs)], **options))
 
     def close(self) -> None:
         super().close()
