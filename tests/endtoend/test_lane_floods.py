@@ -362,7 +362,7 @@ def test_a_daemon_that_is_killed_in_a_flood_gets_all_again_when_it_is_back(
         flood(program, model_input, grid.expected, 100)
         handles = [submit(program, model_input, deadline_s=60.0) for _ in range(IN_FLIGHT)]
         node.kill()
-        node.start(settings=SETTINGS)
+        node.start(settings=SETTINGS).wait_ready()  # a program that does not wait for answers sends nothing meanwhile
         for handle in handles:
             check(handle.result(60.0), grid.expected)
         flood(program, model_input, grid.expected, 100)
