@@ -2,9 +2,9 @@
 
 A lane is a pair of sequenced-packet sockets between one program and one worker; the daemon of both put it there
 (models.lanes). Where the worker is a peer's, the daemon keeps that end and plays its part (gridnode.farlanes). The
-program sends LaneRequests, one at a time, each under a *ticket* of the daemon's; the worker answers each with LaneDone,
-or with LanePass where the daemon is to be asked after all. Records are MessagePack arrays, one per packet. Neither
-end trusts the other: sizes are bounded here, places in memory are checked where they are used.
+program sends LaneRequests, as many at once as its *ticket* allows, which the daemon gave; the worker answers them in
+order, each with LaneDone, or with LanePass where the daemon is to be asked after all. Records are MessagePack arrays,
+one per packet. Neither end trusts the other: sizes are bounded here, places in memory are checked where they are used.
 
 The program's definitions of the same records are gridnode.lane's, for the reason told in gridnode.control; a test
 holds the two together.
@@ -25,8 +25,8 @@ ANSWER_MAX_BYTES: Final = PACKET_MAX_BYTES - 256
 """Body and raw outputs of one answer: what the other fields leave of a packet."""
 
 PASSED_MAX: Final = 64
-"""Requests in a row that come to nothing, after which the lane ends: its program does not listen. Several times what
-may be under way when a ticket is taken back."""
+"""Requests in a row that come to nothing, after which the lane ends: its program does not listen. Twice what may be
+under way when a ticket is taken back."""
 
 Key = Annotated[bytes, Meta(min_length=24, max_length=24)]
 Count = Annotated[int, Meta(ge=0)]

@@ -251,7 +251,7 @@ class JobCancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="c
     key: Key
 
 
-class LaneRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag="lane_run"):
+class LaneRun(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="lane_run"):
     """A short job with its payload, to be run now or not at all; one at a time. To a peer whose results take lanes."""
 
     key: Key

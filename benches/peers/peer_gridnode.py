@@ -187,16 +187,12 @@ class Remote(Local):
     nodes = ("n1", "n2")
 
 
-class RemoteDecided(Decided):
+class RemoteDecided(Decided, Remote):
     """As Remote, by requests of two programs in turn, to which the entry's daemon gives no tickets."""
 
     name = "remote-decided"
     label = "gridnode remote, no lane"
-    encrypted = "TLS 1.3, mutual"
     between = 3
-    entry = "n2"
-    hops = 1
-    nodes = ("n1", "n2")
 
 
 class Http(Local):
