@@ -82,7 +82,8 @@ def _facts(status: NodeStatus, now_s: float) -> list[tuple[str, RenderableType]]
         (
             "work",
             f"{status.answered} answered ({status.by_lane} by lane), {status.executed} executed here, "
-            f"{status.offloaded} offloaded, {status.received} received, {status.stolen} stolen, {status.granted} granted",
+            f"{status.offloaded} offloaded, {status.received} received, {status.stolen} stolen, "
+            f"{status.granted} granted",
         ),
         ("ended", _ended(status.ended)),
         (
